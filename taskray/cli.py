@@ -1,0 +1,191 @@
+"""The ``taskray`` command.
+
+Exit codes: 0 done; 2 what the user gave is wrong (one line); 1 the run failed (which task, which
+step, why, and where the log is); 130 stopped by Ctrl-C, after the checkpoints were written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from taskray.config import load_job
+from taskray.errors import TaskrayError
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parsed = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is Ctrl-C
+    try:
+        code: int = parsed.run(parsed)
+        return code
+    except TaskrayError as error:
+        print(f"taskray: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("taskray: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone: head, less
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _interrupt(signal_number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, see CONTRACT in the README."""
+    top = argparse.ArgumentParser(prog="taskray", description=__doc__.splitlines()[0])
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        return sub
+
+    def overrides(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="a.b=v", dest="overrides",
+            help="override a dotted path of the job; may be given often",
+        )  # fmt: skip
+
+    sub = command("train", run_train, "one collective run of a job")
+    sub.add_argument("job", metavar="JOB.yaml")
+    overrides(sub)
+    sub.add_argument("--out", type=Path, help="run folder (default: runs/<name of the job>)")
+    sub.add_argument("--resume", choices=("auto", "never"), default="auto")
+    sub.add_argument("--inline", action="store_true", help="the same loop in one process, no Ray")
+
+    sub = command("evaluate", run_evaluate, "evaluate the checkpoints of a run")
+    sub.add_argument("folder", type=Path, metavar="RUN")
+    overrides(sub)
+
+    sub = command("study", run_study, "run a table: variants x seeds")
+    sub.add_argument("study", type=Path, metavar="STUDY.yaml")
+    sub.add_argument("--out", type=Path, help="study folder (default: runs/<name of the study>)")
+    sub.add_argument("--seeds", type=int, help="how many seeds, instead of the study's own")
+    overrides(sub)
+
+    sub = command("tune", run_tune, "search a space of jobs with Ray Tune")
+    sub.add_argument("space", type=Path, metavar="SPACE.yaml")
+    sub.add_argument("--job", type=Path, metavar="JOB.yaml", help="instead of the space's own")
+    sub.add_argument("--out", type=Path, help="folder (default: runs/<name of the space>)")
+    sub.add_argument("--samples", type=int, help="how many trials, instead of the space's own")
+    overrides(sub)
+
+    sub = command("submit", run_submit, "run a job on a cluster, through Ray's job submission")
+    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("--address", required=True, help="of the cluster's dashboard, http://...")
+    sub.add_argument("--follow", action="store_true", help="print the job's log until it ends")
+    overrides(sub)
+
+    sub = command("report", run_report, "write report.html of a run or study")
+    sub.add_argument("folder", type=Path, metavar="RUN_OR_STUDY")
+    sub.add_argument("--baseline", type=Path, help="a run to compare with, in report and table")
+
+    sub = command("data", run_data, "build, look at or convert datasets")
+    from taskray.data_command import add_arguments
+
+    add_arguments(sub)
+
+    sub = command("doctor", run_doctor, "check a job and this machine before anything is placed")
+    sub.add_argument("job", metavar="JOB.yaml")
+    overrides(sub)
+    return top
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    from taskray.report.compare import comparison_table
+    from taskray.report.render import to_rich
+    from taskray.train import train
+
+    job = load_job(arguments.job, arguments.overrides)
+    folder = arguments.out or Path("runs") / job.name
+    console = Console()
+    result = train(
+        job, folder, resume=arguments.resume, inline=arguments.inline, console=console
+    )
+    console.print(to_rich(comparison_table({job.name: result})))
+    console.print(f"run folder: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
+    if result["error"]:
+        print(f"taskray: {result['error']} (log: {folder / 'metrics.jsonl'})", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    from taskray.evaluate import evaluate_run
+    from taskray.report.compare import comparison_table
+    from taskray.report.render import to_rich
+
+    result = evaluate_run(arguments.folder, arguments.overrides)
+    Console().print(to_rich(comparison_table({result["name"]: result})))
+    return DONE
+
+
+def run_study(arguments: argparse.Namespace) -> int:
+    from taskray.tuning.study import study
+
+    return study(arguments.study, arguments.out, arguments.seeds, arguments.overrides, Console())
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    from taskray.tuning.tune import tune
+
+    return tune(
+        arguments.space,
+        arguments.job,
+        arguments.out,
+        arguments.samples,
+        arguments.overrides,
+        Console(),
+    )
+
+
+def run_submit(arguments: argparse.Namespace) -> int:
+    from taskray.submit import submit
+
+    return submit(arguments.job, arguments.address, arguments.overrides, arguments.follow)
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    from taskray.report.compare import comparison_table
+    from taskray.report.html import write_report
+    from taskray.report.render import to_rich
+    from taskray.report.run_folder import read_result
+
+    path = write_report(arguments.folder, arguments.baseline)
+    console = Console()
+    if arguments.baseline:
+        folders = {arguments.baseline.name: arguments.baseline, arguments.folder.name: arguments.folder}
+        results = {label: read_result(folder) or {} for label, folder in folders.items()}
+        console.print(to_rich(comparison_table(results)))
+    console.print(f"report: {path}", soft_wrap=True)
+    return DONE
+
+
+def run_data(arguments: argparse.Namespace) -> int:
+    from taskray.data_command import run
+
+    return run(arguments)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from taskray.doctor import doctor
+
+    return doctor(load_job(arguments.job, arguments.overrides), Console())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,424 @@
+"""The job file: every field of a job, its type, its default and what it means.
+
+A job is YAML. Unknown keys are fatal; ``--set a.b=value`` overrides any dotted path; the
+resolved job is saved as ``config.yaml`` in the run folder and is itself a job file. No
+environment variable overrides a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from taskray import plugins
+from taskray.errors import InputError
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of all sections: unknown keys are fatal, docstrings are the reference."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class Plugin(Settings):
+    """A name (built-in, or ``package.module:Name``) and the arguments of what it names."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, frozen=True)
+
+    name: str
+    """A built-in name or an import path."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Settings):
+    """One dataset: where it comes from and how it reaches a task."""
+
+    reader: Plugin
+    """``world``, ``seven_scenes``, ``nyuv2``, ``parquet`` or an import path, with its arguments."""
+    materialize: Literal["auto", "always", "never"] = "auto"
+    """Hold the decoded dataset in the object store (``auto``: when below ``materialize_bytes``)."""
+    materialize_bytes: Positive = 1 << 30
+    """The decoded size in bytes up to which ``auto`` materialises."""
+    max_corrupt_rows: NonNegative = 10
+    """How many unreadable rows are skipped and counted before it is an error."""
+    limit: Positive | None = None
+    """Use only the first so many rows."""
+
+
+class OptimizerConfig(Settings):
+    """One task's optimizer and learning-rate schedule."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """The optimizer."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's averages."""
+    momentum: float = 0.9
+    """Momentum of ``sgd``."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the rate falls from its peak to ``final_fraction`` of it over the task's steps."""
+    warmup_steps: NonNegative = 0
+    """Steps over which the rate rises linearly from 0."""
+    final_fraction: Fraction = 0.01
+    """The rate at the last step as a fraction of the peak."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are scaled down to this global norm; null for no clipping."""
+
+
+class AugmentConfig(Settings):
+    """Photometric changes of a task's own input, in training only (geometry stays)."""
+
+    brightness: Annotated[float, Field(ge=0)] = 0.0
+    """Image values are multiplied by a factor from [1 - b, 1 + b]."""
+    contrast: Annotated[float, Field(ge=0)] = 0.0
+    """Contrast factor from [1 - c, 1 + c]."""
+    saturation: Annotated[float, Field(ge=0)] = 0.0
+    """Saturation factor from [1 - s, 1 + s]."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of added Gaussian noise (image values lie in [0, 1])."""
+    flip: bool = False
+    """Mirror labelled samples left to right, half of the time (never mediator batches)."""
+
+
+class TaskConfig(Settings):
+    """One vision task: what it predicts, with which network, from which labels, how it trains."""
+
+    task: Plugin
+    """``depth``, ``normals`` or an import path, with its arguments."""
+    model: Plugin = Plugin(name="unet")
+    """The network and its arguments."""
+    dedicated: str | None = None
+    """Name of the labelled dataset (a key of ``data``); null: no labels, consistency alone."""
+    batch_size: Positive = 8
+    """Labelled samples a step."""
+    steps: Positive | None = None
+    """Training steps of this task; null: the job's ``steps``."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and schedule."""
+    augment: AugmentConfig = AugmentConfig()
+    """Augmentation of this task's input."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network's forward and backward pass (bfloat16: autocast)."""
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    """Memory layout of images and weights."""
+    compile: bool = False
+    """Run the network through ``torch.compile``."""
+    seed: int | None = None
+    """Seed of initial weights and shuffling; null: derived from the job's seed and the name."""
+    threads: Positive | None = None
+    """CPU threads of this task; null: the machine's cores shared evenly among the tasks."""
+    cpus: Annotated[float, Field(ge=0)] | None = None
+    """CPUs reserved in Ray; null: one each where that leaves one for data, else none."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs reserved in Ray; above 0 the task trains on CUDA."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arguments_of_the_default_model(cls, value: Any) -> Any:
+        model = value.get("model") if isinstance(value, dict) else None
+        if isinstance(model, dict) and "name" not in model:
+            return {**value, "model": {"name": "unet", **model}}
+        return value
+
+
+class MediatorConfig(Settings):
+    """The mediator: the shared unlabelled dataset on which tasks are tied to each other."""
+
+    data: str
+    """Name of the dataset (a key of ``data``); labels in it are never read."""
+    batch_size: Positive = 8
+    """Samples in each numbered batch."""
+    window: Positive | Literal["all"] = "all"
+    """Walk so many batches ``visits`` times before moving on; this bounds staleness."""
+    visits: Positive = 2
+    """How often a window is walked."""
+    shuffle: bool = False
+    """Shuffle the order of batches in a window anew at each walk, the same way for all tasks."""
+    supervised_steps: NonNegative = 1
+    """Supervised steps in each round of the alternation."""
+    consistency_steps: NonNegative = 1
+    """Consistency steps in each round of the alternation."""
+
+
+class RelationConfig(Settings):
+    """One consistency loss between quantities."""
+
+    relation: Plugin
+    """``depth_normals`` or an import path, with its arguments."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the loss; 0 switches the relation off."""
+    start_step: NonNegative = 0
+    """No consistency before this step of the consuming task."""
+    warmup_steps: NonNegative = 0
+    """Steps, from ``start_step``, over which the weight rises linearly from 0."""
+
+
+class StalenessConfig(Settings):
+    """How old a peer's prediction may be. One beyond the bound is never used silently."""
+
+    max_steps: NonNegative | None = None
+    """At most so many steps of its producer ago; null: any age."""
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """At most so many seconds ago; null: any age."""
+    on_stale: Literal["skip", "wait", "forward_server"] = "skip"
+    """Beyond the bound: skip the step, wait for a fresh one, or ask the peer's forward server."""
+    wait_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """``wait`` gives up after this time, and the step is skipped and counted."""
+
+
+class CacheConfig(Settings):
+    """The prediction cache."""
+
+    max_bytes: Positive = 1 << 30
+    """Byte budget; the oldest predictions are evicted beyond it."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """How predictions travel and are kept."""
+
+
+class ForwardServerConfig(Settings):
+    """Stale copies of the models that predict on demand (the paper's Figure 4)."""
+
+    refresh_every: Positive = 20
+    """Steps of the trainer between two refreshes of its copy."""
+    reuse: bool = True
+    """Serve a batch already predicted by the same copy from the cache (the paper asks anew)."""
+
+
+class EvaluationConfig(Settings):
+    """What is measured on data that no training step has seen."""
+
+    data: dict[str, str] = {}
+    """Title of each evaluation -> name of the dataset (``{real_test: ...}``); the first is the
+    main one, whose values stand in ``result.json`` under ``metrics``."""
+    batch_size: Positive = 16
+    """Samples a batch."""
+    every: Positive | None = None
+    """Also evaluate every so many steps, for curves; null: at the end only."""
+
+
+class CheckpointConfig(Settings):
+    """Where and how often each task writes its checkpoint."""
+
+    every: Positive = 100
+    """Steps between two checkpoints of a task."""
+    keep: Positive = 2
+    """How many of each task are kept."""
+    path: str | None = None
+    """Folder or URI of any pyarrow filesystem; null: ``checkpoints`` in the run folder."""
+
+
+class RuntimeConfig(Settings):
+    """How the collective runs on Ray."""
+
+    chunk_steps: Positive = 25
+    """Steps in each call of the driver to a task: how soon a stop or a failure is noticed."""
+    max_restarts: NonNegative = 3
+    """How often a task whose process is lost is started again from its checkpoint."""
+    publisher: Literal["trainer", "forward_server"] = "trainer"
+    """Who fills the cache: each trainer with its own forward pass, or a stale copy on demand."""
+    address: str | None = None
+    """A Ray cluster's address; null: a Ray of our own on this machine."""
+    peer_timeout: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds after which a look-up without answer counts as a miss."""
+
+
+class Job(Settings):
+    """One collective run."""
+
+    name: str
+    """Name of the run; also of its folder."""
+    description: str = ""
+    """One line for people."""
+    seed: int = 0
+    """Seed of everything that has none of its own."""
+    steps: Positive = 1000
+    """Training steps of each task that names none of its own."""
+    data: dict[str, DataConfig]
+    """The datasets, by name."""
+    tasks: Annotated[dict[str, TaskConfig], Field(min_length=1)]
+    """The tasks, by name."""
+    mediator: MediatorConfig | None = None
+    """The shared unlabelled dataset; null: each task trains alone."""
+    consistency: dict[str, RelationConfig] = {}
+    """The relations that tie tasks together, by name."""
+    staleness: StalenessConfig = StalenessConfig()
+    """How old a peer's prediction may be."""
+    cache: CacheConfig = CacheConfig()
+    """The prediction cache."""
+    forward_server: ForwardServerConfig = ForwardServerConfig()
+    """The forward servers, where they are used."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """How it runs on Ray."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Job:
+        def known(where: str, name: str | None) -> None:
+            if name is not None and name not in self.data:
+                hint = plugins.nearest(name, list(self.data))
+                raise ValueError(f"@{where}@no dataset {name!r} under 'data'; {hint}")
+
+        for task_name, task in self.tasks.items():
+            known(f"tasks.{task_name}.dedicated", task.dedicated)
+        if self.mediator:
+            known("mediator.data", self.mediator.data)
+            if self.mediator.supervised_steps + self.mediator.consistency_steps == 0:
+                raise ValueError("@mediator@supervised_steps and consistency_steps are both 0")
+        for title, name in self.evaluation.data.items():
+            known(f"evaluation.data.{title}", name)
+        for task_name, task in self.tasks.items():
+            if task.dedicated is None and not self.mediator:
+                raise ValueError(
+                    f"@tasks.{task_name}.dedicated@a task without labels needs a mediator"
+                )
+        return self
+
+    def steps_of(self, task: str) -> int:
+        return self.tasks[task].steps or self.steps
+
+    @property
+    def active_relations(self) -> dict[str, RelationConfig]:
+        """The relations that act: none without a mediator, none of weight 0."""
+        on = self.mediator is not None and self.mediator.consistency_steps > 0
+        return {n: r for n, r in self.consistency.items() if on and r.weight > 0}
+
+    @property
+    def uses_forward_servers(self) -> bool:
+        return bool(self.active_relations) and (
+            self.runtime.publisher == "forward_server"
+            or self.staleness.on_stale == "forward_server"
+        )
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Read a job file, apply ``a.b=value`` overrides, and check every field.
+
+    Raises InputError with one line that names the file, the key and what was expected.
+    """
+    return parse_job(override(read_yaml(path), overrides), str(path))
+
+
+def parse_job(values: dict[str, Any], source: str) -> Job:
+    """Check a job given as plain values; ``source`` is named in errors."""
+    return parse(Job, values, source)
+
+
+def parse(model: type[Any], values: dict[str, Any], source: str) -> Any:
+    """Check ``values`` against a settings class, with one-line errors."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_first_problem(error, model)}") from None
+
+
+def dump_yaml(settings: BaseModel) -> str:
+    """The settings as YAML that loads again to the same settings."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping from a file; InputError names the line where it is malformed."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}:{line} malformed YAML: {problem}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
+    return values
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply ``a.b=value`` (the value is YAML) to nested values; returns a new dict."""
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise InputError(f"--set {text!r}: expected dotted.path=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {text!r}: the value is not valid YAML") from None
+        if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string
+            try:
+                parsed = float(parsed)
+            except ValueError:
+                pass
+        values = set_path(values, path.split("."), parsed, text)
+    return values
+
+
+def set_path(values: Any, keys: Sequence[str], value: Any, text: str) -> dict[str, Any]:
+    """A copy of ``values`` with the nested key set; plain strings on the way become plugins."""
+    if values is None:
+        values = {}
+    elif isinstance(values, str):  # ``model: unet`` is short for ``model: {name: unet}``
+        values = {"name": values}
+    elif not isinstance(values, dict):
+        raise InputError(f"--set {text!r}: {keys[0]!r} lies under a value, not under a section")
+    head, *rest = keys
+    inner = set_path(values.get(head), rest, value, text) if rest else value
+    return {**values, head: inner}
+
+
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if message.startswith("@"):  # our own validators name the key themselves
+        _, path, message = message.split("@", 2)
+        return f"{path}: {message}"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(model, problem["loc"][:-1])
+        return f"{path}: unknown key; {plugins.nearest(str(problem['loc'][-1]), known)}"
+    if problem["type"] == "missing":
+        return f"{path}: required, but not given"
+    return f"{path}: {message[0].lower()}{message[1:]} (got {problem.get('input')!r})"
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The field names at a place in the job, found by walking the settings classes."""
+    current: Any = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            current = field.annotation if field else None
+        candidates = [current, *getattr(current, "__args__", ())]
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        nested = [
+            a
+            for c in candidates
+            for a in getattr(c, "__args__", ())
+            if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
+        current = next(iter(models + nested), current)
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return []

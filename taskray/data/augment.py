@@ -1,0 +1,83 @@
+"""Augmentation of a task's own input. Never of what peers see: their predictions would not fit.
+
+A photometric change leaves the geometry alone, so it is free on every batch. A flip does not:
+it is for labelled batches only, and it mirrors every column of the sample with the image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from taskray.config import AugmentConfig
+from taskray.data.batch import Batch
+from taskray.geometry.camera import flip_intrinsics
+from taskray.schema import QUANTITIES, quantity_of
+
+GREY = (0.299, 0.587, 0.114)
+"""Luma of RGB (ITU-R BT.601)."""
+
+
+def augment(
+    batch: Batch, config: AugmentConfig, generator: torch.Generator, *, labelled: bool
+) -> Batch:
+    """The batch with its images changed as ``config`` says; the batch given stays as it is.
+
+    Each sample draws its own brightness, contrast and saturation factor, the same for all its
+    frames, and each pixel its own noise; images stay in [0, 1]. With ``labelled`` and
+    ``config.flip``, half of the samples are mirrored left to right in all their columns.
+    """
+    tensors = dict(batch.tensors)
+    images = [column for column in tensors if quantity_of(column) == "image"]
+    if not images:
+        return batch
+    size = len(tensors[images[0]])
+    if labelled and config.flip:
+        mirrored = torch.rand(size, generator=generator) < 0.5
+        tensors = {
+            column: torch.where(_like(mirrored, values), _flip(tensors, column), values)
+            for column, values in tensors.items()
+        }
+    if config.brightness or config.contrast or config.saturation or config.noise:
+        factors = [
+            1 + spread * (2 * torch.rand(size, 1, 1, 1, generator=generator) - 1)
+            for spread in (config.brightness, config.contrast, config.saturation)
+        ]
+        for column in images:
+            tensors[column] = _recolour(tensors[column], factors, config.noise, generator)
+    return Batch(tensors, batch.id)
+
+
+def _recolour(
+    image: Tensor, factors: list[Tensor], noise: float, generator: torch.Generator
+) -> Tensor:
+    brightness, contrast, saturation = factors
+    image = image * brightness
+    mean = image.mean(dim=(1, 2, 3), keepdim=True)
+    image = mean + contrast * (image - mean)
+    grey = (image * image.new_tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
+    image = grey + saturation * (image - grey)
+    if noise:
+        image = image + noise * torch.randn(image.shape, generator=generator)
+    return image.clamp(0, 1)
+
+
+def _flip(tensors: dict[str, Tensor], column: str) -> Tensor:
+    """A column of the mirrored samples: what ``x -> -x`` does to its quantity."""
+    values, quantity = tensors[column], quantity_of(column)
+    if quantity == "intrinsics":
+        width = next(t.shape[-1] for c, t in tensors.items() if quantity_of(c) == "image")
+        return flip_intrinsics(values, width)
+    if quantity == "camera_motion":  # X2 = M X1 becomes F X2 = (F M F) F X1
+        mirror = values.new_tensor([-1.0, 1.0, 1.0, 1.0])
+        return values * mirror[:, None] * mirror
+    if "W" not in QUANTITIES[quantity].shape:
+        return values
+    flipped = values.flip(-1)
+    if quantity in ("normals", "object_motion", "object_motion_back"):
+        flipped[:, 0] *= -1
+    return flipped
+
+
+def _like(mask: Tensor, values: Tensor) -> Tensor:
+    return mask.reshape(-1, *[1] * (values.dim() - 1))

@@ -1,0 +1,16 @@
+"""A batch: what every stream gives and every step takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Columns as tensors ``[B, ...]``: ``image`` float32 in [0, 1], integers as int64, the rest
+    float32. ``id`` numbers the batches of the mediator dataset and is None elsewhere."""
+
+    tensors: dict[str, Tensor]
+    id: int | None = None

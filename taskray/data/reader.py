@@ -1,0 +1,75 @@
+"""A reader: one dataset, as its authors publish it, turned into rows in the terms of ``schema``.
+
+A reader of your own subclasses :class:`Reader`; a job names it by import path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+"""What ``index`` knows of a sample: JSON-able values, with its name under ``key``."""
+Sample = dict[str, np.ndarray]
+"""A decoded sample: ``image`` uint8 ``[H, W, 3]``; every other column shaped, typed and in the
+units of ``schema.QUANTITIES`` (channels first)."""
+
+
+class Reader(ABC):
+    """One dataset. Its ``__init__`` arguments are what a job may set under ``reader``.
+
+    A reader is pickled to the workers that convert it: keep it small, open files in ``load``.
+    """
+
+    columns: tuple[str, ...]
+    """Columns that every sample has."""
+    stored: Path | None = None
+    """Where the dataset already lies in taskray's own Parquet layout: no conversion needed."""
+
+    @abstractmethod
+    def index(self) -> list[Row]:
+        """One row for each sample, cheap to make, in an order that never changes; each has a
+        unique ``key``. Raises InputError where the files are not those of this dataset."""
+
+    @abstractmethod
+    def load(self, row: Row) -> Sample:
+        """The sample behind a row; raises (anything) where it cannot be read."""
+
+    def load_many(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Sample | Exception]]:
+        """Every row with its sample, or with the error that kept it from loading.
+
+        Override it where several samples share work (one scene, one archive).
+        """
+        for row in rows:
+            try:
+                yield row, self.load(row)
+            except Exception as error:  # unreadable rows are counted, not fatal
+                yield row, error
+
+    def group(self, rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
+        """Cut the index into pieces of work that ``load_many`` gets whole, in order."""
+        return [rows[start : start + 16] for start in range(0, len(rows), 16)]
+
+    def fingerprint(self) -> Any:
+        """JSON-able: what a cached conversion depends on besides the arguments (the files read,
+        the version of a generator)."""
+        return None
+
+
+def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
+    """A hash of the files' names below ``root``, sizes and times of change; a file that is
+    missing counts as such, so that a conversion is redone when it turns up."""
+    digest = hashlib.sha256(str(root.resolve()).encode())
+    for file in files:
+        try:
+            status = file.stat()
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except FileNotFoundError:
+            state = "missing"
+        digest.update(f"{file.relative_to(root)} {state}\n".encode())
+    return digest.hexdigest()

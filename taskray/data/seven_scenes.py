@@ -1,0 +1,141 @@
+"""7-Scenes (Shotton et al., CVPR 2013): indoor video with measured depth and camera poses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from taskray.data.files import camera_matrix, metres, nearest, read_image, read_map
+from taskray.data.reader import Reader, Row, Sample, fingerprint_files
+from taskray.errors import InputError
+from taskray.geometry.normals import normals_from_depth
+
+NORMALS_WINDOW = 1 / 40
+"""Part of the frame's width over which slopes of the depth are averaged. At 3 m the sensor's
+noise between two neighbouring pixels is as large as the slope itself: over 3 pixels of 320, the
+normals of two frames 1/30 s apart differ by 10 degrees (median), over 9 by 3."""
+
+
+class SevenScenes(Reader):
+    """Frames, pairs or triplets of one scene, from a hand-held Kinect at about 30 Hz.
+
+    Layout: ``seq-NN/frame-NNNNNN.{color.png, depth.png, pose.txt}``: depth in uint16 millimetres,
+    0 and 65535 invalid; poses 4x4, camera to world, in metres. Depth and colour are taken as if
+    seen by the same camera, as the dataset's authors advise. Normals are those of the measured
+    depth, averaged over neighbouring pixels, and zero where none could be measured.
+
+    Args:
+        path: the folder of a scene, which holds the sequences.
+        sequences: names of the sequences (``[seq-01]``); null for all.
+        height, width: size of the frames given, in pixels.
+        stride: a sample begins at every ``stride``-th frame of a sequence.
+        frames: frames in a sample.
+        gap: frames from one frame of a sample to the next.
+        focal, x0, y0: camera matrix for 640x480 frames.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        sequences: list[str] | None = None,
+        height: Annotated[int, Field(ge=8)] = 96,
+        width: Annotated[int, Field(ge=8)] = 128,
+        stride: Annotated[int, Field(ge=1)] = 1,
+        frames: Literal[1, 2, 3] = 1,
+        gap: Annotated[int, Field(ge=1)] = 5,
+        focal: float = 585.0,
+        x0: float = 320.0,
+        y0: float = 240.0,
+    ) -> None:
+        self._path = Path(path).expanduser()
+        self._sequences = sequences
+        self._size = (height, width)
+        self._stride, self._frames, self._gap = stride, frames, gap
+        self._camera = (focal, focal, x0, y0)
+        columns = ["intrinsics"]
+        for number in range(1, frames + 1):
+            suffix = _suffix(number)
+            columns += [f"image{suffix}", f"depth{suffix}", f"normals{suffix}"]
+        columns += [f"camera_motion{_suffix(number)}" for number in range(1, frames)]
+        self.columns = tuple(columns)
+
+    def index(self) -> list[Row]:
+        rows = []
+        for sequence in self._folders():
+            present = [f.name.removesuffix(".color.png") for f in _images(sequence)]
+            if not present:
+                raise InputError(f"{sequence}: no 7-Scenes frames (frame-*.color.png)")
+            numbers = {int(name.split("-")[-1]): name for name in present}
+            for number in sorted(numbers)[:: self._stride]:
+                wanted = [number + self._gap * k for k in range(self._frames)]
+                if all(n in numbers for n in wanted):
+                    names = [numbers[n] for n in wanted]
+                    key = f"{sequence.name}/{names[0]}"
+                    rows.append({"key": key, "sequence": sequence.name, "frames": names})
+        return rows
+
+    def load(self, row: Row) -> Sample:
+        sample: Sample = {"intrinsics": camera_matrix(*self._camera, (480, 640), self._size)}
+        poses = []
+        for number, name in enumerate(row["frames"], start=1):
+            frame, suffix = self._path / row["sequence"] / name, _suffix(number)
+            depth = metres(read_map(frame.with_name(f"{name}.depth.png")))
+            sample[f"image{suffix}"] = read_image(
+                frame.with_name(f"{name}.color.png"), self._size
+            )
+            sample[f"depth{suffix}"] = nearest(depth, self._size)[None]
+            sample[f"normals{suffix}"] = nearest(self._normals(depth), self._size)
+            poses.append(read_pose(frame.with_name(f"{name}.pose.txt")))
+        for number in range(1, self._frames):
+            motion = np.linalg.inv(poses[number]) @ poses[number - 1]
+            sample[f"camera_motion{_suffix(number)}"] = motion.astype(np.float32)
+        return sample
+
+    def fingerprint(self) -> Any:
+        files = (f for s in self._folders() for f in sorted(s.glob("frame-*.*")))
+        return fingerprint_files(self._path, files)
+
+    def _folders(self) -> list[Path]:
+        if self._sequences is None:
+            found = sorted(p for p in self._path.glob("seq-*") if p.is_dir())
+        else:
+            found = [self._path / name for name in self._sequences]
+        for folder in found:
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such sequence")
+        if not found:
+            raise InputError(f"{self._path}: no sequences (seq-NN) in this folder")
+        return found
+
+    def _normals(self, depth: np.ndarray) -> np.ndarray:
+        """``[3, h, w]`` at the size of the depth map, where slopes are best measured."""
+        size = (depth.shape[0], depth.shape[1])
+        intrinsics = torch.from_numpy(camera_matrix(*self._camera, (480, 640), size))
+        window = 2 * round(size[1] * NORMALS_WINDOW / 2) + 1
+        normals, valid = normals_from_depth(
+            torch.from_numpy(depth)[None, None], intrinsics[None], window=window
+        )
+        return (normals * valid)[0].numpy()
+
+
+def read_pose(file: Path) -> np.ndarray:
+    """A 4x4 camera-to-world matrix, float64; raises ValueError where it is not one."""
+    pose = np.array(file.read_text(encoding="utf-8").split(), dtype=np.float64)
+    if pose.size != 16 or not np.isfinite(pose).all():
+        raise ValueError(f"{file.name}: expected 4x4 finite numbers")
+    pose = pose.reshape(4, 4)
+    if abs(np.linalg.det(pose[:3, :3]) - 1) > 0.05:
+        raise ValueError(f"{file.name}: its rotation is none (determinant is not 1)")
+    return pose
+
+
+def _images(sequence: Path) -> list[Path]:
+    return sorted(sequence.glob("frame-[0-9]*.color.png"))
+
+
+def _suffix(number: int) -> str:
+    return "" if number == 1 else f"_{number}"

@@ -1,0 +1,278 @@
+"""From a reader to Parquet, once: the cache of converted datasets.
+
+A conversion is a folder of ``part-*.parquet`` (see ``codec`` for the columns) and, written last,
+``_taskray.json`` with the settings, the number of rows, the columns, and the rows left out
+because they could not be read. The folder is built under another name and renamed, so a
+dataset is either complete or absent; a lock keeps two processes from building the same one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from taskray import plugins
+from taskray.config import DataConfig, Plugin
+from taskray.data import ray_data
+from taskray.data.codec import ERROR, KEY, encode, one_line
+from taskray.data.reader import Reader, Row
+from taskray.errors import InputError
+
+MANIFEST = "_taskray.json"
+STORAGE_VERSION = 1
+"""Part of the hash: raise it when the layout changes, and everything is converted anew."""
+ROWS_PER_GROUP = 64
+BYTES_PER_GROUP = 32 << 20
+GROUPS_PER_FILE = 8
+
+Progress = Callable[[int, int], None]
+"""Called with the rows done and the rows in all."""
+
+
+def cache_dir() -> Path:
+    """Where converted datasets are kept: ``$XDG_CACHE_HOME/taskray`` or ``~/.cache/taskray``."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "taskray"
+
+
+def build_reader(config: DataConfig, name: str) -> Reader:
+    """The reader of the dataset ``name``; InputError names the key that is wrong."""
+    reader = plugins.build(
+        "reader", config.reader.name, config.reader.arguments, f"data.{name}.reader"
+    )
+    return cast(Reader, reader)
+
+
+def prepare(
+    config: DataConfig, *, name: str, use_ray: bool, progress: Progress | None = None
+) -> Path:
+    """The dataset as Parquet: its cached conversion, made now if there is none.
+
+    Returns a folder (or file) that ``source.open_source`` reads. Raises InputError where the
+    settings are wrong, where there are no rows, or where more than ``max_corrupt_rows`` of them
+    cannot be read.
+    """
+    reader = build_reader(config, name)
+    if reader.stored is not None:
+        return reader.stored
+    folder = cache_dir() / f"{_slug(config.reader.name)}-{content_hash(config, reader)[:20]}"
+    if not is_complete(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder.with_name(f".{folder.name}.lock")):
+            if not is_complete(folder):  # another process may have built it meanwhile
+                convert(config, folder, name=name, use_ray=use_ray, progress=progress)
+    _check_errors(name, read_manifest(folder)["errors"], config.max_corrupt_rows)
+    return folder
+
+
+def convert(
+    config: DataConfig,
+    folder: Path,
+    *,
+    name: str,
+    use_ray: bool,
+    progress: Progress | None = None,
+) -> None:
+    """Write the dataset as Parquet to ``folder``, replacing what is there, when all is done.
+
+    Raises InputError as ``prepare`` does, and where ``folder`` holds anything but a dataset of
+    ours; then it is left as it was.
+    """
+    if folder.exists() and not is_complete(folder) and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not a dataset of taskray, and will not be replaced")
+    reader = build_reader(config, name)
+    rows = _index(reader, config, name)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        writer = _Writer(temporary, reader.columns)
+        done, errors = 0, []
+        for table in _encoded(config, name, reader, rows, use_ray):
+            failed = [pair for pair in zip(*_pairs(table), strict=True) if pair[1]]
+            errors += [list(pair) for pair in failed]
+            _check_errors(name, errors, config.max_corrupt_rows)
+            writer.add(table.filter(pa.compute.equal(table[ERROR], "")).drop([ERROR]))
+            done += table.num_rows
+            if progress:
+                progress(done, len(rows))
+        num_rows = writer.finish()
+        if num_rows == 0:
+            reason = f"; {errors[0][0]}: {errors[0][1]}" if errors else ""
+            raise InputError(f"dataset {name!r}: no row could be read{reason}")
+        manifest = {
+            "settings": settings_of(config.reader),
+            "num_rows": num_rows,
+            "columns": list(reader.columns),
+            "errors": errors,
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a conversion in ``folder`` was finished."""
+    return (folder / MANIFEST).is_file()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What ``_taskray.json`` says; empty where there is none (Parquet made by others)."""
+    file = path / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{file}: broken: {one_line(error)}") from None
+
+
+def settings_of(reader: Plugin) -> dict[str, Any]:
+    """The reader's name and all its arguments, defaults included."""
+    target = plugins.resolve("reader", reader.name, "reader")
+    parameters = plugins.arguments_of(target)
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    return {"name": reader.name, **defaults, **reader.arguments}
+
+
+def content_hash(config: DataConfig, reader: Reader) -> str:
+    """A hash of everything that the conversion depends on."""
+    facts = [STORAGE_VERSION, settings_of(config.reader), config.limit, reader.fingerprint()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _index(reader: Reader, config: DataConfig, name: str) -> list[Row]:
+    rows = reader.index()[: config.limit]
+    if not rows:
+        raise InputError(f"dataset {name!r}: the reader {config.reader.name!r} found no samples")
+    keys = [row["key"] for row in rows]
+    if len(set(keys)) < len(keys):
+        twice = next(key for n, key in enumerate(keys) if key in keys[:n])
+        raise InputError(f"dataset {name!r}: two samples have the key {twice!r}")
+    return rows
+
+
+def _encoded(
+    config: DataConfig, name: str, reader: Reader, rows: list[Row], use_ray: bool
+) -> Iterator[pa.Table]:
+    """All rows in order, as tables of bytes with ``key`` and ``error``."""
+    groups = [list(group) for group in reader.group(rows)]
+    if not use_ray:
+        for group in groups:
+            yield _encode_rows(reader, group)
+        return
+    settings = config.reader.model_dump(mode="json")
+    try:
+        yield from ray_data.stream_tables(groups, partial(_encode_in_worker, settings, name))
+    except Exception as error:
+        raise ray_data.application_error(error) from None
+
+
+def _encode_in_worker(
+    settings: dict[str, Any], name: str, rows: Sequence[Row]
+) -> Iterator[pa.Table]:
+    yield _encode_rows(_reader_in_worker(json.dumps(settings), name), rows)
+
+
+@lru_cache(maxsize=4)
+def _reader_in_worker(settings: str, name: str) -> Reader:
+    return build_reader(DataConfig(reader=Plugin(**json.loads(settings))), name)
+
+
+def _encode_rows(reader: Reader, rows: Sequence[Row]) -> pa.Table:
+    encoded: list[dict[str, Any]] = []
+    for row, sample in reader.load_many(rows):
+        reason, values = "", dict[str, bytes]()
+        try:
+            if isinstance(sample, Exception):
+                raise sample
+            values = encode(sample, reader.columns)
+        except Exception as error:
+            reason = one_line(error)
+        encoded.append({KEY: row["key"], ERROR: reason, **values})
+    return pa.Table.from_pylist(encoded, _schema(reader.columns, [ERROR]))
+
+
+def _schema(columns: Sequence[str], more: Sequence[str] = ()) -> pa.Schema:
+    texts = [(name, pa.string()) for name in (KEY, *more)]
+    return pa.schema([*texts, *((column, pa.binary()) for column in columns)])
+
+
+def _pairs(table: pa.Table) -> tuple[list[str], list[str]]:
+    return table[KEY].to_pylist(), table[ERROR].to_pylist()
+
+
+def _check_errors(name: str, errors: Sequence[Sequence[str]], allowed: int) -> None:
+    if len(errors) > allowed:
+        where, reason = errors[0]
+        raise InputError(
+            f"dataset {name!r}: more than {allowed} rows cannot be read (max_corrupt_rows); "
+            f"the first: {where}: {reason}"
+        )
+
+
+class _Writer:
+    """Collects rows into row groups, and row groups into files."""
+
+    def __init__(self, folder: Path, columns: Sequence[str]) -> None:
+        self._folder, self._schema = folder, _schema(columns)
+        self._waiting: list[pa.Table] = []
+        self._file: pq.ParquetWriter | None = None
+        self._files = self._groups = self._rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        for start in range(0, table.num_rows, ROWS_PER_GROUP):
+            self._waiting.append(table.slice(start, ROWS_PER_GROUP))
+            rows = sum(waiting.num_rows for waiting in self._waiting)
+            size = sum(waiting.nbytes for waiting in self._waiting)
+            if rows >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+                self._flush()
+
+    def finish(self) -> int:
+        """Close the last file; returns the number of rows written."""
+        self._flush()
+        if self._file:
+            self._file.close()
+        return self._rows
+
+    def _flush(self) -> None:
+        table = pa.concat_tables(self._waiting) if self._waiting else self._schema.empty_table()
+        self._waiting = []
+        if table.num_rows == 0:
+            return
+        if self._file is None:
+            file = self._folder / f"part-{self._files:05d}.parquet"
+            self._file = pq.ParquetWriter(file, self._schema, compression="zstd")
+            self._files += 1
+        self._file.write_table(table.cast(self._schema), row_group_size=table.num_rows)
+        self._rows += table.num_rows
+        self._groups += 1
+        if self._groups % GROUPS_PER_FILE == 0:
+            self._file.close()
+            self._file = None
+
+
+@contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    """Held by one process at a time; let go by the system when that process ends."""
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)

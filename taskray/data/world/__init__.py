@@ -1,0 +1,162 @@
+"""The embedded world: procedural scenes, ray cast, with exact truth for every quantity.
+
+``scene`` says what stands where and moves how, ``views`` where cameras go, ``render`` what
+their rays meet, ``truth`` turns that into the columns of ``schema``, and ``appearance`` with
+``texture`` into colours. Nothing is downloaded; the same arguments always give the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from taskray.data.reader import Reader, Row, Sample
+from taskray.data.world.appearance import Look, build_look
+from taskray.data.world.render import Snapshot
+from taskray.data.world.scene import CLASSES, MOVABLE, Domain, Scene, build_scene
+from taskray.data.world.truth import camera_motion, image_of, labels_of, motion_of, take_frame
+from taskray.data.world.views import CLIP_LENGTH, camera_matrix, clip_views
+from taskray.schema import IGNORE, quantity_of
+
+__all__ = ["CLASSES", "MOVABLE", "World"]
+
+Split = Literal["train", "validation", "test"]
+_VERSION = 1
+"""Raise it whenever the same arguments begin to give other data."""
+_DOMAINS, _SPLITS = ("sim", "real"), ("train", "validation", "test")
+_UNLABELLED = {
+    "depth": 0, "normals": 0, "segmentation": IGNORE, "edges": IGNORE, "object_motion": 0,
+    "object_motion_back": 0, "motion_mask": IGNORE,
+}  # fmt: skip
+"""Labels, and the value that says there is none. Camera motion and intrinsics are measured, not
+labelled: they stay."""
+
+
+class World(Reader):
+    """Frames, pairs or triplets of rooms and streets; the default dataset.
+
+    Every sample is a clip of its own: a camera put somewhere in a scene, moving 0.15-0.4 m and
+    about half a degree per frame while some bodies move. What a sample shows depends on ``seed``,
+    ``domain``, ``split``, its number and ``frames_per_scene``, and on nothing else.
+    Classes are :data:`CLASSES`; what can move is :data:`MOVABLE`.
+
+    Args:
+        domain: ``sim`` has flat colours and clean light; ``real`` has another palette, textures,
+            shadows, haze, vignette and noise, and slightly fuller scenes.
+        split: ``train``, ``validation`` and ``test`` share no scene, and neither do domains.
+        num_samples: rows of the dataset; a longer one begins with the rows of a shorter one.
+        height: of frames, in pixels.
+        width: of frames, in pixels; the field of view is 64 degrees across.
+        frames: 1 (frames), 2 (pairs with motion) or 3 (triplets).
+        seed: of everything; another seed is another world.
+        label_fraction: share of samples that keep their labels, chosen by ``seed``; a smaller
+            share is part of a larger one. The others' labels are marked invalid.
+        frames_per_scene: samples that share a scene.
+    """
+
+    def __init__(
+        self,
+        domain: Domain = "sim",
+        split: Split = "train",
+        num_samples: Annotated[int, Field(ge=1)] = 1024,
+        height: Annotated[int, Field(ge=8, le=2048)] = 64,
+        width: Annotated[int, Field(ge=8, le=2048)] = 96,
+        frames: Literal[1, 2, 3] = 1,
+        seed: Annotated[int, Field(ge=0)] = 0,
+        label_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0,
+        frames_per_scene: Annotated[int, Field(ge=1)] = 8,
+    ) -> None:
+        self.domain, self.split, self.seed = domain, split, seed
+        self.num_samples, self.frames_per_scene = num_samples, frames_per_scene
+        self.size, self.frames, self.label_fraction = (height, width), frames, label_fraction
+        self.columns = columns_of(frames)
+
+    def index(self) -> list[Row]:
+        labelled = self._labelled()
+        rows: list[Row] = []
+        for number in range(self.num_samples):
+            scene, frame = divmod(number, self.frames_per_scene)
+            key = f"{self.domain}-{self.split}-{self.seed}-{scene:06d}-{frame:04d}"
+            rows.append(
+                {"key": key, "scene": scene, "frame": frame, "labelled": number in labelled}
+            )
+        return rows
+
+    def load(self, row: Row) -> Sample:
+        names = (self.seed, self.domain, self.split, row["scene"])
+        scene, look, snapshots = _build(*names)
+        rng = _rng(*names, 1 + row["frame"])
+        views = clip_views(rng, scene, snapshots)
+        noises = rng.spawn(CLIP_LENGTH)
+        taken = [
+            take_frame(view, snapshot, self.size)
+            for view, snapshot, _ in zip(views, snapshots, range(self.frames), strict=False)
+        ]
+        sample: Sample = {"intrinsics": camera_matrix(*self.size).astype(np.float32)}
+        for number, frame in enumerate(taken):
+            suffix = _suffix(number)
+            sample["image" + suffix] = image_of(frame, look, noises[number])
+            sample |= {name + suffix: values for name, values in labels_of(frame).items()}
+            if number + 1 < len(taken):
+                after = taken[number + 1]
+                sample["camera_motion" + suffix] = camera_motion(frame, after)
+                sample["object_motion" + suffix], mask = motion_of(frame, after)
+                sample["motion_mask" + suffix] = mask
+            if number > 0:
+                back, mask = motion_of(frame, taken[number - 1])
+                sample["object_motion_back" + suffix] = back
+                sample["motion_mask" + suffix] = mask
+        if not row["labelled"]:
+            for name, values in sample.items():
+                if quantity_of(name) in _UNLABELLED:
+                    values.fill(_UNLABELLED[quantity_of(name)])
+        return {name: sample[name] for name in self.columns}
+
+    def group(self, rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
+        """Whole scenes together, since building one is work that its samples share."""
+        step = self.frames_per_scene * max(1, 16 // self.frames_per_scene)
+        return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+    def fingerprint(self) -> Any:
+        return {"world": _VERSION}
+
+    def _labelled(self) -> set[int]:
+        draw = np.random.default_rng([self.seed, 0x1ABE1]).random(self.num_samples)
+        kept = round(self.label_fraction * self.num_samples)
+        return set(np.argsort(draw, kind="stable")[:kept].tolist())
+
+
+def columns_of(frames: int) -> tuple[str, ...]:
+    """Columns of a world row of 1, 2 or 3 frames."""
+    columns = ["image", "depth", "normals", "segmentation", "edges", "intrinsics"]
+    for number in range(1, frames):
+        before, here = _suffix(number - 1), _suffix(number)
+        columns += [name + here for name in columns[:5]]
+        columns += ["camera_motion" + before, "object_motion" + before]
+        columns += ["motion_mask"] if number == 1 else []
+        columns += ["object_motion_back" + here, "motion_mask" + here]
+    return tuple(columns)
+
+
+def _suffix(number: int) -> str:
+    return "" if number == 0 else f"_{number + 1}"
+
+
+def _rng(seed: int, domain: str, split: str, scene: int, what: int) -> np.random.Generator:
+    """Random numbers of one scene (``what`` 0) or of one of its clips (1, 2 ...)."""
+    return np.random.default_rng([seed, _DOMAINS.index(domain), _SPLITS.index(split), scene, what])
+
+
+@lru_cache(maxsize=2)
+def _build(
+    seed: int, domain: Domain, split: str, number: int
+) -> tuple[Scene, Look, tuple[Snapshot, ...]]:
+    """A scene, its look, and what rays meet at the times of a clip."""
+    rng = _rng(seed, domain, split, number, 0)
+    scene = build_scene(rng, domain)
+    look = build_look(rng, scene, domain)
+    return scene, look, tuple(Snapshot(scene, time) for time in range(CLIP_LENGTH))

@@ -1,0 +1,29 @@
+"""The errors a person sees. Each message is one line: where, which key, what was expected."""
+
+from __future__ import annotations
+
+
+class TaskrayError(Exception):
+    """Base of every error taskray raises on purpose; ``exit_code`` is that of the command."""
+
+    exit_code = 1
+
+
+class InputError(TaskrayError):
+    """What the user gave is wrong (config, data, checkpoint): exit code 2."""
+
+    exit_code = 2
+
+
+class TrainingError(TaskrayError):
+    """A task stopped: which task, at which step, and why.
+
+    Only strings and integers, so that it survives the way between two processes.
+    """
+
+    def __init__(self, task: str, step: int, reason: str) -> None:
+        super().__init__(task, step, reason)
+        self.task, self.step, self.reason = task, step, reason
+
+    def __str__(self) -> str:
+        return f"task {self.task!r} failed at step {self.step}: {self.reason}"

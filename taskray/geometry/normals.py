@@ -1,0 +1,96 @@
+"""Surface normals computed from a depth map, and unit vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from taskray.geometry.camera import backproject
+
+SMALLEST_CROSS = 1e-12
+"""Square metres. A cross product shorter than this has no direction in float32."""
+
+
+def normals_from_depth(
+    depth_b1hw: Tensor, intrinsics_b33: Tensor, beta: float = 0.1, window: int = 3
+) -> tuple[Tensor, Tensor]:
+    """Normals of the surface that a depth map describes, and where they exist.
+
+    The points are differentiated over two pixels, differences across depth discontinuities
+    dropped, the rest summed over ``window`` x ``window`` pixels, and crossed. The result is
+    exact on planes. The gradient reaches the depth through the normals, never through the mask.
+
+    Args:
+        depth_b1hw: metres along z; 0 where not measured.
+        intrinsics_b33: camera matrices in pixels of this depth map.
+        beta: a pixel is dropped where depth changes by ``beta`` of itself or more between its
+            two neighbours, towards the camera or away from it.
+        window: side of the averaging window in pixels; odd.
+
+    Returns:
+        ``normals_b3hw``: unit vectors in camera axes that face the camera, 0 where there is none.
+        ``valid_b1hw``: bool. False on the outermost pixels, where depth was not measured, and
+        where no difference in the window is usable.
+
+    Taskology, supplement 7, eq. 11-17. Eq. 13 is printed without the absolute values, eq. 17
+    without the pixels that have no valid neighbour; the 1/N^2 of eq. 15 cancels in eq. 17.
+    """
+    points = backproject(depth_b1hw, intrinsics_b33)
+    along_x = points[..., 1:-1, 2:] - points[..., 1:-1, :-2]
+    along_y = points[..., 2:, 1:-1] - points[..., :-2, 1:-1]
+    usable = _is_continuous(depth_b1hw.detach(), along_x.detach(), along_y.detach(), beta)
+
+    along_x = _box_sum(torch.where(usable, along_x, 0.0), window)
+    along_y = _box_sum(torch.where(usable, along_y, 0.0), window)
+    cross = _cross(along_y, along_x)  # this order faces the camera
+
+    valid = _box_sum(usable.to(cross.dtype), window) > 0
+    valid &= depth_b1hw.detach()[..., 1:-1, 1:-1] > 0
+    valid &= cross.detach().square().sum(dim=1, keepdim=True) > SMALLEST_CROSS**2
+    normals = torch.where(valid, unit(cross, SMALLEST_CROSS), 0.0)
+    return functional.pad(normals, (1, 1, 1, 1)), functional.pad(valid, (1, 1, 1, 1))
+
+
+def unit(vectors_bchw: Tensor, shortest: float = 1e-6) -> Tensor:
+    """Vectors of length 1 along channels. Those below length ``shortest`` are divided by it, so
+    the zero vector stays zero and its gradient finite.
+
+    Ten times as fast as ``torch.nn.functional.normalize``, whose norm over a short inner
+    dimension is slow on CPUs.
+    """
+    return vectors_bchw * vectors_bchw.square().sum(dim=1, keepdim=True).clamp(
+        min=shortest**2
+    ).rsqrt()
+
+
+def _is_continuous(depth: Tensor, along_x: Tensor, along_y: Tensor, beta: float) -> Tensor:
+    """Eq. 12-13 for the inner pixels: both differences exist and cross no discontinuity."""
+    measured = depth > 0
+    limit = beta * depth[..., 1:-1, 1:-1]
+    continuous = (along_x[:, 2:].abs() < limit) & (along_y[:, 2:].abs() < limit)
+    horizontal = measured[..., 1:-1, 2:] & measured[..., 1:-1, :-2]
+    vertical = measured[..., 2:, 1:-1] & measured[..., :-2, 1:-1]
+    return continuous & horizontal & vertical
+
+
+def _box_sum(values: Tensor, window: int) -> Tensor:
+    """Sum over the window around each pixel; pixels outside the image are zero."""
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window: expected an odd number of pixels, got {window}")
+    height, width = values.shape[-2:]
+    padded = functional.pad(values, (window // 2,) * 4)
+    rows = padded[..., :height, :]
+    for shift in range(1, window):
+        rows = rows + padded[..., shift : shift + height, :]
+    box = rows[..., :width]
+    for shift in range(1, window):
+        box = box + rows[..., shift : shift + width]
+    return box
+
+
+def _cross(a_b3hw: Tensor, b_b3hw: Tensor) -> Tensor:
+    """Cross product along channels (``torch.linalg.cross`` is seven times slower here)."""
+    ax, ay, az = a_b3hw.unbind(dim=1)
+    bx, by, bz = b_b3hw.unbind(dim=1)
+    return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], dim=1)

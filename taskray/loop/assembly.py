@@ -1,0 +1,126 @@
+"""From a job to the objects of one task. Every task of a job is put together here, wherever it
+runs; what does not fit is an InputError that names the key.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskray import plugins
+from taskray.config import Job, Plugin
+from taskray.errors import InputError
+from taskray.loop.interfaces import Peers, Stream
+from taskray.loop.trainer import Trainer, WeightedRelation
+from taskray.tasks.task import Task
+
+
+def _build(kind: str, plugin: Plugin, where: str, **given: Any) -> Any:
+    return plugins.build(kind, plugin.name, plugin.arguments, where, **given)
+
+
+def seed_of(job: Job, name: str) -> int:
+    """A task's own seed, or one derived from the job's and the task's name."""
+    own = job.tasks[name].seed
+    return own if own is not None else (job.seed * 1_000_003 + zlib.crc32(name.encode())) % 2**31
+
+
+def build_task(job: Job, name: str) -> Task:
+    """The task that a job describes under ``tasks.<name>.task``."""
+    task: Task = _build("task", job.tasks[name].task, f"tasks.{name}.task")
+    return task
+
+
+def build_model(job: Job, name: str, task: Task) -> nn.Module:
+    """A task's network with its initial weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(job, name))
+        model: nn.Module = _build(
+            "model",
+            job.tasks[name].model,
+            f"tasks.{name}.model",
+            in_channels=task.in_channels,
+            out_channels=task.out_channels,
+        )
+    return model
+
+
+def build_relations(job: Job, task: Task) -> list[WeightedRelation]:
+    """The active relations that involve a quantity of this task."""
+    relations = []
+    for name, config in job.active_relations.items():
+        relation = _build("relation", config.relation, f"consistency.{name}.relation")
+        if set(relation.quantities) & set(task.quantities):
+            relations.append(WeightedRelation(name, relation, config))
+    return relations
+
+
+def wanted_quantities(task: Task, relations: list[WeightedRelation]) -> tuple[str, ...]:
+    """What this task needs of its peers: what its relations need and it does not predict."""
+    needed = {q for weighted in relations for q in weighted.relation.quantities}
+    return tuple(sorted(needed - set(task.quantities)))
+
+
+def build_tasks(job: Job) -> dict[str, Task]:
+    """Every task of the job. Checks that each relation finds its quantities among them."""
+    tasks = {name: build_task(job, name) for name in job.tasks}
+    predicted = {q for task in tasks.values() for q in task.quantities}
+    for name, config in job.active_relations.items():
+        relation = _build("relation", config.relation, f"consistency.{name}.relation")
+        for quantity in relation.quantities:
+            if quantity not in predicted:
+                raise InputError(
+                    f"consistency.{name}: needs {quantity!r}, which no task predicts "
+                    f"(predicted: {', '.join(sorted(predicted))})"
+                )
+    return tasks
+
+
+def columns_of_datasets(job: Job, tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
+    """For each dataset that the job trains on, the columns that must be read from it."""
+    columns: dict[str, set[str]] = {}
+    for name, task in tasks.items():
+        dedicated = job.tasks[name].dedicated
+        if dedicated is not None:
+            columns.setdefault(dedicated, set()).update(task.inputs, task.labels)
+    if job.mediator is not None and job.active_relations:
+        shared = columns.setdefault(job.mediator.data, set())
+        for task in tasks.values():
+            shared.update(mediator_columns(task, build_relations(job, task)))
+    return {name: tuple(sorted(names)) for name, names in columns.items()}
+
+
+def mediator_columns(task: Task, relations: list[WeightedRelation]) -> tuple[str, ...]:
+    """The columns of the mediator dataset that one task reads; never a label."""
+    inputs = {c for weighted in relations for c in weighted.relation.inputs}
+    return tuple(sorted({*task.inputs, *inputs})) if relations else ()
+
+
+def build_trainer(
+    job: Job,
+    name: str,
+    task: Task,
+    *,
+    dedicated: Stream | None,
+    mediator: Stream | None,
+    relations: list[WeightedRelation],
+    peers: Peers | None,
+    device: str = "cpu",
+) -> Trainer:
+    """The loop of one task around its network."""
+    return Trainer(
+        name,
+        job,
+        task,
+        build_model(job, name, task),
+        seed=seed_of(job, name),
+        relations=relations,
+        dedicated=dedicated,
+        mediator=mediator,
+        peers=peers,
+        device=device,
+    )

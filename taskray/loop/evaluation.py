@@ -1,0 +1,63 @@
+"""Measuring one task on data that no training step has seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taskray.data.batch import Batch
+from taskray.loop.trainer import Trainer
+
+
+@dataclass
+class Evaluation:
+    """Metric values, and a few samples to look at (``<quantity>/truth`` and ``/prediction``)."""
+
+    metrics: dict[str, float]
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def evaluate(trainer: Trainer, batches: Iterable[Batch], num_samples: int = 0) -> Evaluation:
+    """Run the model over all batches, in evaluation mode; metrics are pooled over the whole set.
+
+    The first ``num_samples`` frames are kept with truth and prediction: ``image`` [N, H, W, 3]
+    uint8, the rest [N, C, H, W] float32 (a segmentation as class indices).
+    """
+    metric = trainer.task.metric().to(trainer.device)
+    kept: dict[str, list[Tensor]] = {}
+    have = 0
+    for batch in batches:
+        prediction = trainer.infer(batch)
+        labels = {k: v.to(trainer.device) for k, v in batch.tensors.items()}
+        metric.update(prediction, labels)
+        take = min(num_samples - have, batch.tensors["image"].shape[0])
+        if take > 0:
+            have += take
+            _keep(kept, trainer, prediction, labels, take)
+    values = {name: float(value) for name, value in metric.compute().items()}
+    samples = {name: torch.cat(parts).cpu().numpy() for name, parts in kept.items()}
+    return Evaluation({k: v for k, v in values.items() if math.isfinite(v)}, samples)
+
+
+def _keep(
+    kept: dict[str, list[Tensor]],
+    trainer: Trainer,
+    prediction: dict[str, Tensor],
+    labels: dict[str, Tensor],
+    take: int,
+) -> None:
+    pictures = (labels["image"][:take] * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    kept.setdefault("image", []).append(pictures)
+    for quantity in trainer.task.quantities:
+        if quantity not in labels:
+            continue
+        predicted = prediction[quantity][:take]
+        if predicted.shape[1] != labels[quantity].shape[1]:  # logits against indices
+            predicted = predicted.argmax(dim=1, keepdim=True)
+        kept.setdefault(f"{quantity}/truth", []).append(labels[quantity][:take].float())
+        kept.setdefault(f"{quantity}/prediction", []).append(predicted.float())

@@ -1,0 +1,89 @@
+"""The two small interfaces the training loop knows: *streams* of data, and *peers*.
+
+Whoever implements them (Ray, or one process) is none of the loop's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from taskray.data.batch import Batch
+
+
+class Stream(Protocol):
+    """An endless sequence of batches, prefetched, whose position can be saved."""
+
+    def next(self) -> Batch:
+        """The next batch; waits only if prefetching has fallen behind."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: plain values. A stream loaded with it gives the same batches next."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def corrupt_rows(self) -> int:
+        """Rows skipped so far because they could not be read."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A peer's prediction on one mediator batch, with the version of the model that made it."""
+
+    task: str
+    tensors: dict[str, Tensor]
+    producer_step: int
+    staleness_steps: int
+    age_seconds: float
+
+
+@dataclass(frozen=True)
+class PeerPredictions:
+    """What a look-up found: usable predictions by quantity, and what was left out and why."""
+
+    by_quantity: dict[str, Prediction] = field(default_factory=dict)
+    misses: dict[str, str] = field(default_factory=dict)
+    """Peer task (or quantity, where no task is known) -> ``absent``, ``stale`` (beyond the
+    bound), ``timeout``, ``unavailable`` (the cache did not answer) or a reason in words."""
+
+
+class Peers(Protocol):
+    """How a task sees the rest of the collective. No method ever raises for a peer's sake."""
+
+    def request(self, batch: Batch, now: int, use: int) -> None:
+        """Start looking up the peers' predictions on a batch; this task is at step ``now`` and
+        will use them at step ``use``."""
+        ...
+
+    def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
+        """Hand this task's own prediction to its peers; returns at once."""
+        ...
+
+    def collect(self, batch: Batch, step: int) -> PeerPredictions:
+        """What the request found; waits only where the staleness bound says *wait*."""
+        ...
+
+    def stepped(self, step: int, model: nn.Module) -> None:
+        """Called after each step: a chance to refresh a stale copy of the model."""
+        ...
+
+
+class NoPeers:
+    """A task on its own."""
+
+    def request(self, batch: Batch, now: int, use: int) -> None: ...
+
+    def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None: ...
+
+    def collect(self, batch: Batch, step: int) -> PeerPredictions:
+        return PeerPredictions()
+
+    def stepped(self, step: int, model: nn.Module) -> None: ...

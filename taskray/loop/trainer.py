@@ -1,0 +1,365 @@
+"""The training loop of one task: the heart of taskray.
+
+    dedicated ──▶ supervised step:   forward · task loss · backward · update
+    mediator  ──▶ consistency step:  forward ──publish──▶ peers
+                                        │
+                                        ▼
+                                     relations(live prediction, peers' stale predictions)
+                                        │       ▲
+                                        ▼       └──collect── peers   (asked for one round ahead)
+                                     backward · update
+
+Gradients never leave the task. The same loop runs inside a Ray actor and in one process: it
+knows its data only as *streams* and the other tasks only as *peers*.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskray.config import Job, RelationConfig
+from taskray.consistency.relation import Relation
+from taskray.data.augment import augment
+from taskray.data.batch import Batch
+from taskray.errors import TaskrayError, TrainingError
+from taskray.loop.interfaces import NoPeers, PeerPredictions, Peers, Stream
+from taskray.loop.meters import ChunkMeter, Edge, Totals
+from taskray.loop.optimization import build_optimizer, learning_rate
+from taskray.loop.shapes import check_prediction
+from taskray.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class WeightedRelation:
+    """A relation with its weight in the job."""
+
+    name: str
+    relation: Relation
+    config: RelationConfig
+
+    def weight(self, step: int) -> float:
+        """0 before ``start_step``, then rising linearly to the full weight."""
+        since = step - self.config.start_step
+        if since < 0:
+            return 0.0
+        return self.config.weight * min(1.0, (since + 1) / max(1, self.config.warmup_steps))
+
+
+class Trainer:
+    """Trains one task. Call :meth:`train`; or :meth:`begin` and :meth:`finish` for half steps."""
+
+    def __init__(
+        self,
+        name: str,
+        job: Job,
+        task: Task,
+        model: nn.Module,
+        *,
+        seed: int,
+        relations: list[WeightedRelation] | None = None,
+        dedicated: Stream | None = None,
+        mediator: Stream | None = None,
+        peers: Peers | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.name, self.job, self.task = name, job, task
+        self.config = job.tasks[name]
+        self.device = torch.device(device)
+        self.layout = {
+            "contiguous": torch.contiguous_format,
+            "channels_last": torch.channels_last,
+        }[self.config.memory_format]
+        # torch declares no overload of `to` that takes a memory format alone with a device
+        self.model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(self.model) if self.config.compile else self.model
+        )
+        self.optimizer = build_optimizer(self.model.parameters(), self.config.optimizer)
+        self.dedicated, self.mediator = dedicated, mediator
+        self.relations = relations or []
+        self.peers: Peers = peers or NoPeers()
+        self.random = torch.Generator().manual_seed(seed)
+        self.step = 0
+        self.total_steps = job.steps_of(name)
+        self.totals = Totals()
+        self.start_clock()
+        self._upcoming: Batch | None = None  # the mediator batch that peers are being asked about
+        self._mediator_state: dict[str, Any] | None = None  # its position, were it not yet drawn
+        self._live: tuple[Batch, dict[str, Tensor]] | None = None  # between begin and finish
+
+    # ---- the loop -------------------------------------------------------------------------
+
+    def train(self, num_steps: int) -> dict[str, Any]:
+        """Train so many steps, or up to the task's last one; returns :meth:`report`.
+
+        Raises TrainingError with task, step and cause; nothing else leaves the loop.
+        """
+        end = min(self.total_steps, self.step + num_steps)
+        while self.step < end:
+            self.begin()
+            self.finish()
+        return self.report()
+
+    @property
+    def _is_tied(self) -> bool:
+        return self.mediator is not None and bool(self.relations)
+
+    def is_consistency_step(self, step: int) -> bool:
+        """Whether a step is spent on the mediator dataset, by the job's alternation."""
+        alternation = self.job.mediator
+        if not self._is_tied or alternation is None:
+            return False
+        if self.dedicated is None:
+            return True
+        if all(relation.weight(step) == 0 for relation in self.relations):
+            return False
+        period = alternation.supervised_steps + alternation.consistency_steps
+        return step % period >= alternation.supervised_steps
+
+    def begin(self) -> None:
+        """First half of a step: on the mediator, predict and publish. Needs no peer."""
+        with self._naming_errors():
+            if self._upcoming is None and self._is_tied:
+                self._ask_ahead(self.step)
+            if not self.is_consistency_step(self.step):
+                return
+            batch = self._take_upcoming()
+            prediction = self.predict(batch)
+            check_prediction(prediction, batch, self.task.quantities)
+            self.peers.publish(batch, self.step, {k: v.detach() for k, v in prediction.items()})
+            self._live = (batch, prediction)
+
+    def finish(self) -> None:
+        """Second half: the loss, its gradient, the update."""
+        with self._naming_errors():
+            if self._live is None:
+                self._supervised_step()
+                self.totals.supervised_steps += 1
+            else:
+                (batch, prediction), self._live = self._live, None
+                self._consistency_step(batch, prediction)
+                self.totals.consistency_steps += 1
+            self.step += 1
+            self.peers.stepped(self.step, self.model)
+
+    def _supervised_step(self) -> None:
+        if self.dedicated is None:
+            raise TaskrayError("no labels and no consistency: nothing to train on")
+        waiting = time.perf_counter()
+        batch = self.dedicated.next()
+        self.meter.wait_seconds += time.perf_counter() - waiting
+        batch = self._to_device(augment(batch, self.config.augment, self.random, labelled=True))
+        terms = self.task.loss(self._predict(batch), batch.tensors)
+        loss = torch.stack(list(terms.values())).sum()
+        for term, value in terms.items():
+            self.meter.add(f"loss/{term}", value.detach())
+        self.meter.add("loss/supervised", loss.detach())
+        self._update(loss)
+
+    def _consistency_step(self, batch: Batch, prediction: dict[str, Tensor]) -> None:
+        waiting = time.perf_counter()
+        found = self.peers.collect(batch, self.step)
+        self.meter.wait_seconds += time.perf_counter() - waiting
+        self._ask_ahead(self.step + 1)
+        self._count(found)
+        stale = {q: self._on_device(p.tensors[q]) for q, p in found.by_quantity.items()}
+        known = {**stale, **prediction}  # what this task predicts itself is live
+        loss = None
+        for weighted in self.relations:
+            weight = weighted.weight(self.step)
+            if weight == 0 or not known.keys() >= set(weighted.relation.quantities):
+                continue
+            value = self._evaluate(weighted, known, batch)
+            self.meter.add(f"loss/consistency/{weighted.name}", value.detach())
+            loss = weight * value if loss is None else loss + weight * value
+        if loss is None:  # nobody to be consistent with: no backward pass, and it is counted
+            self.totals.skipped_consistency_steps += 1
+            return
+        self.meter.add("loss/consistency", loss.detach())
+        self._update(loss)
+
+    def _evaluate(
+        self, weighted: WeightedRelation, known: Mapping[str, Tensor], batch: Batch
+    ) -> Tensor:
+        """The relation's loss; where it fails, the shapes say more than the exception."""
+        try:
+            terms = weighted.relation(known, batch.tensors)
+        except Exception as error:
+            shapes = ", ".join(
+                f"{q} {'x'.join(map(str, known[q].shape))}" for q in weighted.relation.quantities
+            )
+            raise TaskrayError(
+                f"relation {weighted.name!r} failed on {shapes}: {type(error).__name__}: {error}"
+            ) from error
+        return torch.stack(list(terms.values())).sum()
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip = self.config.optimizer.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
+        self.meter.add("grad_norm", norm.detach())
+        # On a CPU the check is free. On a GPU it would make every step wait: there the sums of
+        # the chunk are looked at when it ends, before any checkpoint is written.
+        if self.device.type == "cpu" and not torch.isfinite(norm):
+            what = "its gradient" if torch.isfinite(loss) else "the loss"
+            raise TaskrayError(f"{what} is not finite (loss {float(loss.detach()):g})")
+        rate = learning_rate(self.config.optimizer, self.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    # ---- prediction -----------------------------------------------------------------------
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """The live prediction on a mediator batch, photometrically augmented for this task."""
+        own = augment(batch, self.config.augment, self.random, labelled=False)
+        return self._predict(self._to_device(own))
+
+    def _predict(self, batch: Batch) -> dict[str, Tensor]:
+        image = self.task.network_input(batch.tensors).contiguous(memory_format=self.layout)
+        with self._precision():
+            output = self.forward(image)
+        return self.task.predict(output.float())
+
+    @torch.no_grad()
+    def infer(self, batch: Batch) -> dict[str, Tensor]:
+        """The prediction in evaluation mode, without augmentation or gradient."""
+        self.model.eval()
+        try:
+            return self._predict(self._to_device(batch))
+        finally:
+            self.model.train()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        return Batch({k: self._on_device(v) for k, v in batch.tensors.items()}, batch.id)
+
+    # ---- the mediator, one batch ahead ----------------------------------------------------
+
+    def _ask_ahead(self, first: int) -> None:
+        """Draw the next mediator batch and ask for its peers, well before the step that uses it."""
+        assert self.mediator is not None
+        use = first
+        while not self.is_consistency_step(use):
+            use += 1
+        waiting = time.perf_counter()
+        self._mediator_state = self.mediator.state_dict()
+        self._upcoming = self.mediator.next()
+        self.peers.request(self._upcoming, first, use)
+        self.meter.wait_seconds += time.perf_counter() - waiting
+
+    def _take_upcoming(self) -> Batch:
+        assert self._upcoming is not None
+        batch, self._upcoming = self._upcoming, None
+        return self._to_device(batch)
+
+    # ---- bookkeeping ----------------------------------------------------------------------
+
+    def _count(self, found: PeerPredictions) -> None:
+        for prediction in {p.task: p for p in found.by_quantity.values()}.values():
+            for edges in (self.meter.edges, self.totals.edges):
+                edge = edges.setdefault(prediction.task, Edge())
+                edge.hit(prediction.staleness_steps, prediction.age_seconds)
+        for peer, reason in found.misses.items():
+            self.totals.misses[reason] = self.totals.misses.get(reason, 0) + 1
+            for edges in (self.meter.edges, self.totals.edges):
+                edges.setdefault(peer, Edge()).lookups += 1
+
+    def report(self) -> dict[str, Any]:
+        """What happened since the last report: ``values`` are means over those steps, ``totals``
+        counts since the run began. Plain values, so that it travels between processes."""
+        seconds = time.perf_counter() - self._since
+        values = self.meter.means()
+        with self._naming_errors():
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise TaskrayError(f"{name} is not finite")
+        steps = self.step - self._reported_step
+        self.totals.train_seconds += seconds
+        self.totals.wait_seconds += self.meter.wait_seconds
+        values["steps_per_second"] = steps / seconds if seconds else 0.0
+        values["data_wait_fraction"] = self.meter.wait_seconds / seconds if seconds else 0.0
+        values["lr"] = learning_rate(self.config.optimizer, self.step, self.total_steps)
+        values["skipped_consistency_steps"] = float(self.totals.skipped_consistency_steps)
+        self.start_clock()
+        return {
+            "task": self.name,
+            "step": self.step,
+            "values": values,
+            "totals": self.totals.state_dict(),
+            "corrupt_rows": self.corrupt_rows(),
+        }
+
+    def start_clock(self) -> None:
+        """Begin a chunk: what lies between two chunks is not training time."""
+        self.meter = ChunkMeter()
+        self._since, self._reported_step = time.perf_counter(), self.step
+
+    def corrupt_rows(self) -> int:
+        return sum(s.corrupt_rows() for s in (self.dedicated, self.mediator) if s is not None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights that the next step depends on."""
+        mediator = self._mediator_state if self._upcoming is not None else None
+        if mediator is None and self.mediator is not None:
+            mediator = self.mediator.state_dict()
+        return {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "totals": self.totals.state_dict(),
+            "dedicated": self.dedicated.state_dict() if self.dedicated else None,
+            "mediator": mediator,
+            "augmentation_random": self.random.get_state(),
+            "torch_random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state (the weights are loaded by whoever read the checkpoint)."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.totals = Totals.from_state(state["totals"])
+        if self.dedicated and state["dedicated"]:
+            self.dedicated.load_state_dict(state["dedicated"])
+        if self.mediator and state["mediator"]:
+            self.mediator.load_state_dict(state["mediator"])
+        self.random.set_state(state["augmentation_random"])
+        torch.set_rng_state(state["torch_random"])
+        self._upcoming = self._live = None
+        self.start_clock()
+
+    def close(self) -> None:
+        """End the threads of the streams."""
+        for stream in (self.dedicated, self.mediator):
+            if stream is not None:
+                stream.close()
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        """Whatever goes wrong in a step leaves it as one error that names the task and step."""
+        try:
+            yield
+        except TrainingError:
+            raise
+        except TaskrayError as error:
+            raise TrainingError(self.name, self.step, str(error)) from error
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise TrainingError(self.name, self.step, reason) from error

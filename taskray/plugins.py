@@ -1,0 +1,132 @@
+"""Names that a job may use, and how a name plus its arguments becomes an object.
+
+A name is either a built-in one from ``BUILTIN`` or an import path ``package.module:Name``.
+The arguments that a job may give are those of the class's ``__init__``: its signature and
+docstring are the reference, its type hints are checked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from taskray.errors import InputError
+
+BUILTIN: dict[str, dict[str, str]] = {
+    "reader": {
+        "world": "taskray.data.world:World",
+        "seven_scenes": "taskray.data.seven_scenes:SevenScenes",
+        "nyuv2": "taskray.data.nyuv2:NYUv2",
+        "parquet": "taskray.data.parquet:ParquetFolder",
+    },
+    "model": {
+        "unet": "taskray.models.unet:UNet",
+        "encoder_decoder": "taskray.models.encoder_decoder:EncoderDecoder",
+        "huggingface": "taskray.models.huggingface:HuggingFaceModel",
+    },
+    "task": {
+        "depth": "taskray.tasks.depth:Depth",
+        "normals": "taskray.tasks.normals:Normals",
+    },
+    "relation": {
+        "depth_normals": "taskray.consistency.depth_normals:DepthNormals",
+    },
+    "loss": {
+        "mse": "taskray.tasks.losses:mse",
+        "log_mse": "taskray.tasks.losses:log_mse",
+        "l1": "taskray.tasks.losses:l1",
+        "cosine": "taskray.tasks.losses:cosine",
+    },
+}
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint for an unknown name: ``did you mean 'x'?`` or the list of known ones."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def resolve(kind: str, name: str, where: str) -> Any:
+    """The class or function behind ``name``; InputError names the key ``where`` otherwise."""
+    path = BUILTIN[kind].get(name, name)
+    if ":" not in path:
+        raise InputError(
+            f"{where}: unknown {kind} {name!r}; {nearest(name, list(BUILTIN[kind]))} "
+            "(or an import path 'package.module:Name')"
+        )
+    module_name, _, attribute = path.partition(":")
+    if os.getcwd() not in sys.path:  # a job's own code usually stands beside the job
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise InputError(f"{where}: cannot import {module_name!r}: {error}") from None
+    except AttributeError:
+        raise InputError(f"{where}: module {module_name!r} has no {attribute!r}") from None
+
+
+def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
+    """The named parameters of a class or function: what a job, or taskray itself, passes to it."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(target).parameters
+    return {n: p for n, p in parameters.items() if p.kind in named}
+
+
+def check_arguments(
+    target: Any, arguments: Mapping[str, Any], where: str, given: Collection[str]
+) -> dict[str, Any]:
+    """The arguments, converted to the types of ``target``'s signature.
+
+    Unknown ones are refused, naming the nearest known; ``given`` are those taskray passes itself.
+    A signature with ``**keywords`` takes any.
+    """
+    function = target.__init__ if inspect.isclass(target) else target
+    hints = get_type_hints(function, include_extras=True)
+    kinds = {p.kind for p in inspect.signature(target).parameters.values()}
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+    known = {n: p for n, p in arguments_of(target).items() if n not in given}
+    checked = {}
+    for name, value in arguments.items():
+        if name not in known and not takes_any:
+            raise InputError(f"{where}.{name}: unknown key; {nearest(name, list(known))}")
+        hint = hints.get(name, Any) if name in known else Any
+        try:
+            adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        except PydanticUserError:  # a settings class brings its own configuration
+            adapter = TypeAdapter(hint)
+        try:
+            checked[name] = adapter.validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(map(str, (where, name, *first["loc"])))
+            raise InputError(f"{path}: {_lower(first['msg'])} (got {first['input']!r})") from None
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in arguments:
+            raise InputError(f"{where}.{name}: required, but not given")
+    return checked
+
+
+def build(kind: str, name: str, arguments: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Build the plugin ``name`` with the job's ``arguments`` and what taskray itself gives.
+
+    Raises InputError, naming the key, for an unknown name, an unknown argument, a missing one
+    or a value of the wrong type; and for a value that the class itself refuses (ValueError).
+    """
+    target = resolve(kind, name, where)
+    checked = check_arguments(target, arguments, where, given)
+    try:
+        return target(**checked, **given)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

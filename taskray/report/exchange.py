@@ -1,0 +1,84 @@
+"""What went on in a run besides learning, as parts of its report: exchange, cache, work done."""
+
+from __future__ import annotations
+
+from taskray.report.charts import Line, line_chart
+from taskray.report.history import Run
+from taskray.report.metrics import NOTHING, count, fixed, percent, size
+from taskray.report.page import facts, section, text_table
+
+
+def exchange(run: Run) -> str:
+    """How old the peers' predictions were, how often they were there, and the cache."""
+    stale: list[Line] = []
+    seconds: list[Line] = []
+    hits: list[Line] = []
+    edges = [(t, peer) for t in run.tasks for peer in _peers(run, t)]
+    for i, (task, peer) in enumerate(edges):
+        edge, style = f"{task} ← {peer}", f"c{i % 6}"
+        mean = run.series(task, f"staleness/{peer}/steps_mean")
+        most = run.series(task, f"staleness/{peer}/steps_max")
+        age = run.series(task, f"staleness/{peer}/seconds_mean")
+        hit = run.series(task, f"hit_rate/{peer}")
+        stale.append(Line(edge, mean.steps, mean.values, style))
+        stale.append(Line(f"{edge}, largest", most.steps, most.values, style, True, True))
+        seconds.append(Line(edge, age.steps, age.values, style))
+        hits.append(Line(edge, hit.steps, hit.values, style))
+    charts = [
+        line_chart("Staleness in steps of the producer", stale, zero=True),
+        line_chart("Age in seconds", seconds, zero=True),
+        line_chart("Hit rate", hits, percent=True),
+    ]
+    body = f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
+    body += _edge_table(run) + _cache_facts(run)
+    lead = "Each edge reads: consumer ← producer of the prediction."
+    return section("What passed between tasks", body, lead)
+
+
+def _peers(run: Run, task: str) -> list[str]:
+    keys = [*run.keys(task, "staleness/"), *run.keys(task, "hit_rate/")]
+    return list(dict.fromkeys(key.split("/")[1] for key in keys))
+
+
+def _edge_table(run: Run) -> str:
+    rows = []
+    for edge, v in (run.result.get("staleness") or {}).items():
+        rows.append(
+            [edge.replace("<-", " ← "), fixed(v.get("steps_mean"), 1), fixed(v.get("steps_max"), 0),
+             fixed(v.get("seconds_mean"), 2), percent(v.get("hit_rate"))]
+        )  # fmt: skip
+    header = ["edge", "staleness, mean steps", "largest", "mean age (s)", "hit rate"]
+    return text_table(header, rows)
+
+
+def _cache_facts(run: Run) -> str:
+    cache = run.result.get("cache") or {}
+    shown = [
+        (f"cache {name}", size(value) if "bytes" in name else count(value))
+        for name, value in cache.items()
+        if isinstance(value, (int, float))
+    ]
+    return facts([(name.replace("_", " "), text) for name, text in shown])
+
+
+def work(run: Run) -> str:
+    """Steps, speed and waiting of each task."""
+    rows = []
+    for task in run.tasks:
+        values = run.task_result(task)
+        if not values:
+            continue
+        rows.append(
+            [task,
+             *(count(values.get(k)) for k in
+               ("steps", "supervised_steps", "consistency_steps", "skipped_consistency_steps",
+                "restarts")),
+             fixed(values.get("steps_per_second"), 1),
+             percent(values.get("data_wait_fraction")),
+             count((run.result.get("corrupt_rows") or {}).get(task))]
+        )  # fmt: skip
+    header = ["task", "steps", "supervised", "consistency", "skipped", "restarts", "steps/s",
+              "waiting for data", "corrupt rows"]  # fmt: skip
+    if all(row[-1] == NOTHING for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return section("Work done", text_table(header, rows))

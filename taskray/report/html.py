@@ -1,0 +1,49 @@
+"""``report.html``: one file that shows what a run or a study did. Works on unfinished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from taskray.errors import InputError
+from taskray.report import exchange, sections, study
+from taskray.report.history import Run
+from taskray.report.page import config_details, page
+from taskray.report.run_folder import write_text
+
+
+def write_report(folder: str | Path, baseline: str | Path | None = None) -> Path:
+    """Write ``report.html`` into a run or study folder and return its path.
+
+    ``baseline`` is the folder of a run to compare with; its curves, metrics and pictures stand
+    beside those of the run. A folder with a ``table.json`` is a study. Raises InputError for a
+    folder that is neither.
+    """
+    folder = Path(folder)
+    if (folder / study.TABLE).exists():
+        text = study.study_page(folder)
+    else:
+        run = Run(folder)
+        try:
+            text = run_page(run, Run(baseline) if baseline else None)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{folder}: holds values that taskray did not write: {error!r}"
+            ) from error
+    return write_text(folder / "report.html", text)
+
+
+def run_page(run: Run, baseline: Run | None) -> str:
+    """The report of one run as HTML."""
+    return page(
+        run.name,
+        [
+            sections.headline(run, baseline),
+            sections.pictures(run, baseline),
+            sections.metrics(run, baseline),
+            sections.curves(run, baseline),
+            exchange.exchange(run),
+            exchange.work(run),
+            sections.events(run),
+            config_details(run.config_text),
+        ],
+    )

@@ -1,0 +1,159 @@
+"""What is known about every metric: its title, its direction, and how people read it.
+
+Result files hold ratios as fractions in [0, 1] and angles in degrees; ``percent`` metrics are
+shown times 100. A metric that is not listed counts as *higher is better*, except losses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+NOTHING = "—"
+"""What stands where there is no figure."""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """One metric: title, direction, unit as shown, and decimals as shown."""
+
+    name: str
+    title: str
+    higher_is_better: bool
+    unit: str = ""
+    decimals: int = 3
+
+    @property
+    def percent(self) -> bool:
+        """Whether a fraction is stored and a percentage shown."""
+        return self.unit == "%"
+
+    @property
+    def heading(self) -> str:
+        """Title, unit and an arrow towards better: ``AbsRel ↓``, ``δ < 1.25 (%) ↑``."""
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.title}{unit} {'↑' if self.higher_is_better else '↓'}"
+
+    def format(self, value: float | None, std: float | None = None) -> str:
+        """The figure as people read it, without its unit: ``0.393``, ``37.8 ± 0.4``."""
+        if value is None or not math.isfinite(value):
+            return NOTHING
+        scale = 100.0 if self.percent else 1.0
+        text = f"{value * scale:.{self.decimals}f}"
+        return text if std is None else f"{text} ± {std * scale:.{self.decimals}f}"
+
+    def better(self, value: float, than: float) -> bool:
+        return value > than if self.higher_is_better else value < than
+
+
+def _ratio(name: str, title: str) -> MetricInfo:
+    return MetricInfo(name, title, higher_is_better=True, unit="%", decimals=1)
+
+
+def _error(name: str, title: str, unit: str = "", decimals: int = 3) -> MetricInfo:
+    return MetricInfo(name, title, higher_is_better=False, unit=unit, decimals=decimals)
+
+
+METRICS: dict[str, MetricInfo] = {
+    m.name: m
+    for m in (
+        _error("abs_rel", "AbsRel"),
+        _error("sq_rel", "SqRel"),
+        _error("rmse", "RMSE", "m"),
+        _error("rmse_log", "RMSE log"),
+        _error("abs_err", "Abs error", "m"),
+        _ratio("delta_1", "δ < 1.25"),
+        _ratio("delta_2", "δ < 1.25²"),
+        _ratio("delta_3", "δ < 1.25³"),
+        _error("mean_deg", "Mean angle", "°", 2),
+        _error("median_deg", "Median angle", "°", 2),
+        _ratio("within_11_25", "Within 11.25°"),
+        _ratio("within_22_5", "Within 22.5°"),
+        _ratio("within_30", "Within 30°"),
+        _ratio("miou", "mIoU"),
+        _ratio("pixel_accuracy", "Pixel accuracy"),
+        _ratio("f1", "F1"),
+        _error("ate", "ATE", "m"),
+        _error("rotation_deg", "Rotation", "°", 2),
+        _error("translation_deg", "Translation", "°", 2),
+        _ratio("ap_3d", "AP 3D"),
+        _ratio("aph_3d", "APH 3D"),
+        _ratio("ap_bev", "AP BEV"),
+        _ratio("aph_bev", "APH BEV"),
+        MetricInfo("delta_m", "Δm", higher_is_better=True, unit="%", decimals=2),
+        MetricInfo("steps_per_second", "Steps/s", higher_is_better=True, decimals=2),
+        _error("seconds", "Seconds", "s", 1),
+    )
+}
+"""Every known metric, in the order in which tables show them."""
+
+
+def describe(key: str) -> MetricInfo:
+    """The metric behind a key: a plain name, ``iou/<class>``, or either with a path before it
+    (``depth/real_test/abs_rel``)."""
+    if key in METRICS:
+        return METRICS[key]
+    *path, last = key.split("/")
+    if path and path[-1] == "iou":
+        return _ratio(f"iou/{last}", f"IoU {last}")
+    if last in METRICS:
+        return METRICS[last]
+    higher = not (last.startswith("loss") or "loss" in path or last.endswith(("_deg", "_error")))
+    return MetricInfo(last, last.replace("_", " "), higher)
+
+
+def rank(name: str) -> int:
+    """Where a metric stands in tables; unknown ones stand last, in the order given."""
+    names = list(METRICS)
+    return names.index(name) if name in METRICS else len(names)
+
+
+def relative_change(value: float | None, baseline: float | None) -> float | None:
+    """``(value - baseline) / |baseline|``; None where that has no meaning."""
+    if value is None or baseline is None or not math.isfinite(value) or not baseline:
+        return None
+    return (value - baseline) / abs(baseline) if math.isfinite(baseline) else None
+
+
+def format_change(change: float | None) -> str:
+    """A relative change as a signed percentage, with a true minus sign."""
+    if change is None:
+        return NOTHING
+    text = f"{abs(change) * 100:.1f} %"
+    return text if text == "0.0 %" else ("+" if change > 0 else "\u2212") + text
+
+
+def duration(seconds: float | None) -> str:
+    """``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    if seconds is None or not math.isfinite(seconds):
+        return NOTHING
+    total = max(0, round(seconds))
+    if total < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def fixed(value: float | None, decimals: int) -> str:
+    """A number with so many decimals."""
+    return NOTHING if value is None else f"{value:,.{decimals}f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number: ``1,200``."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """A number of bytes: ``41.0 MB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as ``97.6 %``."""
+    return NOTHING if value is None else f"{value * 100:.1f} %"

@@ -1,0 +1,37 @@
+"""Progress of building a dataset: a bar on a terminal, two plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def dataset_progress(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to call with (rows done, rows in all). Silent if it is never called."""
+    bar = Progress(
+        TextColumn("building dataset [bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal task
+        if task is None:
+            bar.start()
+            task = bar.add_task(name, total=total)
+            if not console.is_terminal:
+                console.print(f"building dataset {name}: {total} rows", highlight=False)
+        bar.update(task, completed=done)
+
+    try:
+        yield show
+    finally:
+        bar.stop()

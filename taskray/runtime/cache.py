@@ -1,0 +1,306 @@
+"""The prediction cache: the newest prediction of every task on every mediator batch.
+
+    trainer ──publish(task, batch, step, arrays)──▶ ┌────────────────┐
+                                                    │ PredictionCache│  index here,
+    trainer ──look_up(batch, quantities)──────────▶ │                │  arrays in the object store
+            ◀──versions and object references────── └────────────────┘
+
+The cache *owns* the arrays: an object dies with the process that put it, so the cache puts them,
+and a crashed task's last predictions go on serving its peers. This file is plain Python: ``put``
+decides where the arrays live, and the Ray actor is made of it in ``runtime/placement.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from taskray.config import StalenessConfig
+from taskray.loop.staleness import Version, within, worth_waiting_for
+from taskray.schema import PREDICTED_SHAPES, QUANTITIES
+
+Arrays = Mapping[str, np.ndarray]
+
+NOT_ANNOUNCED = "the task has not announced itself"
+"""The answer of a cache that was restarted: the publisher announces itself and publishes again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cached prediction; ``arrays`` is whatever ``put`` made of them."""
+
+    version: Version
+    arrays: Any
+    num_bytes: int
+
+
+@dataclass
+class Producer:
+    """A task that publishes: what it predicts, how far it is, and whether it still trains."""
+
+    quantities: tuple[str, ...]
+    step: int = 0
+    active: bool = True
+    server: Any = None
+    """Its forward server, where there is one."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One peer's answer to a look-up: a usable prediction, or why there is none."""
+
+    quantities: tuple[str, ...]
+    miss: str | None = None
+    arrays: Any = None
+    version: Version | None = None
+    staleness_steps: int = 0
+    server: Any = None
+
+
+class PredictionCache:
+    """Keyed by (task, mediator batch). Evicts the oldest prediction beyond its byte budget.
+
+    Raises nothing at a publisher: what it is given is checked (names, shapes, finite values), and
+    a bad prediction is refused, counted, and answered with the reason.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        put: Callable[[Arrays], Any] = dict,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.max_bytes, self.put, self.clock = max_bytes, put, clock
+        self.entries: OrderedDict[tuple[str, int], Entry] = OrderedDict()  # oldest first
+        self.producers: dict[str, Producer] = {}
+        self.num_bytes = 0
+        self.counts: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+
+    # ---- producers ------------------------------------------------------------------------
+
+    def announce(
+        self, task: str, quantities: Sequence[str], step: int = 0, server: Any = None
+    ) -> None:
+        """A task joins, or comes back from its checkpoint at ``step``."""
+        self.producers[task] = Producer(tuple(quantities), step, True, server)
+
+    def progress(self, task: str, step: int) -> None:
+        """A task has come to ``step``; this is what staleness is measured against."""
+        if task in self.producers:
+            self.producers[task].step = step
+
+    def retire(self, task: str) -> None:
+        """A task has ended: its predictions stay, but nobody waits for new ones."""
+        if task in self.producers:
+            self.producers[task].active = False
+
+    # ---- predictions ----------------------------------------------------------------------
+
+    def publish(
+        self, task: str, batch: int, step: int, produced_at: float, arrays: Arrays
+    ) -> str | None:
+        """Keep a prediction unless a later one is here already. Returns why it was refused.
+
+        Idempotent by (task, batch, step): publishing again what is here changes nothing.
+        """
+        self.counts["publishes"] += 1
+        reason = self._objection(task, arrays)
+        if reason is not None:
+            self.counts["refused"] += 1
+            self.refusals[f"{task}: {reason}"] += 1
+            return reason
+        producer = self.producers[task]
+        producer.step = max(producer.step, step)
+        key = (task, batch)
+        before = self.entries.get(key)
+        if before is not None and produced_at <= before.version.produced_at:
+            return None
+        num_bytes = sum(a.nbytes for a in arrays.values())
+        if num_bytes > self.max_bytes:
+            self.counts["refused"] += 1
+            self.refusals[f"{task}: larger than the whole budget"] += 1
+            return f"{num_bytes} bytes are more than the whole budget of {self.max_bytes}"
+        self._drop(key)
+        while self.num_bytes + num_bytes > self.max_bytes:
+            self._drop(next(iter(self.entries)))
+            self.counts["evictions"] += 1
+        self.entries[key] = Entry(Version(step, produced_at), self.put(arrays), num_bytes)
+        self.num_bytes += num_bytes
+        return None
+
+    def look_up(
+        self, batch: int, quantities: Sequence[str], consumer: str, bound: StalenessConfig
+    ) -> dict[str, Found]:
+        """For every peer that predicts one of ``quantities``: its prediction, or why not."""
+        self.counts["look_ups"] += 1
+        now = self.clock()
+        answer = {}
+        for task, producer in self.producers.items():
+            if task == consumer or not set(quantities) & set(producer.quantities):
+                continue
+            entry = self.entries.get((task, batch))
+            found = Found(producer.quantities, miss="absent", server=producer.server)
+            if entry is not None:
+                fresh = within(bound, entry.version, producer.step, now)
+                found = Found(
+                    producer.quantities,
+                    None if fresh else "stale",
+                    entry.arrays if fresh else None,
+                    entry.version,
+                    entry.version.staleness(producer.step),
+                    producer.server,
+                )
+            answer[task] = found
+        return answer
+
+    def must_wait(
+        self,
+        batch: int,
+        quantities: Sequence[str],
+        consumer: str,
+        step: int,
+        bound: StalenessConfig,
+    ) -> bool:
+        """Whether a consumer at ``step`` that waits should wait on: some quantity has no producer
+        yet, or a producer still in training has not come far enough on this batch."""
+        peers = {t: p for t, p in self.producers.items() if t != consumer}
+        promised = {q for p in peers.values() for q in p.quantities}
+        if set(quantities) - promised:
+            return True
+        for task, producer in peers.items():
+            if not producer.active or not set(quantities) & set(producer.quantities):
+                continue
+            entry = self.entries.get((task, batch))
+            version = entry.version if entry else None
+            if worth_waiting_for(bound, version, step, self.clock()):
+                return True
+        return False
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts since the cache began, as in the result file."""
+        counts = {n: self.counts[n] for n in ("publishes", "refused", "evictions", "look_ups")}
+        return {
+            "entries": len(self.entries),
+            "bytes": self.num_bytes,
+            **counts,
+            "refusals": dict(self.refusals.most_common(20)),
+        }
+
+    # ---- inside ---------------------------------------------------------------------------
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        entry = self.entries.pop(key, None)
+        if entry is not None:
+            self.num_bytes -= entry.num_bytes
+
+    def _objection(self, task: str, arrays: Arrays) -> str | None:
+        if task not in self.producers:
+            return NOT_ANNOUNCED
+        promised = self.producers[task].quantities
+        if set(arrays) != set(promised):
+            return f"predicts {sorted(arrays)}, announced {sorted(promised)}"
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim < 2:
+                return f"{name} is not an array of floats with a batch dimension"
+            if not _has_shape(name, array):
+                return f"{name} has shape {array.shape}"
+            if not np.isfinite(array).all():
+                return f"{name} has values that are not finite"
+        if len({array.shape[0] for array in arrays.values()}) > 1:
+            return "its quantities differ in batch size"
+        return None
+
+
+class WaitingCache:
+    """The cache as an actor serves it: look-ups may wait for a publish. One event loop."""
+
+    def __init__(self, max_bytes: int, put: Callable[[Arrays], Any] = dict) -> None:
+        self.cache = PredictionCache(max_bytes, put)
+        self.changed = asyncio.Condition()
+        self.waiting = 0
+
+    async def announce(
+        self, task: str, quantities: Sequence[str], step: int = 0, server: Any = None
+    ) -> None:
+        self.cache.announce(task, quantities, step, server)
+        await self._wake()
+
+    async def retire(self, task: str) -> None:
+        self.cache.retire(task)
+        await self._wake()
+
+    async def publish(
+        self, task: str, batch: int, step: int, produced_at: float, arrays: Arrays
+    ) -> str | None:
+        refused = self.cache.publish(task, batch, step, produced_at, arrays)
+        await self._wake()
+        return refused
+
+    async def look_up(
+        self,
+        batch: int,
+        quantities: Sequence[str],
+        consumer: str,
+        now: int,
+        use: int,
+        bound: StalenessConfig,
+    ) -> dict[str, Found] | None:
+        """As :meth:`PredictionCache.look_up`, by a consumer that is at step ``now`` and will use
+        the answer at step ``use``; with ``on_stale: wait`` it first waits until every peer has
+        come far enough, or ``wait_seconds`` have passed. None: this cache was restarted and does
+        not know the consumer any more."""
+        if consumer not in self.cache.producers:
+            return None
+        self.cache.progress(consumer, now)
+        if bound.on_stale == "wait":
+            await self._wait(batch, quantities, consumer, use, bound)
+        return self.cache.look_up(batch, quantities, consumer, bound)
+
+    async def statistics(self) -> dict[str, Any]:
+        return self.cache.statistics()
+
+    async def _wait(
+        self,
+        batch: int,
+        quantities: Sequence[str],
+        consumer: str,
+        step: int,
+        bound: StalenessConfig,
+    ) -> None:
+        async with self.changed:
+            self.waiting += 1
+            try:
+                await asyncio.wait_for(
+                    self.changed.wait_for(
+                        lambda: not self.cache.must_wait(batch, quantities, consumer, step, bound)
+                    ),
+                    bound.wait_seconds,
+                )
+            except TimeoutError:
+                self.cache.counts["waits_given_up"] += 1
+            finally:
+                self.waiting -= 1
+
+    async def _wake(self) -> None:
+        if self.waiting:
+            async with self.changed:
+                self.changed.notify_all()
+
+
+def _has_shape(name: str, array: np.ndarray) -> bool:
+    """Whether the sizes that ``schema`` fixes for this quantity are kept."""
+    quantity = QUANTITIES.get(name)
+    if quantity is None:
+        return True
+    shape = ("B", *PREDICTED_SHAPES.get(name, quantity.shape))
+    return array.ndim == len(shape) and all(
+        isinstance(wanted, str) or wanted == got
+        for wanted, got in zip(shape, array.shape, strict=True)
+    )

@@ -1,0 +1,169 @@
+"""Checkpoints on any pyarrow filesystem: written aside, then renamed.
+
+    checkpoints/<task>/step_<n>/model.safetensors   the weights
+                                state.pt            the rest; loads with weights_only=True
+                                manifest.json       written last: sizes of the files
+
+A folder whose manifest is missing or disagrees with its files is not a checkpoint: loading falls
+back to the one before it. A crash at any moment leaves the previous checkpoint untouched.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow import fs
+from safetensors.torch import load as load_weights
+from safetensors.torch import save as save_weights
+from torch import Tensor, nn
+
+from taskray.errors import InputError
+
+MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One task's weights and everything else, as read back."""
+
+    location: str
+    step: int
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run."""
+
+    def __init__(self, location: str | Path, keep: int = 2) -> None:
+        self.keep = keep
+        self.filesystem, self.root = open_filesystem(location)
+
+    def save(self, task: str, step: int, model: nn.Module, state: Mapping[str, Any]) -> str:
+        """Write one checkpoint; afterwards the oldest beyond ``keep`` are removed."""
+        return self.write(task, step, *serialize(model, state))
+
+    def write(self, task: str, step: int, weights: bytes, state: bytes) -> str:
+        """As :meth:`save`, from bytes (made while training stood still, written while it runs)."""
+        final = f"{self.root}/{task}/step_{step}"
+        aside = f"{final}.tmp-{os.getpid()}"
+        self._delete(aside)
+        self.filesystem.create_dir(aside, recursive=True)
+        files = {MODEL: weights, STATE: state}
+        manifest = {"task": task, "step": step, "files": {n: len(b) for n, b in files.items()}}
+        for name, content in (*files.items(), (MANIFEST, json.dumps(manifest).encode())):
+            with self.filesystem.open_output_stream(f"{aside}/{name}") as out:
+                out.write(content)
+        self._delete(final)  # the same step, saved again
+        self.filesystem.move(aside, final)
+        for old in self.steps(task)[: -self.keep]:
+            self._delete(f"{self.root}/{task}/step_{old}")
+        return final
+
+    def steps(self, task: str) -> list[int]:
+        """Steps of the complete checkpoints of a task, oldest first."""
+        selector = fs.FileSelector(f"{self.root}/{task}", allow_not_found=True)
+        names = [
+            i.base_name
+            for i in self.filesystem.get_file_info(selector)
+            if i.type == fs.FileType.Directory
+        ]
+        numbers = [n.removeprefix("step_") for n in names if n.startswith("step_")]
+        steps = sorted(int(n) for n in numbers if n.isdigit())
+        return [s for s in steps if self._is_complete(f"{self.root}/{task}/step_{s}")]
+
+    def latest(self, task: str) -> Checkpoint | None:
+        """The newest checkpoint that can be read, or None where the task has none.
+
+        Raises InputError when there are some and none of them can be read.
+        """
+        damaged: InputError | None = None
+        for step in reversed(self.steps(task)):
+            try:
+                return read_checkpoint(self.filesystem, f"{self.root}/{task}/step_{step}")
+            except InputError as error:
+                damaged = damaged or error
+        if damaged is not None:
+            raise damaged
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints of the run."""
+        self._delete(self.root)
+
+    def _is_complete(self, folder: str) -> bool:
+        try:
+            manifest = json.loads(_read(self.filesystem, f"{folder}/{MANIFEST}"))
+            infos = self.filesystem.get_file_info([f"{folder}/{n}" for n in manifest["files"]])
+        except (OSError, ValueError, KeyError):
+            return False
+        return [i.size for i in infos] == list(manifest["files"].values())
+
+    def _delete(self, folder: str) -> None:
+        if self.filesystem.get_file_info(folder).type == fs.FileType.Directory:
+            self.filesystem.delete_dir(folder)
+
+
+def open_filesystem(location: str | Path) -> tuple[fs.FileSystem, str]:
+    """The filesystem and the path in it of a folder or URI; InputError if there is none such."""
+    text = str(location)
+    try:
+        if "://" in text:
+            filesystem, path = fs.FileSystem.from_uri(text)
+            return filesystem, path.rstrip("/")
+        return fs.LocalFileSystem(), str(Path(text).absolute())
+    except (OSError, ValueError) as error:
+        raise InputError(f"checkpoint.path: cannot open {text!r}: {error}") from None
+
+
+def serialize(model: nn.Module, state: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """Weights and state as the bytes of the two files."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return save_weights(weights), buffer.getvalue()
+
+
+def read_checkpoint(filesystem: fs.FileSystem, folder: str) -> Checkpoint:
+    """Read one checkpoint folder; InputError names what is missing or unreadable."""
+    try:
+        manifest = json.loads(_read(filesystem, f"{folder}/{MANIFEST}"))
+        weights = load_weights(_read(filesystem, f"{folder}/{MODEL}"))
+        state = torch.load(io.BytesIO(_read(filesystem, f"{folder}/{STATE}")), weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: not a checkpoint: {error}") from None
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder}: the checkpoint cannot be read: {reason}") from None
+    return Checkpoint(folder, manifest["step"], weights, state)
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give a model its weights; InputError when they are those of another model."""
+    own = model.state_dict()
+    for name in sorted(own.keys() ^ checkpoint.weights.keys()):
+        side = "lacks" if name in own else "has an unknown"
+        raise InputError(
+            f"{checkpoint.location}: from another model: the file {side} weight {name!r}"
+        )
+    for name, tensor in own.items():
+        got = checkpoint.weights[name]
+        if got.shape != tensor.shape:
+            raise InputError(
+                f"{checkpoint.location}: from another model: weight {name!r} has shape "
+                f"{tuple(got.shape)}, this model has {tuple(tensor.shape)}"
+            )
+    model.load_state_dict(checkpoint.weights)
+
+
+def _read(filesystem: fs.FileSystem, path: str) -> bytes:
+    with filesystem.open_input_stream(path) as file:
+        content: bytes = file.read()
+        return content

@@ -1,0 +1,219 @@
+"""The collective: all tasks of a job, training at once on Ray.
+
+    datasets ──▶ task actors ──chunks of steps──▶ reports ──▶ observer
+                    │  ▲                             │
+                    ▼  │                             └─ lost process? restart from its checkpoint
+                  cache (and forward servers)           error?  the task fails, the others go on
+
+The driver asks every task for a short chunk of steps and takes whichever answers first. No task
+waits for another, and none of the tasks' data passes through here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+
+from taskray.config import Job
+from taskray.errors import TaskrayError
+from taskray.loop.evaluation import Evaluation
+from taskray.loop.meters import Edge
+from taskray.runtime.member import NUM_SAMPLES
+from taskray.runtime.placement import Share, place_cache, place_server, place_task, plan
+from taskray.runtime.supervision import Decision, judge
+
+SAVE_TIMEOUT = 60.0
+"""Seconds that an interrupted task has to end its chunk and write its checkpoint."""
+
+
+class Observer(Protocol):
+    """Who looks on while the collective trains: files, a live table, Tune."""
+
+    def report(self, report: dict[str, Any], restarts: int) -> None:
+        """A task has ended a chunk."""
+        ...
+
+    def event(self, text: str, task: str | None = None, step: int | None = None) -> None:
+        """Something happened that a person should know."""
+        ...
+
+
+@dataclass
+class TaskState:
+    """What the driver knows of one task."""
+
+    step: int = 0
+    restarts: int = 0
+    report: dict[str, Any] | None = None
+    error: TaskrayError | None = None
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+
+
+class Collective:
+    """One run of a job on Ray. ``data`` maps dataset names to opened datasets.
+
+    Call :meth:`train`, then :meth:`evaluate`, then :meth:`result`. An error of one task stands in
+    the result; it is never raised, for the others train on.
+    """
+
+    def __init__(self, job: Job, data: dict[str, Any], checkpoints: str, observer: Observer):
+        self.job, self.data = job, data
+        self.checkpoints, self.observer = checkpoints, observer
+        self.states = {name: TaskState() for name in job.tasks}
+        self.shares: dict[str, Share] = plan(job, ray.cluster_resources())
+        self.cache = place_cache(job)
+        self.servers: dict[str, Any] = {}
+        if job.uses_forward_servers:
+            self.servers = {n: place_server(job, n, s, self.cache) for n, s in self.shares.items()}
+        self.actors = {n: place_task(job, n, s) for n, s in self.shares.items()}
+        self.evaluations: dict[str, Any] = {}
+
+    # ---- the run --------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Every task to its last step: chunk by chunk, whoever answers first. On Ctrl-C all
+        checkpoints are written before KeyboardInterrupt goes on its way."""
+        pending = {self._start(name): name for name in self.states}
+        try:
+            while pending:
+                answered, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
+                for call in answered:
+                    name = pending.pop(call)
+                    again = self._take(name, call)
+                    if again is not None:
+                        pending[again] = name
+        except KeyboardInterrupt:
+            self._save_all()
+            raise
+
+    def _start(self, name: str) -> Any:
+        call = self.actors[name].setup.remote(
+            self.data, self.checkpoints, self.cache, self.servers.get(name)
+        )
+        if self.evaluations:
+            self.actors[name].add_evaluations.remote(self.evaluations)
+        return call
+
+    def _take(self, name: str, call: Any) -> Any:
+        """Take a task's answer; returns its next call, or None when it has ended."""
+        state = self.states[name]
+        try:
+            report = ray.get(call)
+        except Exception as error:
+            return self._supervise(name, error)
+        state.step = report["step"]
+        if "values" in report:
+            state.report = report
+            self.observer.report(report, state.restarts)
+        elif state.step:
+            self.observer.event(f"task {name!r} goes on from step {state.step}", name, state.step)
+        if state.step >= self.job.steps_of(name) and state.report is not None:
+            return None
+        return self.actors[name].train.remote(self.job.runtime.chunk_steps)
+
+    def _supervise(self, name: str, error: Exception) -> Any:
+        state = self.states[name]
+        verdict = judge(name, state.step, error, state.restarts, self.job.runtime.max_restarts)
+        self.observer.event(verdict.reason, name, state.step)
+        if verdict.decision is Decision.FAIL:
+            state.error = verdict.error
+            self.cache.retire.remote(name)  # its peers must not wait for it
+            return None
+        state.restarts += 1
+        self.actors[name] = place_task(self.job, name, self.shares[name])
+        return self._start(name)
+
+    def _save_all(self) -> None:
+        self.observer.event("interrupted; writing checkpoints")
+        living = [n for n, s in self.states.items() if s.error is None]
+        calls = [self.actors[n].save.remote() for n in living]
+        ray.wait(calls, num_returns=len(calls), timeout=SAVE_TIMEOUT)
+
+    # ---- the result -----------------------------------------------------------------------
+
+    def add_evaluations(self, data: dict[str, Any]) -> None:
+        """The opened datasets of the evaluations, by title; before training or after."""
+        self.evaluations = data
+        for name, state in self.states.items():
+            if state.report is not None and state.error is None:
+                self.actors[name].add_evaluations.remote(data)
+
+    def evaluate(self) -> None:
+        """Every task measures itself; those that failed are left out."""
+        calls = {}
+        for name, state in self.states.items():
+            for number, title in enumerate(self.job.evaluation.data):
+                if state.error is None:
+                    samples = NUM_SAMPLES if number == 0 else 0
+                    calls[name, title] = self.actors[name].evaluate.remote(title, samples)
+        for (name, title), call in calls.items():
+            try:
+                self.states[name].evaluations[title] = ray.get(call)
+            except Exception as error:
+                verdict = judge(name, self.states[name].step, error, 0, 0)
+                self.observer.event(f"evaluation {title!r}: {verdict.reason}", name)
+                self.states[name].error = self.states[name].error or verdict.error
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """The result file's content."""
+        try:
+            cache = ray.get(self.cache.statistics.remote(), timeout=10)
+        except ray.exceptions.RayError:
+            cache = {}
+        return summarize(self.job, self.states, cache, seconds)
+
+    def pids(self) -> dict[str, int]:
+        """Process ids of the tasks that have answered at least once."""
+        return {n: s.report["pid"] for n, s in self.states.items() if s.report}
+
+    def close(self) -> None:
+        """End the processes of this run (and of no other on the same Ray)."""
+        for actor in (*self.actors.values(), *self.servers.values(), self.cache):
+            ray.kill(actor)
+
+
+def summarize(
+    job: Job, states: dict[str, TaskState], cache: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """The result of a run from what each task last reported."""
+    failed = [s.error for s in states.values() if s.error is not None]
+    complete = all(s.step >= job.steps_of(n) for n, s in states.items())
+    staleness = {}
+    for name, state in states.items():
+        edges = state.report["totals"]["edges"] if state.report else {}
+        for peer, edge in edges.items():
+            staleness[f"{name}<-{peer}"] = Edge(**edge).summary()
+    return {
+        "name": job.name,
+        "status": "failed" if failed else "finished" if complete else "interrupted",
+        "error": str(failed[0]) if failed else None,
+        "seconds": round(seconds, 2),
+        "tasks": {n: _task_summary(job, s) for n, s in states.items()},
+        "staleness": staleness,
+        "cache": cache,
+    }
+
+
+def _task_summary(job: Job, state: TaskState) -> dict[str, Any]:
+    totals = state.report["totals"] if state.report else {}
+    seconds = totals.get("train_seconds", 0.0)
+    main = next(iter(job.evaluation.data), None)
+    evaluations = {title: e.metrics for title, e in state.evaluations.items()}
+    return {
+        "steps": state.step,
+        "supervised_steps": totals.get("supervised_steps", 0),
+        "consistency_steps": totals.get("consistency_steps", 0),
+        "skipped_consistency_steps": totals.get("skipped_consistency_steps", 0),
+        "restarts": state.restarts,
+        "steps_per_second": round(state.step / seconds, 3) if seconds else 0.0,
+        "data_wait_fraction": round(totals.get("wait_seconds", 0.0) / seconds, 5)
+        if seconds
+        else 0.0,
+        "corrupt_rows": state.report["corrupt_rows"] if state.report else 0,
+        "misses": totals.get("misses", {}),
+        "error": str(state.error) if state.error else None,
+        "metrics": evaluations.get(main, {}) if main else {},
+        "evaluations": evaluations,
+    }

@@ -1,0 +1,163 @@
+"""The same loop in one process, without Ray: all models side by side, always in step.
+
+Every task predicts and publishes before any of them reads, so every prediction is of this very
+step: the synchronous algorithm, staleness 0. It is what the asynchronous runs are held against.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskray.config import Job
+from taskray.data.batch import Batch
+from taskray.data.source import Handle
+from taskray.errors import TaskrayError, TrainingError
+from taskray.loop.interfaces import PeerPredictions, Prediction
+from taskray.runtime.cache import PredictionCache
+from taskray.runtime.checkpoints import CheckpointStore
+from taskray.runtime.collective import Observer, TaskState, summarize
+from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
+from taskray.tasks.task import Task
+
+
+class LocalPeers:
+    """Peers in the same process, behind the same cache."""
+
+    def __init__(self, job: Job, name: str, task: Task, wanted: Sequence[str], cache: PredictionCache):
+        self.job, self.name, self.task = job, name, task
+        self.wanted, self.cache = tuple(wanted), cache
+        self.dtype = {"float16": torch.float16, "float32": torch.float32}[job.cache.dtype]
+        cache.announce(name, task.quantities)
+
+    def request(self, batch: Batch, now: int, use: int) -> None: ...
+
+    def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
+        assert batch.id is not None
+        arrays = {
+            q: prediction[q].to("cpu", self.dtype).contiguous().numpy()
+            for q in self.task.quantities
+        }
+        self.cache.publish(self.name, batch.id, step, time.time(), arrays)
+
+    def collect(self, batch: Batch, step: int) -> PeerPredictions:
+        assert batch.id is not None
+        by_quantity: dict[str, Prediction] = {}
+        misses: dict[str, str] = {}
+        found = self.cache.look_up(batch.id, self.wanted, self.name, self.job.staleness)
+        for task, peer in found.items():
+            if peer.miss is not None or peer.version is None:
+                misses[task] = peer.miss or "absent"
+                continue
+            tensors = {q: torch.from_numpy(a).float() for q, a in peer.arrays.items()}
+            age = max(0.0, time.time() - peer.version.produced_at)
+            prediction = Prediction(
+                task, tensors, peer.version.producer_step, peer.staleness_steps, age
+            )
+            for quantity in set(self.wanted) & set(tensors):
+                by_quantity.setdefault(quantity, prediction)
+        return PeerPredictions(by_quantity, misses)
+
+    def stepped(self, step: int, model: nn.Module) -> None: ...
+
+
+class InlineCollective:
+    """One run of a job in this process, with the interface of ``Collective``."""
+
+    def __init__(
+        self, job: Job, data: Mapping[str, Handle], checkpoints: str, observer: Observer
+    ):
+        self.job, self.observer = job, observer
+        self.cache = PredictionCache(job.cache.max_bytes)
+        self.states = {name: TaskState() for name in job.tasks}
+        store = CheckpointStore(checkpoints, job.checkpoint.keep)
+        self.members: dict[str, Member] = {}
+        for name in job.tasks:
+
+            def make_peers(task: Task, wanted: tuple[str, ...], name: str = name) -> LocalPeers:
+                return LocalPeers(job, name, task, wanted, self.cache)
+
+            device = choose_device(job.tasks[name].gpus)
+            member = Member(job, name, data, store, make_peers, device)
+            self.states[name].step = member.resume()
+            self.members[name] = member
+
+    def train(self) -> None:
+        """All tasks take each step together: first everybody predicts, then everybody learns. On
+        Ctrl-C all checkpoints are written before KeyboardInterrupt goes on its way."""
+        for member in self.members.values():
+            member.trainer.start_clock()
+        try:
+            self._train()
+        except KeyboardInterrupt:
+            for member in self.members.values():
+                member.save()
+            raise
+
+    def _train(self) -> None:
+        while living := self._living():
+            for _ in range(self.job.runtime.chunk_steps):
+                for name in list(living):
+                    self._guard(living, name, living[name].trainer.begin)
+                for name in list(living):
+                    self._guard(living, name, living[name].trainer.finish)
+                for name in [n for n, m in living.items() if m.finished]:
+                    self.cache.retire(name)
+                    self._report(name, living.pop(name))
+                if not living:
+                    break
+            for name, member in living.items():
+                self._report(name, member)
+
+    def _living(self) -> dict[str, Member]:
+        return {
+            n: m for n, m in self.members.items() if not m.finished and self.states[n].error is None
+        }
+
+    def _guard(self, living: dict[str, Member], name: str, half_step: Any) -> None:
+        """One task's error ends that task alone."""
+        try:
+            half_step()
+        except TrainingError as error:
+            self._fail(name, error)
+            self.cache.retire(name)
+            living.pop(name)
+
+    def _fail(self, name: str, error: TaskrayError) -> None:
+        self.states[name].error = error
+        self.observer.event(str(error), name, self.states[name].step)
+
+    def _report(self, name: str, member: Member) -> None:
+        try:
+            report = member.after_steps(member.trainer.report())
+        except TaskrayError as error:
+            self._fail(name, error)
+            return
+        self.states[name].step, self.states[name].report = report["step"], report
+        self.observer.report(report, 0)
+
+    def add_evaluations(self, data: Mapping[str, Handle]) -> None:
+        """The opened datasets of the evaluations, by title."""
+        for member in self.members.values():
+            member.evaluations.update(data)
+
+    def evaluate(self) -> None:
+        """Every task that has not failed measures itself."""
+        for name, member in self.members.items():
+            for number, title in enumerate(self.job.evaluation.data):
+                if self.states[name].error is None:
+                    samples = NUM_SAMPLES if number == 0 else 0
+                    evaluation = member.evaluate(title, samples)
+                    self.states[name].evaluations[title] = evaluation
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """The result file's content."""
+        return summarize(self.job, self.states, self.cache.statistics(), seconds)
+
+    def close(self) -> None:
+        for member in self.members.values():
+            member.close()

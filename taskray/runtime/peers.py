@@ -1,0 +1,246 @@
+"""The other tasks, as one task sees them: through the cache, off the training step's path.
+
+Two threads beside the training loop: one asks (look-up, fetch, conversion to tensors) a round
+ahead of the step that uses the answer, one tells (publishing, refreshing the forward server). No
+failure of a peer, a server or the cache reaches the loop: it is a miss, with a reason, counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor, nn
+
+from taskray.config import Job
+from taskray.data.batch import Batch
+from taskray.loop.interfaces import PeerPredictions, Prediction
+from taskray.runtime.cache import NOT_ANNOUNCED, Found
+
+log = logging.getLogger(__name__)
+
+MAX_PENDING_PUBLISHES = 8
+"""Beyond this the cache is too slow for us: further predictions are dropped, never queued up."""
+
+SERVER_CHECK_EVERY = 25
+"""Steps between two looks at whether the forward server still has its weights."""
+
+
+class CachePeers:
+    """Peers behind a cache actor (and, where the job uses them, forward servers)."""
+
+    def __init__(
+        self,
+        job: Job,
+        task: str,
+        quantities: Sequence[str],
+        wanted: Sequence[str],
+        cache: Any,
+        server: Any = None,
+    ) -> None:
+        self.job, self.task, self.quantities = job, task, tuple(quantities)
+        self.wanted = tuple(wanted)
+        self.cache, self.server = cache, server
+        self.bound = job.staleness
+        self.timeout = job.runtime.peer_timeout
+        self.dtype = {"float16": torch.float16, "float32": torch.float32}[job.cache.dtype]
+        self.by_server = job.runtime.publisher == "forward_server"
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="ask")
+        self._telling = ThreadPoolExecutor(1, thread_name_prefix="tell")
+        self._answer: Future[PeerPredictions] | None = None
+        self._asked = threading.Event()  # the look-up for the next publish is on its way
+        self._asked.set()
+        self._pending = 0
+        self._known: set[str] = set()
+        self._weights: tuple[int, dict[str, np.ndarray]] | None = None
+        self.dropped_publishes = 0
+        self.refused_publishes = 0
+
+    # ---- what the loop calls --------------------------------------------------------------
+
+    def announce(self, step: int, model: nn.Module) -> None:
+        """Join the collective, or come back to it: peers may now look this task up."""
+        if self.server is not None:
+            self._refresh_server(step, model)
+        self._tell(self._announce, step)
+
+    def request(self, batch: Batch, now: int, use: int) -> None:
+        self._asked.clear()
+        self._answer = self._asking.submit(self._ask, batch, now, use)
+
+    def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
+        if self.by_server:
+            return
+        if self._pending >= MAX_PENDING_PUBLISHES:
+            self.dropped_publishes += 1
+            return
+        tensors = {q: prediction[q].to("cpu", self.dtype) for q in self.quantities}
+        arrays = {q: t.contiguous().numpy() for q, t in tensors.items()}
+        self._pending += 1
+        self._tell(self._publish, batch.id, step, time.time(), arrays)
+
+    def collect(self, batch: Batch, step: int) -> PeerPredictions:
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return PeerPredictions()
+        waits = self.bound.on_stale == "wait"
+        patience = self.timeout + (self.bound.wait_seconds if waits else 0)
+        try:
+            return answer.result(patience)
+        except (FutureTimeout, TimeoutError):
+            return self._all_missing("timeout")
+
+    def stepped(self, step: int, model: nn.Module) -> None:
+        if self.server is None:
+            return
+        if step % self.job.forward_server.refresh_every == 0:
+            self._refresh_server(step, model)
+        elif step % SERVER_CHECK_EVERY == 0:
+            self._tell(self._revive_server)
+
+    def retire(self, step: int) -> None:
+        """Training has ended: the predictions stay, but nobody should wait for new ones."""
+        self._tell(lambda: self._call(self.cache.retire, self.task))
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until everything told so far has arrived (or timed out)."""
+        self._telling.submit(lambda: None).result(self.timeout * 4)
+
+    def close(self) -> None:
+        self._asking.shutdown(wait=False, cancel_futures=True)
+        self._telling.shutdown(wait=False, cancel_futures=True)
+
+    # ---- asking, on its own thread --------------------------------------------------------
+
+    def _ask(self, batch: Batch, now: int, use: int) -> PeerPredictions:
+        try:
+            found = self._look_up(batch, now, use)
+            if self._ask_servers(batch, found):
+                found = self._look_up(batch, now, use)
+            self._known |= set(found)
+            return self._fetch(found)
+        except ray.exceptions.GetTimeoutError:
+            return self._all_missing("timeout")
+        except ray.exceptions.RayError:
+            return self._all_missing("unavailable")
+        finally:
+            self._asked.set()
+
+    def _look_up(self, batch: Batch, now: int, use: int) -> dict[str, Found]:
+        for _ in range(2):
+            call = self.cache.look_up.remote(
+                batch.id, self.wanted, self.task, now, use, self.bound
+            )
+            self._asked.set()
+            waits = self.bound.on_stale == "wait"
+            patience = self.timeout + (self.bound.wait_seconds if waits else 0)
+            found: dict[str, Found] | None = ray.get(call, timeout=patience)
+            if found is not None:
+                return found
+            self._announce(now)  # the cache was restarted and has forgotten us
+        return {}
+
+    def _ask_servers(self, batch: Batch, found: Mapping[str, Found]) -> bool:
+        """Let forward servers fill what is missing; whether there is anything new to look up."""
+        if not self.by_server and self.bound.on_stale != "forward_server":
+            return False
+        fills = []
+        inputs = {}
+        for peer in found.values():
+            if peer.server is None or (peer.miss is None and not self.by_server):
+                continue
+            inputs = inputs or {k: v.cpu().numpy() for k, v in batch.tensors.items()}
+            cached = peer.version.producer_step if peer.version else None
+            fills.append(peer.server.fill.remote(batch.id, inputs, cached))
+        done, _ = ray.wait(fills, num_returns=len(fills), timeout=self.timeout) if fills else ([], [])
+        return bool(done)
+
+    def _fetch(self, found: Mapping[str, Found]) -> PeerPredictions:
+        misses = {task: f.miss for task, f in found.items() if f.miss is not None}
+        usable = {task: f for task, f in found.items() if f.miss is None}
+        by_quantity: dict[str, Prediction] = {}
+        newest_first = sorted(
+            usable.items(), key=lambda item: item[1].version.produced_at if item[1].version else 0
+        )[::-1]
+        for task, peer in newest_first:
+            try:
+                arrays = ray.get(peer.arrays, timeout=self.timeout)
+            except ray.exceptions.GetTimeoutError:
+                misses[task] = "timeout"
+                continue
+            except ray.exceptions.RayError:  # evicted or lost with its node since the look-up
+                misses[task] = "unavailable"
+                continue
+            assert peer.version is not None
+            prediction = Prediction(
+                task,
+                # arrays from the object store are read-only: the conversion copies them
+                {q: torch.from_numpy(np.array(a)).float() for q, a in arrays.items()},
+                peer.version.producer_step,
+                peer.staleness_steps,
+                max(0.0, time.time() - peer.version.produced_at),
+            )
+            for quantity in set(self.wanted) & set(prediction.tensors):
+                by_quantity.setdefault(quantity, prediction)
+        return PeerPredictions(by_quantity, misses)
+
+    def _all_missing(self, reason: str) -> PeerPredictions:
+        return PeerPredictions({}, {peer: reason for peer in self._known or {"cache"}})
+
+    # ---- telling, on its own thread -------------------------------------------------------
+
+    def _tell(self, what: Callable[..., Any], *arguments: Any) -> None:
+        self._telling.submit(what, *arguments)
+
+    def _call(self, method: Any, *arguments: Any) -> Any:
+        """One call to the cache or a server; None when it does not answer."""
+        try:
+            return ray.get(method.remote(*arguments), timeout=self.timeout)
+        except ray.exceptions.RayError as error:
+            log.info("%s: %s", self.task, type(error).__name__)
+            return None
+
+    def _announce(self, step: int) -> None:
+        self._call(self.cache.announce, self.task, self.quantities, step, self.server)
+
+    def _publish(
+        self, batch: int, step: int, produced_at: float, arrays: dict[str, np.ndarray]
+    ) -> None:
+        try:
+            # A waiting look-up must reach the cache before the publish that sets the peer free
+            # to move on, or the peer's next step would make its own prediction stale.
+            self._asked.wait(self.timeout)
+            refused = self._call(self.cache.publish, self.task, batch, step, produced_at, arrays)
+            if refused == NOT_ANNOUNCED:
+                self._announce(step)
+                refused = self._call(
+                    self.cache.publish, self.task, batch, step, produced_at, arrays
+                )
+            if refused:
+                self.refused_publishes += 1
+                log.warning("%s: prediction refused by the cache: %s", self.task, refused)
+        finally:
+            self._pending -= 1
+
+    def _refresh_server(self, step: int, model: nn.Module) -> None:
+        state = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
+        self._weights = (step, state)
+        self._tell(self._send_weights)
+
+    def _send_weights(self) -> None:
+        if self._weights is not None:
+            self._call(self.server.refresh, *self._weights)
+
+    def _revive_server(self) -> None:
+        """A forward server that was restarted has lost its weights: send the same ones again."""
+        if self._weights and self._call(self.server.version) != self._weights[0]:
+            self._send_weights()

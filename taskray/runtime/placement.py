@@ -1,0 +1,73 @@
+"""Where actors go, and what they may use. The one place where ``ray.remote`` is applied."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from taskray.config import Job
+from taskray.errors import InputError
+from taskray.runtime.cache import WaitingCache
+from taskray.runtime.task_actor import ForwardServer, TaskActor
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one task's process reserves in Ray, and how many threads it computes with."""
+
+    cpus: float
+    gpus: float
+    threads: int
+
+
+def plan(job: Job, available: dict[str, float]) -> dict[str, Share]:
+    """Every task's share of the resources; InputError when more is asked for than there is.
+
+    A task that names no ``cpus`` reserves one if that leaves a CPU for reading data, else none:
+    on a small machine actors that held every CPU would starve Ray Data for ever.
+    """
+    cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
+    asked_cpus = sum(t.cpus or 0 for t in job.tasks.values())
+    asked_gpus = sum(t.gpus for t in job.tasks.values())
+    if asked_gpus > gpus:
+        raise InputError(f"tasks.*.gpus: {asked_gpus:g} GPUs asked for, Ray has {gpus:g}")
+    streams = any(d.materialize == "never" for d in job.data.values())
+    if asked_cpus > cpus - (1 if streams else 0):
+        left = ", and one is needed to stream data" if streams else ""
+        raise InputError(f"tasks.*.cpus: {asked_cpus:g} CPUs asked for, Ray has {cpus:g}{left}")
+    open_tasks = [n for n, t in job.tasks.items() if t.cpus is None]
+    one_each = asked_cpus + len(open_tasks) <= cpus - 1
+    fair = max(1, math.floor((os.cpu_count() or 1) / len(job.tasks)))
+    shares = {}
+    for name, task in job.tasks.items():
+        reserved = task.cpus if task.cpus is not None else float(one_each)
+        threads = task.threads or (math.floor(task.cpus) if task.cpus and task.cpus > 1 else fair)
+        shares[name] = Share(reserved, task.gpus, threads)
+    return shares
+
+
+def place_cache(job: Job) -> Any:
+    """The cache actor: it puts what it is given, so that it owns the arrays; Ray restarts it."""
+    return (
+        ray.remote(WaitingCache)
+        .options(num_cpus=0, max_restarts=-1, max_concurrency=1000)
+        .remote(job.cache.max_bytes, ray.put)
+    )
+
+
+def place_task(job: Job, name: str, share: Share) -> Any:
+    """A task's process. The driver restarts it, never Ray: only the driver knows the run."""
+    actor = ray.remote(TaskActor).options(
+        num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0
+    )
+    return actor.remote(job.model_dump(mode="json"), name, share.threads)
+
+
+def place_server(job: Job, name: str, share: Share, cache: Any) -> Any:
+    """A task's forward server; Ray restarts it, its trainer sends the weights again."""
+    actor = ray.remote(ForwardServer).options(num_cpus=0, max_restarts=-1)
+    return actor.remote(job.model_dump(mode="json"), name, share.threads, cache)

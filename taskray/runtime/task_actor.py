@@ -1,0 +1,133 @@
+"""What runs in a task's own process. It answers short calls, so the driver always has its ear."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from taskray.config import parse_job
+from taskray.loop.assembly import build_model, build_task
+from taskray.loop.evaluation import Evaluation
+from taskray.runtime.checkpoints import CheckpointStore
+from taskray.runtime.member import Member, choose_device
+from taskray.runtime.peers import CachePeers
+from taskray.tasks.task import Task
+
+
+def use_threads(count: int) -> None:
+    """Ray sets one thread per reserved CPU; a task's own setting is meant instead."""
+    torch.set_num_threads(count)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(1)
+
+
+class TaskActor:
+    """One task: its model, optimizer, hyperparameters, data and loop, in one process.
+
+    The constructor does nothing that can fail: :meth:`setup` does, as a call with an answer, so
+    that an error of the job is told from a lost process.
+    """
+
+    def __init__(self, job: dict[str, Any], name: str, threads: int) -> None:
+        use_threads(threads)
+        self.job, self.name = parse_job(job, "job"), name
+        self.member: Member | None = None
+        self.peers: CachePeers | None = None
+
+    def setup(
+        self, data: dict[str, Any], checkpoints: str, cache: Any, server: Any = None
+    ) -> dict[str, Any]:
+        """Build everything, go on from the latest checkpoint, join the collective.
+
+        Returns ``step`` and the process id. Raises InputError for what the job has wrong.
+        """
+        store = CheckpointStore(checkpoints, self.job.checkpoint.keep)
+
+        def make_peers(task: Task, wanted: tuple[str, ...]) -> CachePeers:
+            self.peers = CachePeers(self.job, self.name, task.quantities, wanted, cache, server)
+            return self.peers
+
+        device = choose_device(self.job.tasks[self.name].gpus)
+        self.member = Member(self.job, self.name, data, store, make_peers, device)
+        step = self.member.resume()
+        if self.peers is not None:
+            self.peers.announce(step, self.member.trainer.model)
+        self.member.trainer.start_clock()
+        return {"step": step, "pid": os.getpid()}
+
+    def add_evaluations(self, data: dict[str, Any]) -> None:
+        """The opened datasets of the evaluations, by title; they may come late."""
+        self._member.evaluations.update(data)
+
+    def train(self, num_steps: int) -> dict[str, Any]:
+        """One chunk; see :meth:`taskray.loop.trainer.Trainer.report`. Also the process id."""
+        member = self._member
+        report = member.after_steps(member.trainer.train(num_steps))
+        report["pid"] = os.getpid()
+        if self.peers is not None:
+            report["values"]["publishes_dropped"] = float(self.peers.dropped_publishes)
+            if member.finished:
+                self.peers.retire(member.trainer.step)
+        return report
+
+    def save(self) -> int:
+        """Write a checkpoint now; returns its step."""
+        self._member.save()
+        return self._member.trainer.step
+
+    def evaluate(self, title: str, num_samples: int = 0) -> Evaluation:
+        """One evaluation of the job, see :func:`taskray.loop.evaluation.evaluate`."""
+        return self._member.evaluate(title, num_samples)
+
+    @property
+    def _member(self) -> Member:
+        if self.member is None:
+            raise RuntimeError("setup was not called")
+        return self.member
+
+
+class ForwardServer:
+    """A stale copy of one task's model that predicts on demand (the paper's Figure 4)."""
+
+    def __init__(self, job: dict[str, Any], name: str, threads: int, cache: Any) -> None:
+        use_threads(threads)
+        self.job, self.name, self.cache = parse_job(job, "job"), name, cache
+        self.task = build_task(self.job, name)
+        self.device = choose_device(self.job.tasks[name].gpus)
+        self.model = build_model(self.job, name, self.task).to(self.device).eval()
+        self.step: int | None = None
+        self.forward_passes = 0
+
+    async def version(self) -> int | None:
+        """Step of the trainer whose weights this copy has; None before the first refresh."""
+        return self.step
+
+    async def statistics(self) -> dict[str, int]:
+        return {"forward_passes": self.forward_passes}
+
+    async def refresh(self, step: int, weights: dict[str, Any]) -> None:
+        """Take the trainer's weights."""
+        self.model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
+        self.step = step
+
+    async def fill(self, batch: int, inputs: dict[str, Any], cached: int | None) -> str | None:
+        """Predict on a batch and put the prediction into the cache, unless the one that is
+        ``cached`` comes from these very weights. Returns why not, where it could not."""
+        if self.step is None:
+            return "no weights yet"
+        if self.job.forward_server.reuse and cached == self.step:
+            return None
+        tensors = {k: torch.from_numpy(v.copy()).to(self.device) for k, v in inputs.items()}
+        with torch.inference_mode():
+            output = self.model(self.task.network_input(tensors)).float()
+            prediction = self.task.predict(output)
+        self.forward_passes += 1
+        dtype = torch.float16 if self.job.cache.dtype == "float16" else torch.float32
+        arrays = {q: prediction[q].to("cpu", dtype).numpy() for q in self.task.quantities}
+        refused: str | None = await self.cache.publish.remote(
+            self.name, batch, self.step, time.time(), arrays
+        )
+        return refused

@@ -1,0 +1,78 @@
+"""Every quantity that crosses a room: its shape, unit, range and sign, stated once.
+
+Conventions
+-----------
+* Camera axes: x right, y down, z forward. Pixel ``(i, j)`` is (row, column);
+  its homogeneous form is ``p = (j, i, 1)``.
+* Depth is z in metres (never the ray length); 0 means *not measured*.
+* ``camera_motion`` M is 4x4 and takes a point from camera 1 to camera 2:
+  ``X2 = R12 @ X1 + T12 (+ m * delta12)`` with ``M = [[R12, T12], [0, 1]]``.
+* ``object_motion`` delta12 lives on the pixels of frame 1, in metres, in the axes
+  of camera 2: the movement of the point seen there relative to the scene.
+* Normals are unit vectors in camera axes that face the camera: ``n . ray < 0``.
+* Segmentation is a class index per pixel; 255 is ignored.
+
+A dataset row holds one frame, a pair or a triplet. The columns of the first frame
+carry the plain name; those of frame k carry the suffix ``_k`` (``image_2``).
+``camera_motion`` is 1 -> 2 and ``camera_motion_2`` is 2 -> 3. ``intrinsics`` is shared
+by all frames of a row.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+IGNORE = 255
+"""Segmentation value of pixels that count neither in losses nor in metrics."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One named tensor. ``shape`` is that of one sample, with H and W for the frame size."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    unit: str
+    resize: Literal["area", "nearest", "intrinsics", "none"]
+    meaning: str
+
+
+QUANTITIES: dict[str, Quantity] = {
+    q.name: q
+    for q in (
+        Quantity("image", (3, "H", "W"), "uint8", "RGB, 0-255 stored, [0, 1] in training", "area",
+                 "colour frame"),
+        Quantity("intrinsics", (3, 3), "float32", "pixels", "intrinsics",
+                 "camera matrix K: fx, fy, principal point (x0, y0) at pixel centres"),
+        Quantity("depth", (1, "H", "W"), "float32", "metres along z, 0 invalid", "nearest",
+                 "distance of the surface from the image plane"),
+        Quantity("normals", (3, "H", "W"), "float32", "unit vectors, camera axes; 0 0 0 invalid",
+                 "nearest", "surface normals facing the camera"),
+        Quantity("segmentation", (1, "H", "W"), "uint8", "class index, 255 ignored", "nearest",
+                 "semantic class per pixel"),
+        Quantity("edges", (1, "H", "W"), "uint8", "1 edge, 0 none, 255 ignored", "nearest",
+                 "occlusion and object boundaries"),
+        Quantity("camera_motion", (4, 4), "float32", "metres, camera k to camera k+1", "none",
+                 "rigid motion of the camera to the next frame"),
+        Quantity("object_motion", (3, "H", "W"), "float32", "metres, axes of camera k+1", "nearest",
+                 "movement of the visible point relative to the scene, to the next frame"),
+        Quantity("object_motion_back", (3, "H", "W"), "float32", "metres, axes of camera k-1",
+                 "nearest", "the same, to the frame before"),
+        Quantity("motion_mask", (1, "H", "W"), "uint8", "1 moving, 0 still, 255 ignored", "nearest",
+                 "pixels of objects that move relative to the scene"),
+    )
+}
+
+PREDICTED_SHAPES: dict[str, tuple[int | str, ...]] = {
+    "segmentation": ("C", "H", "W"),  # predictions are logits, labels are indices
+}
+"""Where a prediction is shaped otherwise than its label."""
+
+
+def quantity_of(column: str) -> str:
+    """The quantity that a column holds: ``depth_2`` -> ``depth``."""
+    base = re.sub(r"_[2-9]$", "", column)
+    return base if base in QUANTITIES else column

@@ -1,0 +1,71 @@
+"""Depth from one image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from taskray import plugins
+from taskray.errors import InputError
+from taskray.tasks.metrics import DepthMetrics
+from taskray.tasks.task import Task
+
+Metres = Annotated[float, Field(gt=0)]
+
+
+class Depth(Task):
+    """Depth along z in metres, from one image.
+
+    Args:
+        loss: ``mse``, ``log_mse``, ``l1`` or the import path of ``loss(prediction, label, valid)``.
+        output: what the network's one channel o means. ``log``: depth is
+            ``min_depth * (max_depth / min_depth) ** sigmoid(o)``, so a change of o scales depth
+            rather than adding metres to it, and depth lies between the bounds from the first
+            step on. ``metres``: o is depth, clamped to the bounds (published metric networks).
+        min_depth: nearest depth in metres that is predicted; nearer labels do not count.
+        max_depth: farthest depth in metres that is predicted; farther labels do not count.
+        median_scaling: scale each predicted map by the ratio of medians (label to prediction)
+            before measuring, for training whose scale is unknown. State it beside the numbers.
+    """
+
+    quantities = ("depth",)
+    labels = ("depth",)
+    out_channels = 1
+
+    def __init__(
+        self,
+        loss: str = "mse",
+        output: Literal["log", "metres"] = "log",
+        min_depth: Metres = 0.1,
+        max_depth: Metres = 80.0,
+        median_scaling: bool = False,
+    ) -> None:
+        if min_depth >= max_depth:
+            raise InputError(f"max_depth: expected more than min_depth {min_depth}")
+        self.output = output
+        self.min_depth = min_depth
+        self.max_depth = max_depth
+        self.median_scaling = median_scaling
+        self._loss_name = loss
+        self._loss = plugins.resolve("loss", loss, "loss")
+
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        if self.output == "metres":
+            return {"depth": output.clamp(self.min_depth, self.max_depth)}
+        span = math.log(self.max_depth / self.min_depth)
+        return {"depth": self.min_depth * torch.exp(span * torch.sigmoid(output))}
+
+    def loss(
+        self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        label = batch["depth"]
+        valid = (label >= self.min_depth) & (label <= self.max_depth)
+        return {self._loss_name: self._loss(prediction["depth"], label, valid)}
+
+    def metric(self) -> DepthMetrics:
+        return DepthMetrics(self.min_depth, self.max_depth, self.median_scaling)

@@ -1,0 +1,44 @@
+"""Supervised losses, ``loss(prediction, label, valid) -> scalar``.
+
+``prediction`` and ``label`` are ``[B, C, H, W]`` in the units of ``schema``, ``valid`` is a bool
+mask ``[B, 1, H, W]``. Each is a mean over the valid pixels of the batch; without any it is 0,
+with a gradient of zeros. A loss of your own is any such function, named by import path.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from taskray.geometry.normals import unit
+
+SMALLEST_DEPTH = 1e-6
+"""Metres; keeps the logarithm of an invalid label finite."""
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of ``values`` ``[B, C, H, W]`` where ``valid`` ``[B, 1, H, W]``; 0 if nowhere."""
+    count = valid.sum() * (values.numel() // max(valid.numel(), 1))
+    return torch.where(valid, values, 0.0).sum() / count.clamp(min=1)
+
+
+def mse(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared difference (the depth loss of Taskology 4.3)."""
+    return masked_mean((prediction - label).square(), valid)
+
+
+def l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute difference."""
+    return masked_mean((prediction - label).abs(), valid)
+
+
+def log_mse(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared difference of logarithms: relative errors, alike near and far."""
+    ratio = prediction.clamp(min=SMALLEST_DEPTH) / label.clamp(min=SMALLEST_DEPTH)
+    return masked_mean(ratio.log().square(), valid)
+
+
+def cosine(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Mean of 1 - cos of the angle between vectors (the normals loss of Taskology 4.3)."""
+    distance = 1 - (unit(prediction) * unit(label)).sum(dim=1, keepdim=True)
+    return masked_mean(distance, valid)

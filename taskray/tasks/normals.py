@@ -1,0 +1,43 @@
+"""Surface normals from one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from taskray import plugins
+from taskray.geometry.normals import unit
+from taskray.tasks.metrics import NormalsMetrics, has_direction
+from taskray.tasks.task import Task
+
+
+class Normals(Task):
+    """Surface normals from one image: unit vectors in camera axes.
+
+    The network's three channels are scaled to length 1. That normals face the camera is learnt
+    from the labels, not forced.
+
+    Args:
+        loss: ``cosine``, ``l1``, ``mse`` or the import path of ``loss(prediction, label, valid)``.
+    """
+
+    quantities = ("normals",)
+    labels = ("normals",)
+    out_channels = 3
+
+    def __init__(self, loss: str = "cosine") -> None:
+        self._loss_name = loss
+        self._loss = plugins.resolve("loss", loss, "loss")
+
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        return {"normals": unit(output)}
+
+    def loss(
+        self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        label = batch["normals"]
+        return {self._loss_name: self._loss(prediction["normals"], label, has_direction(label))}
+
+    def metric(self) -> NormalsMetrics:
+        return NormalsMetrics()

@@ -1,0 +1,49 @@
+"""What a task is: the quantities it predicts, how a network's output becomes them, its
+supervised loss and its metrics.
+
+A task of your own subclasses :class:`Task`; a job names it by import path.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Task(ABC):
+    """One vision task. Its ``__init__`` arguments are what a job may set under ``task``."""
+
+    quantities: tuple[str, ...]
+    """Names of the predicted quantities (``schema.QUANTITIES``); the first names the task."""
+    inputs: tuple[str, ...] = ("image",)
+    """Dataset columns that the network needs."""
+    labels: tuple[str, ...]
+    """Dataset columns that the supervised loss and the metrics need."""
+    in_channels: int = 3
+    """Channels of the network's input."""
+    out_channels: int
+    """Channels that the network must give."""
+
+    def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The network's input ``[B, in_channels, H, W]`` from the columns of a batch."""
+        return batch["image"]
+
+    @abstractmethod
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        """Quantities in the units of ``schema`` from the network's output
+        ``[B, out_channels, H, W]`` (float32)."""
+
+    @abstractmethod
+    def loss(
+        self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Named scalar losses against the labels; their sum is minimised. A batch without one
+        valid label gives a loss of 0 that still has a gradient (of zeros), never NaN."""
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """A fresh metric with ``update(prediction, batch)`` and ``compute() -> dict[str, Tensor]``;
+        names and units as in the result file (ratios in [0, 1], angles in degrees)."""

@@ -1,0 +1,213 @@
+"""One run of a job, from its datasets to its report. The whole story is :func:`train`:
+
+    job ──▶ datasets (converted once, opened) ──▶ collective ──▶ result ──▶ run folder, report
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from taskray.config import Job
+from taskray.data.parquet import columns_of
+from taskray.data.source import Handle, open_source
+from taskray.data.store import build_reader, prepare
+from taskray.loop.assembly import build_model, build_relations, build_tasks, columns_of_datasets
+from taskray.report.html import write_report
+from taskray.report.live import Live
+from taskray.report.progress import dataset_progress
+from taskray.report.run_folder import METRICS, PANELS, RESULT, RunFolder
+from taskray.runtime.checkpoints import CheckpointStore
+from taskray.runtime.inline import InlineCollective
+
+Resume = Literal["auto", "never"]
+
+
+class Listener(Protocol):
+    """Somebody else who wants each task's reports as they come: a Tune trial, a benchmark."""
+
+    def __call__(self, task: str, step: int, values: Mapping[str, float]) -> None: ...
+
+
+def train(
+    job: Job,
+    folder: Path,
+    *,
+    resume: Resume = "auto",
+    inline: bool = False,
+    console: Console | None = None,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Run a job in a run folder and return the content of its ``result.json``.
+
+    ``resume="auto"`` goes on from the folder's checkpoints where there are some; ``"never"``
+    starts over. ``inline`` runs the same loop in this process, without Ray. Raises InputError
+    for what the job has wrong, before anything is placed; an interrupt (Ctrl-C) leaves after the
+    checkpoints are written.
+    """
+    console = console or Console()
+    check(job)
+    checkpoints = job.checkpoint.path or str(folder / "checkpoints")
+    if resume == "never":
+        start_over(folder, checkpoints)
+    with ray_session(job, inline), RunFolder(folder) as files:
+        files.write_config(job)
+        paths = prepare_datasets(job, use_ray=not inline, console=console)
+        live = Live({n: job.steps_of(n) for n in job.tasks}, job.name, console)
+        recorder = Recorder(files, live, listener)
+        with closing(Opener(job, paths, use_ray=not inline)) as opener:
+            data, evaluations = opener.for_training(), opener.for_evaluation()
+            with closing(make_collective(job, data, checkpoints, recorder, inline)) as collective:
+                if job.evaluation.every:
+                    collective.add_evaluations(evaluations.result())
+                try:
+                    with live:
+                        collective.train()
+                    collective.add_evaluations(evaluations.result())
+                    collective.evaluate()
+                finally:
+                    result = collective.result(recorder.elapsed)
+                    result |= {"events": recorder.events, "hardware": hardware()}
+                    files.write_panels(panels(collective.states))
+                    files.write_result(result)
+    write_report(folder)
+    return result
+
+
+def check(job: Job) -> None:
+    """Everything about a job that can be checked without its data: the names, the arguments, the
+    relations. Raises InputError with one line."""
+    tasks = build_tasks(job)
+    for name, task in tasks.items():
+        build_relations(job, task)
+        build_model(job, name, task)
+    for name, config in job.data.items():
+        build_reader(config, name)
+
+
+def ray_session(job: Job, inline: bool) -> Any:
+    """Ray for the run; nothing where the run is inline."""
+    if inline:
+        return nullcontext()
+    from taskray.runtime.session import session
+
+    return session(job.runtime.address)
+
+
+def make_collective(
+    job: Job, data: dict[str, Handle], checkpoints: str, recorder: Recorder, inline: bool
+) -> Any:
+    """The tasks of the job as Ray actors, or all of them in this process."""
+    if inline:
+        return InlineCollective(job, data, checkpoints, recorder)
+    from taskray.runtime.collective import Collective
+
+    return Collective(job, data, checkpoints, recorder)
+
+
+def start_over(folder: Path, checkpoints: str) -> None:
+    """Remove what an earlier run left in the folder (only files that taskray writes)."""
+    CheckpointStore(checkpoints).clear()
+    for name in (METRICS, RESULT, PANELS, "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+
+def hardware() -> str:
+    """What the run ran on, for whoever reads the result."""
+    gpus = torch.cuda.device_count()
+    card = f", {gpus} x {torch.cuda.get_device_name(0)}" if gpus else ""
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}){card}, torch {torch.__version__}"
+
+
+def prepare_datasets(job: Job, use_ray: bool, console: Console) -> dict[str, Path]:
+    """Every dataset of the job as Parquet, converted now where it was not yet."""
+    used = {t.dedicated for t in job.tasks.values()} | set(job.evaluation.data.values())
+    if job.mediator and job.active_relations:
+        used.add(job.mediator.data)
+    paths = {}
+    for name, config in job.data.items():
+        if name in used:
+            with dataset_progress(console, name) as progress:
+                paths[name] = prepare(config, name=name, use_ray=use_ray, progress=progress)
+    return paths
+
+
+class Opener:
+    """Opens the datasets of a job: those to train on first, those of the evaluations while the
+    training runs, each with the columns that somebody needs."""
+
+    def __init__(self, job: Job, paths: Mapping[str, Path], use_ray: bool) -> None:
+        self.job, self.paths, self.use_ray = job, paths, use_ray
+        self.tasks = build_tasks(job)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="open")
+
+    def for_training(self) -> dict[str, Handle]:
+        """The dedicated datasets and the mediator, by name."""
+        needed = columns_of_datasets(self.job, self.tasks)
+        return {name: self._open(name, columns) for name, columns in needed.items()}
+
+    def for_evaluation(self) -> Future[dict[str, Handle]]:
+        """The datasets of the evaluations, by title, opened in the background."""
+        return self._pool.submit(self._open_evaluations)
+
+    def _open_evaluations(self) -> dict[str, Handle]:
+        wanted = {c for task in self.tasks.values() for c in (*task.inputs, *task.labels)}
+        handles: dict[str, Handle] = {}
+        for title, name in self.job.evaluation.data.items():
+            there = [c for c in columns_of(self.paths[name]) if c in wanted]
+            handles[title] = self._open(name, there)
+        return handles
+
+    def _open(self, name: str, columns: Sequence[str]) -> Handle:
+        return open_source(self.job.data[name], self.paths[name], columns, self.use_ray, name=name)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Recorder:
+    """Looks on while the collective trains: writes files, draws the live table, tells a listener."""
+
+    def __init__(self, files: RunFolder, live: Live, listener: Listener | None = None) -> None:
+        self.files, self.live, self.listener = files, live, listener
+        self.began = time.monotonic()
+        self.events: list[dict[str, Any]] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return self.files.elapsed + time.monotonic() - self.began
+
+    def report(self, report: dict[str, Any], restarts: int) -> None:
+        task, step, values = report["task"], report["step"], report["values"]
+        self.files.log(task, step, self.elapsed, values)
+        self.live.update(task, step, values, restarts)
+        if self.listener is not None:
+            self.listener(task, step, values)
+
+    def event(self, text: str, task: str | None = None, step: int | None = None) -> None:
+        self.files.event(text, self.elapsed, task, step)
+        self.live.event(text)
+        self.events.append({"event": text, "task": task, "step": step})
+
+
+def panels(states: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The frames that the evaluations kept, under the names of ``panels.npz``."""
+    return {
+        f"{task}/{title}/{name}": array
+        for task, state in states.items()
+        for title, evaluation in state.evaluations.items()
+        for name, array in evaluation.samples.items()
+    }
