@@ -10,6 +10,8 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from taskray.config import load_job
-from taskray.errors import TaskrayError
+from taskray.errors import TaskrayError, one_line
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -25,7 +27,7 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parsed = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is Ctrl-C
+    before = signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop is Ctrl-C
     try:
         code: int = parsed.run(parsed)
         return code
@@ -38,10 +40,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: head, less
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except Exception as error:
+        print(f"taskray: unexpected: {one_line(error)} (log: {_keep_traceback()})", file=sys.stderr)
+        return FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(signal_number: int, frame: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _keep_traceback() -> str:
+    """Write the traceback of the present exception to a file; returns its name."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="taskray-", suffix=".log", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exc(file=file)
+    return file.name
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
             help="override a dotted path of the job; may be given often",
         )  # fmt: skip
 
+    def recording(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--record", type=Path, metavar="DIR",
+            help="also write what was found to DIR/<name>.md and .json, with commit and hardware",
+        )  # fmt: skip
+
     sub = command("train", run_train, "one collective run of a job")
     sub.add_argument("job", metavar="JOB.yaml")
     overrides(sub)
@@ -75,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("study", type=Path, metavar="STUDY.yaml")
     sub.add_argument("--out", type=Path, help="study folder (default: runs/<name of the study>)")
     sub.add_argument("--seeds", type=int, help="how many seeds, instead of the study's own")
+    recording(sub)
     overrides(sub)
 
     sub = command("tune", run_tune, "search a space of jobs with Ray Tune")
@@ -82,12 +105,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--job", type=Path, metavar="JOB.yaml", help="instead of the space's own")
     sub.add_argument("--out", type=Path, help="folder (default: runs/<name of the space>)")
     sub.add_argument("--samples", type=int, help="how many trials, instead of the space's own")
+    recording(sub)
     overrides(sub)
 
     sub = command("submit", run_submit, "run a job on a cluster, through Ray's job submission")
     sub.add_argument("job", metavar="JOB.yaml")
     sub.add_argument("--address", required=True, help="of the cluster's dashboard, http://...")
     sub.add_argument("--follow", action="store_true", help="print the job's log until it ends")
+    sub.add_argument(
+        "--out", metavar="DIR", help="run folder on the cluster (default: ~/taskray-runs/<name>)"
+    )
     overrides(sub)
 
     sub = command("report", run_report, "write report.html of a run or study")
@@ -106,16 +133,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
+    job = load_job(arguments.job, arguments.overrides)  # before the slow imports
     from taskray.report.compare import comparison_table
     from taskray.report.render import to_rich
     from taskray.train import train
 
-    job = load_job(arguments.job, arguments.overrides)
     folder = arguments.out or Path("runs") / job.name
     console = Console()
-    result = train(
-        job, folder, resume=arguments.resume, inline=arguments.inline, console=console
-    )
+    try:
+        result = train(
+            job, folder, resume=arguments.resume, inline=arguments.inline, console=console
+        )
+    except KeyboardInterrupt:
+        print(f"taskray: interrupted; the same command goes on from {folder}", file=sys.stderr)
+        return INTERRUPTED
     console.print(to_rich(comparison_table({job.name: result})))
     console.print(f"run folder: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
     if result["error"]:
@@ -129,15 +160,23 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from taskray.report.compare import comparison_table
     from taskray.report.render import to_rich
 
-    result = evaluate_run(arguments.folder, arguments.overrides)
-    Console().print(to_rich(comparison_table({result["name"]: result})))
+    console = Console()
+    result = evaluate_run(arguments.folder, arguments.overrides, console)
+    console.print(to_rich(comparison_table({result["name"]: result})))
     return DONE
 
 
 def run_study(arguments: argparse.Namespace) -> int:
     from taskray.tuning.study import study
 
-    return study(arguments.study, arguments.out, arguments.seeds, arguments.overrides, Console())
+    return study(
+        arguments.study,
+        arguments.out,
+        arguments.seeds,
+        arguments.overrides,
+        Console(),
+        arguments.record,
+    )
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
@@ -150,13 +189,21 @@ def run_tune(arguments: argparse.Namespace) -> int:
         arguments.samples,
         arguments.overrides,
         Console(),
+        arguments.record,
     )
 
 
 def run_submit(arguments: argparse.Namespace) -> int:
     from taskray.submit import submit
 
-    return submit(arguments.job, arguments.address, arguments.overrides, arguments.follow)
+    return submit(
+        arguments.job,
+        arguments.address,
+        arguments.overrides,
+        follow=arguments.follow,
+        out=arguments.out,
+        console=Console(),
+    )
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -168,8 +215,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     path = write_report(arguments.folder, arguments.baseline)
     console = Console()
     if arguments.baseline:
-        folders = {arguments.baseline.name: arguments.baseline, arguments.folder.name: arguments.folder}
-        results = {label: read_result(folder) or {} for label, folder in folders.items()}
+        folders = (arguments.baseline, arguments.folder)
+        results = {folder.name: read_result(folder) or {} for folder in folders}
         console.print(to_rich(comparison_table(results)))
     console.print(f"report: {path}", soft_wrap=True)
     return DONE
@@ -182,9 +229,10 @@ def run_data(arguments: argparse.Namespace) -> int:
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
+    job = load_job(arguments.job, arguments.overrides)  # before the slow imports
     from taskray.doctor import doctor
 
-    return doctor(load_job(arguments.job, arguments.overrides), Console())
+    return doctor(job, Console())
 
 
 if __name__ == "__main__":

@@ -14,18 +14,26 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from taskray import plugins
 from taskray.errors import InputError
+from taskray.problems import first_problem, nearest
+from taskray.yaml_values import override as override
+from taskray.yaml_values import read_yaml as read_yaml
+from taskray.yaml_values import set_path as set_path
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
+"""Names become folders, and parts of the names of metrics."""
 
 
 class Settings(BaseModel):
     """Base of all sections: unknown keys are fatal, docstrings are the reference."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False
+    )
 
 
 class Plugin(Settings):
@@ -70,9 +78,9 @@ class OptimizerConfig(Settings):
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's averages."""
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     """Momentum of ``sgd``."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How the rate falls from its peak to ``final_fraction`` of it over the task's steps."""
@@ -206,7 +214,7 @@ class ForwardServerConfig(Settings):
 class EvaluationConfig(Settings):
     """What is measured on data that no training step has seen."""
 
-    data: dict[str, str] = {}
+    data: dict[Name, str] = {}
     """Title of each evaluation -> name of the dataset (``{real_test: ...}``); the first is the
     main one, whose values stand in ``result.json`` under ``metrics``."""
     batch_size: Positive = 16
@@ -244,7 +252,7 @@ class RuntimeConfig(Settings):
 class Job(Settings):
     """One collective run."""
 
-    name: str
+    name: Name
     """Name of the run; also of its folder."""
     description: str = ""
     """One line for people."""
@@ -252,13 +260,13 @@ class Job(Settings):
     """Seed of everything that has none of its own."""
     steps: Positive = 1000
     """Training steps of each task that names none of its own."""
-    data: dict[str, DataConfig]
+    data: dict[Name, DataConfig]
     """The datasets, by name."""
-    tasks: Annotated[dict[str, TaskConfig], Field(min_length=1)]
+    tasks: Annotated[dict[Name, TaskConfig], Field(min_length=1)]
     """The tasks, by name."""
     mediator: MediatorConfig | None = None
     """The shared unlabelled dataset; null: each task trains alone."""
-    consistency: dict[str, RelationConfig] = {}
+    consistency: dict[Name, RelationConfig] = {}
     """The relations that tie tasks together, by name."""
     staleness: StalenessConfig = StalenessConfig()
     """How old a peer's prediction may be."""
@@ -277,7 +285,7 @@ class Job(Settings):
     def _names_exist(self) -> Job:
         def known(where: str, name: str | None) -> None:
             if name is not None and name not in self.data:
-                hint = plugins.nearest(name, list(self.data))
+                hint = nearest(name, list(self.data))
                 raise ValueError(f"@{where}@no dataset {name!r} under 'data'; {hint}")
 
         for task_name, task in self.tasks.items():
@@ -322,7 +330,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 def parse_job(values: dict[str, Any], source: str) -> Job:
     """Check a job given as plain values; ``source`` is named in errors."""
-    return parse(Job, values, source)
+    job: Job = parse(Job, values, source)
+    return job
 
 
 def parse(model: type[Any], values: dict[str, Any], source: str) -> Any:
@@ -330,95 +339,9 @@ def parse(model: type[Any], values: dict[str, Any], source: str) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{source}: {_first_problem(error, model)}") from None
+        raise InputError(f"{source}: {first_problem(error, model)}") from None
 
 
 def dump_yaml(settings: BaseModel) -> str:
     """The settings as YAML that loads again to the same settings."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file; InputError names the line where it is malformed."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}:{line} malformed YAML: {problem}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
-    return values
-
-
-def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply ``a.b=value`` (the value is YAML) to nested values; returns a new dict."""
-    for text in overrides:
-        path, equals, value = text.partition("=")
-        if not equals or not path:
-            raise InputError(f"--set {text!r}: expected dotted.path=value")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"--set {text!r}: the value is not valid YAML") from None
-        if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string
-            try:
-                parsed = float(parsed)
-            except ValueError:
-                pass
-        values = set_path(values, path.split("."), parsed, text)
-    return values
-
-
-def set_path(values: Any, keys: Sequence[str], value: Any, text: str) -> dict[str, Any]:
-    """A copy of ``values`` with the nested key set; plain strings on the way become plugins."""
-    if values is None:
-        values = {}
-    elif isinstance(values, str):  # ``model: unet`` is short for ``model: {name: unet}``
-        values = {"name": values}
-    elif not isinstance(values, dict):
-        raise InputError(f"--set {text!r}: {keys[0]!r} lies under a value, not under a section")
-    head, *rest = keys
-    inner = set_path(values.get(head), rest, value, text) if rest else value
-    return {**values, head: inner}
-
-
-def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if message.startswith("@"):  # our own validators name the key themselves
-        _, path, message = message.split("@", 2)
-        return f"{path}: {message}"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(model, problem["loc"][:-1])
-        return f"{path}: unknown key; {plugins.nearest(str(problem['loc'][-1]), known)}"
-    if problem["type"] == "missing":
-        return f"{path}: required, but not given"
-    return f"{path}: {message[0].lower()}{message[1:]} (got {problem.get('input')!r})"
-
-
-def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """The field names at a place in the job, found by walking the settings classes."""
-    current: Any = model
-    for part in location:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-        candidates = [current, *getattr(current, "__args__", ())]
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        nested = [
-            a
-            for c in candidates
-            for a in getattr(c, "__args__", ())
-            if isinstance(a, type) and issubclass(a, BaseModel)
-        ]
-        current = next(iter(models + nested), current)
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return list(current.model_fields)
-    return []

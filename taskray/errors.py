@@ -27,3 +27,10 @@ class TrainingError(TaskrayError):
 
     def __str__(self) -> str:
         return f"task {self.task!r} failed at step {self.step}: {self.reason}"
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line, with the kind of error where its text says too little."""
+    text = " ".join(str(error).split())
+    speaks = isinstance(error, (TaskrayError, ValueError, OSError)) and text
+    return text if speaks else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -7,10 +7,10 @@ docstring are the reference, its type hints are checked.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any, get_type_hints
@@ -18,7 +18,9 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from taskray.errors import InputError
+from taskray.errors import InputError, one_line
+from taskray.problems import first_problem
+from taskray.problems import nearest as nearest
 
 BUILTIN: dict[str, dict[str, str]] = {
     "reader": {
@@ -48,12 +50,6 @@ BUILTIN: dict[str, dict[str, str]] = {
 }
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """A hint for an unknown name: ``did you mean 'x'?`` or the list of known ones."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
-
-
 def resolve(kind: str, name: str, where: str) -> Any:
     """The class or function behind ``name``; InputError names the key ``where`` otherwise."""
     path = BUILTIN[kind].get(name, name)
@@ -67,10 +63,12 @@ def resolve(kind: str, name: str, where: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise InputError(f"{where}: cannot import {module_name!r}: {error}") from None
-    except AttributeError:
-        raise InputError(f"{where}: module {module_name!r} has no {attribute!r}") from None
+    except AttributeError as error:
+        if module_name in sys.modules:
+            raise InputError(f"{where}: module {module_name!r} has no {attribute!r}") from None
+        raise InputError(f"{where}: cannot import {module_name!r}: {one_line(error)}") from error
+    except Exception as error:  # a module that a person wrote may fail in any way
+        raise InputError(f"{where}: cannot import {module_name!r}: {one_line(error)}") from error
 
 
 def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
@@ -105,9 +103,7 @@ def check_arguments(
         try:
             checked[name] = adapter.validate_python(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            path = ".".join(map(str, (where, name, *first["loc"])))
-            raise InputError(f"{path}: {_lower(first['msg'])} (got {first['input']!r})") from None
+            raise InputError(first_problem(error, hint, f"{where}.{name}")) from None
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
             raise InputError(f"{where}.{name}: required, but not given")
@@ -118,15 +114,16 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], where: str, **give
     """Build the plugin ``name`` with the job's ``arguments`` and what taskray itself gives.
 
     Raises InputError, naming the key, for an unknown name, an unknown argument, a missing one
-    or a value of the wrong type; and for a value that the class itself refuses (ValueError).
+    or a value of the wrong type; and for whatever the class itself refuses.
     """
     target = resolve(kind, name, where)
     checked = check_arguments(target, arguments, where, given)
     try:
         return target(**checked, **given)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
+    except InputError as error:  # the class names its argument; the key is where a job has it
+        text = str(error)
+        argument = re.split(r"[:.\s]", text, maxsplit=1)[0]
+        separator = "." if argument in arguments_of(target) else ": "
+        raise InputError(text if text.startswith(where) else f"{where}{separator}{text}") from None
+    except Exception as error:
+        raise InputError(f"{where}: {one_line(error)}") from error

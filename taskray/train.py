@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from rich.console import Console
+from torch import nn
 
 from taskray.config import Job
 from taskray.data.parquet import columns_of
@@ -28,7 +29,7 @@ from taskray.report.html import write_report
 from taskray.report.live import Live
 from taskray.report.progress import dataset_progress
 from taskray.report.run_folder import METRICS, PANELS, RESULT, RunFolder
-from taskray.runtime.checkpoints import CheckpointStore
+from taskray.runtime.checkpoints import CheckpointStore, load_into
 from taskray.runtime.inline import InlineCollective
 
 Resume = Literal["auto", "never"]
@@ -57,23 +58,24 @@ def train(
     checkpoints are written.
     """
     console = console or Console()
-    check(job)
+    models = check(job)
     checkpoints = job.checkpoint.path or str(folder / "checkpoints")
     if resume == "never":
         start_over(folder, checkpoints)
+    check_checkpoints(checkpoints, models)
     with ray_session(job, inline), RunFolder(folder) as files:
         files.write_config(job)
-        paths = prepare_datasets(job, use_ray=not inline, console=console)
         live = Live({n: job.steps_of(n) for n in job.tasks}, job.name, console)
         recorder = Recorder(files, live, listener)
-        with closing(Opener(job, paths, use_ray=not inline)) as opener:
-            data, evaluations = opener.for_training(), opener.for_evaluation()
-            with closing(make_collective(job, data, checkpoints, recorder, inline)) as collective:
+        with closing(make_collective(job, checkpoints, recorder, inline)) as collective:
+            paths = prepare_datasets(job, use_ray=not inline, console=console)
+            with closing(Opener(job, paths, use_ray=not inline)) as opener:
+                data, evaluations = opener.for_training(), opener.for_evaluation()
                 if job.evaluation.every:
                     collective.add_evaluations(evaluations.result())
                 try:
                     with live:
-                        collective.train()
+                        collective.train(data)
                     collective.add_evaluations(evaluations.result())
                     collective.evaluate()
                 finally:
@@ -85,15 +87,26 @@ def train(
     return result
 
 
-def check(job: Job) -> None:
+def check(job: Job) -> dict[str, nn.Module]:
     """Everything about a job that can be checked without its data: the names, the arguments, the
-    relations. Raises InputError with one line."""
+    relations. Returns each task's network; raises InputError with one line."""
     tasks = build_tasks(job)
+    models = {}
     for name, task in tasks.items():
         build_relations(job, task)
-        build_model(job, name, task)
+        models[name] = build_model(job, name, task)
     for name, config in job.data.items():
         build_reader(config, name)
+    return models
+
+
+def check_checkpoints(location: str, models: Mapping[str, nn.Module]) -> None:
+    """Checkpoints that a run would go on from must be of its networks; InputError otherwise."""
+    store = CheckpointStore(location)
+    for name, model in models.items():
+        checkpoint = store.latest(name)
+        if checkpoint is not None:
+            load_into(model, checkpoint)
 
 
 def ray_session(job: Job, inline: bool) -> Any:
@@ -105,15 +118,13 @@ def ray_session(job: Job, inline: bool) -> Any:
     return session(job.runtime.address)
 
 
-def make_collective(
-    job: Job, data: dict[str, Handle], checkpoints: str, recorder: Recorder, inline: bool
-) -> Any:
+def make_collective(job: Job, checkpoints: str, recorder: Recorder, inline: bool) -> Any:
     """The tasks of the job as Ray actors, or all of them in this process."""
     if inline:
-        return InlineCollective(job, data, checkpoints, recorder)
+        return InlineCollective(job, checkpoints, recorder)
     from taskray.runtime.collective import Collective
 
-    return Collective(job, data, checkpoints, recorder)
+    return Collective(job, checkpoints, recorder)
 
 
 def start_over(folder: Path, checkpoints: str) -> None:

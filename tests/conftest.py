@@ -15,22 +15,30 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors, except those that Ray raises about its own code."""
+    for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning"):
+        config.addinivalue_line("filterwarnings", rf"ignore::{kind}:ray\.")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[ModuleType]:
-    """Ray on two CPUs, started once for all tests that ask for it."""
+    """Ray on two CPUs, started once for all tests that ask for it. Workers can import tests."""
     import ray
     import ray.data
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=512 << 20,
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=512 << 20,
+        )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

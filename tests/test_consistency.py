@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -103,7 +102,9 @@ def test_every_built_in_relation_is_checked_here() -> None:
 def test_a_relation_gives_finite_scalars(case: Case) -> None:
     scene = case.curved()
     for value in case.relation()(disturbed(scene.truth), scene.batch).values():
-        assert value.shape == () and value.isfinite() and value > 0
+        assert value.shape == ()
+        assert value.isfinite()
+        assert value > 0
 
 
 def test_the_relation_vanishes_on_the_truth(case: Case) -> None:
@@ -117,7 +118,8 @@ def test_on_curved_surfaces_the_relation_vanishes_as_pixels_get_smaller(case: Ca
     coarse, fine = case.curved(24, 36), case.curved(96, 144)
     loss = total(case.relation(), coarse.truth, coarse.batch)
     finer_loss = total(case.relation(), fine.truth, fine.batch)
-    assert loss < 0.05 and finer_loss < loss / 2
+    assert loss < 0.05
+    assert finer_loss < loss / 2
 
 
 def test_an_error_in_any_quantity_raises_the_loss(case: Case) -> None:
@@ -139,7 +141,9 @@ def test_the_gradient_reaches_the_live_prediction_alone(case: Case) -> None:
         for name in relation.quantities:
             gradient = predictions[name].grad
             if name == live:
-                assert gradient is not None and gradient.isfinite().all() and gradient.any()
+                assert gradient is not None
+                assert gradient.isfinite().all()
+                assert gradient.any()
             else:
                 assert gradient is None
 
@@ -208,7 +212,8 @@ def test_computed_normals_face_the_camera_and_have_length_one() -> None:
     scene = sphere()
     normals, valid = normals_from_depth(scene.truth["depth"], scene.batch["intrinsics"])
     ray = rays(*normals.shape[-2:], scene.batch["intrinsics"])
-    assert valid.dtype == torch.bool and valid.shape == scene.truth["depth"].shape
+    assert valid.dtype == torch.bool
+    assert valid.shape == scene.truth["depth"].shape
     assert ((normals * ray).sum(1, keepdim=True)[valid] < 0).all()
     lengths = normals.norm(dim=1, keepdim=True)
     torch.testing.assert_close(lengths, valid.to(lengths))
@@ -236,7 +241,8 @@ def test_a_jump_in_depth_is_masked_in_both_directions(step: float) -> None:
         _, valid = normals_from_depth(value, intrinsics, window=1)
         inside = valid.transpose(2, 3) if sideways else valid
         assert not inside[..., 5:7].any()  # the two columns whose difference spans the jump
-        assert inside[..., 1:-1, 1:5].all() and inside[..., 1:-1, 7:-1].all()
+        assert inside[..., 1:-1, 1:5].all()
+        assert inside[..., 1:-1, 7:-1].all()
         facing = {"depth": value, "normals": torch.zeros(1, 3, *value.shape[2:])}
         facing["normals"][:, 2] = -1
         assert total(DepthNormals(), facing, {"intrinsics": intrinsics}).abs() < 1e-6
@@ -269,7 +275,8 @@ def test_a_predicted_normal_of_length_zero_is_left_out() -> None:
     loss = total(DepthNormals(), scene.truth | {"normals": normals}, scene.batch)
     loss.backward()
     assert loss.abs() < 1e-5
-    assert normals.grad is not None and not normals.grad[..., 5:9].any()
+    assert normals.grad is not None
+    assert not normals.grad[..., 5:9].any()
 
 
 @pytest.mark.parametrize(("argument", "value"), [("window", 4), ("window", 0), ("beta", 0.0)])

@@ -64,7 +64,8 @@ def test_points_behind_the_camera_project_to_finite_pixels() -> None:
     points = torch.tensor([0.5, 0.5, -1.0]).view(1, 3, 1, 1).requires_grad_()
     pixels, z = project(points, intrinsics(1).float())
     (gradient,) = torch.autograd.grad(pixels.sum(), points)
-    assert pixels.isfinite().all() and gradient.isfinite().all()
+    assert pixels.isfinite().all()
+    assert gradient.isfinite().all()
     assert z.item() == -1.0
 
 
@@ -110,7 +111,8 @@ def test_a_sideways_step_before_a_wall_shifts_pixels_by_f_over_z() -> None:
     shift = moved.pixels_b2hw - pixel_grid(HEIGHT, WIDTH, wall)
     torch.testing.assert_close(shift[:, 0], torch.full_like(shift[:, 0], 16.0 * 0.5 / 4.0))
     torch.testing.assert_close(shift[:, 1], torch.zeros_like(shift[:, 1]))
-    assert moved.valid_b1hw[..., :-2].all() and not moved.valid_b1hw[..., -2:].any()
+    assert moved.valid_b1hw[..., :-2].all()
+    assert not moved.valid_b1hw[..., -2:].any()
 
 
 def test_object_motion_adds_in_axes_of_camera_2_and_only_where_masked() -> None:
@@ -128,7 +130,8 @@ def test_unmeasured_and_passed_points_are_invalid() -> None:
     depth = random_depth()
     depth[0, 0, 3, 3] = 0.0
     moved = warp(depth, intrinsics(), motion(0.0, (0.0, 0.0, 0.0)))
-    assert moved.valid_b1hw.sum() == depth.numel() - 1 and not moved.valid_b1hw[0, 0, 3, 3]
+    assert moved.valid_b1hw.sum() == depth.numel() - 1
+    assert not moved.valid_b1hw[0, 0, 3, 3]
     assert not warp(depth, intrinsics(), motion(0.0, (0.0, 0.0, -5.0))).valid_b1hw.any()
 
 

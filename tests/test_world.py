@@ -56,7 +56,8 @@ def test_samples_hold_the_columns_shapes_and_types_of_the_schema(domain: str, fr
         shape = tuple(s if isinstance(s, int) else sizes[s] for s in quantity.shape)
         if quantity.name == "image":
             shape = (20, 33, 3)
-        assert values.shape == shape and values.dtype == quantity.dtype, name
+        assert values.shape == shape, name
+        assert values.dtype == quantity.dtype, name
         assert np.isfinite(values).all()
 
 
@@ -76,7 +77,8 @@ def test_rows_are_plain_named_in_order_and_grouped_by_scene() -> None:
     world = World(num_samples=50, frames_per_scene=3)
     rows = world.index()
     keys = [row["key"] for row in rows]
-    assert keys == sorted(set(keys)) and len(keys) == 50
+    assert keys == sorted(set(keys))
+    assert len(keys) == 50
     assert json.loads(json.dumps(rows)) == rows
     groups = list(world.group(rows))
     assert [row for group in groups for row in group] == rows
@@ -115,9 +117,11 @@ def test_seeds_domains_splits_and_scenes_show_different_geometry() -> None:
 def test_depth_and_classes_are_those_of_ordinary_places(triplets: Tensors) -> None:
     depth = triplets["depth"]
     assert (depth > 0).float().mean() > 0.97
-    assert depth[depth > 0].min() > 0.3 and depth.max() < 40
+    assert depth[depth > 0].min() > 0.3
+    assert depth.max() < 40
     assert ((depth == 0) == (triplets["segmentation"] == CLASSES.index("sky"))).all()
-    assert triplets["segmentation"].max() < len(CLASSES) and set(CLASSES) > MOVABLE
+    assert triplets["segmentation"].max() < len(CLASSES)
+    assert set(CLASSES) > MOVABLE
     assert 0.02 < triplets["edges"].float().mean() < 0.25
 
 
@@ -151,7 +155,8 @@ def test_normals_are_those_of_the_backprojected_depth(triplets: Tensors) -> None
     assert flat.float().mean() > 0.5
     assert (cosine[flat] > 1 - 1e-6).float().mean() > 0.999
     curved = ~near_edge & ~same & (classes == CLASSES.index("ball"))
-    assert curved.sum() > 100 and cosine[curved].mean() > 0.98
+    assert curved.sum() > 100
+    assert cosine[curved].mean() > 0.98
 
 
 @pytest.mark.parametrize("forward", [True, False])
@@ -180,7 +185,8 @@ def test_true_depth_and_motion_warp_each_frame_onto_the_other(
     assert clean.float().mean() > 0.6
     assert (error[clean] < 0.01).float().mean() > 0.99
     moving = clean & (triplets["motion_mask" + first] == 1)
-    assert moving.sum() > 500 and (error[moving] < 0.03).float().mean() > 0.95
+    assert moving.sum() > 500
+    assert (error[moving] < 0.03).float().mean() > 0.95
 
     without = warp(depth, intrinsics, motion)
     wrong = (without.pixels_b2hw - moved.pixels_b2hw).norm(dim=1, keepdim=True)
@@ -201,7 +207,8 @@ def test_real_frames_of_a_pair_agree_in_colour_where_they_show_the_same() -> Non
     warped = sample(batch["image_2"], moved.pixels_b2hw)
     difference = (warped - batch["image"]).abs().mean(dim=1, keepdim=True)[visible].mean()
     unwarped = (batch["image_2"] - batch["image"]).abs().mean(dim=1, keepdim=True)[visible].mean()
-    assert difference < 0.8 * unwarped and difference < 0.06
+    assert difference < 0.8 * unwarped
+    assert difference < 0.06
 
 
 def test_motion_lives_where_the_mask_says_and_on_movable_classes(triplets: Tensors) -> None:
@@ -211,7 +218,8 @@ def test_motion_lives_where_the_mask_says_and_on_movable_classes(triplets: Tenso
     ):  # fmt: skip
         mask = triplets["motion_mask" + suffix] == 1
         size = triplets[motion].norm(dim=1, keepdim=True)
-        assert (size[~mask] == 0).all() and 0.01 < size[mask].mean() < 0.5
+        assert (size[~mask] == 0).all()
+        assert 0.01 < size[mask].mean() < 0.5
         movable = torch.tensor([name in MOVABLE for name in CLASSES])
         assert movable[triplets["segmentation" + suffix].long()[mask]].all()
 
@@ -219,7 +227,8 @@ def test_motion_lives_where_the_mask_says_and_on_movable_classes(triplets: Tenso
 def test_cameras_move_by_an_ordinary_step(triplets: Tensors) -> None:
     for name in ("camera_motion", "camera_motion_2"):
         step = triplets[name][:, :3, 3].norm(dim=1)
-        assert (step > 0.1).all() and (step < 0.5).all()
+        assert (step > 0.1).all()
+        assert (step < 0.5).all()
         assert (triplets[name][:, 2, 3] < 0).all(), "forward: points come closer"
         trace = triplets[name][:, 0, 0] + triplets[name][:, 1, 1] + triplets[name][:, 2, 2]
         assert ((trace - 1) / 2 > np.cos(np.radians(3.0))).all()

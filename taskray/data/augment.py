@@ -6,6 +6,8 @@ it is for labelled batches only, and it mirrors every column of the sample with 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def augment(
         ]
         for column in images:
             tensors[column] = _recolour(tensors[column], factors, config.noise, generator)
-    return Batch(tensors, batch.id)
+    return replace(batch, tensors=tensors)
 
 
 def _recolour(

@@ -14,3 +14,5 @@ class Batch:
 
     tensors: dict[str, Tensor]
     id: int | None = None
+    window: int = 0
+    """Where the window of a mediator batch begins in the visiting order: it only ever grows."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from taskray.data.reader import Sample
+from taskray.errors import InputError
 from taskray.schema import QUANTITIES, quantity_of
 
 KEY = "key"
@@ -145,9 +146,9 @@ def check_sample(sample: Sample) -> None:
 def one_line(error: BaseException) -> str:
     """What went wrong, in one line, with the kind of error where its text says too little."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, (ValueError, OSError)) and text else (
-        f"{type(error).__name__}: {text}".rstrip(": ")
-    )
+    if text and isinstance(error, (ValueError, OSError, InputError)):
+        return text
+    return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def _encode_value(column: str, array: np.ndarray) -> bytes:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MOST_BLOCKS = 256
 """Into how many tasks a plan is cut at most; each costs the driver about a millisecond."""
 
+Arrays = dict[str, np.ndarray]
 Work = Callable[[Any], Iterator[Any]]
 """Makes tables, or dicts of arrays ``[N, ...]``, of one JSON-able piece of work."""
 
@@ -36,16 +37,14 @@ def stream_tables(pieces: Sequence[Any], work: Work) -> Iterator[pa.Table]:
     )
 
 
-def stream_arrays(pieces: Sequence[Any], work: Work) -> Iterator[dict[str, np.ndarray]]:
+def stream_arrays(pieces: Sequence[Any], work: Work) -> Iterator[Arrays]:
     """What ``work`` makes of the pieces, as arrays in the order of the pieces."""
     yield from _plan(pieces, work).iter_batches(
         batch_size=None, batch_format="numpy", prefetch_batches=1
     )
 
 
-def materialize_arrays(
-    pieces: Sequence[Any], work: Work
-) -> list[ObjectRef[dict[str, np.ndarray]]]:
+def materialize_arrays(pieces: Sequence[Any], work: Work) -> list[ObjectRef[Arrays]]:
     """The same, held in the object store: one object for each block, in order.
 
     They belong to the calling process and live as long as it does. Whoever gets one reads it
@@ -55,6 +54,13 @@ def materialize_arrays(
 
     # ``Dataset.to_numpy_refs`` would need free CPUs, and twice the memory.
     return [ray.put(block) for block in stream_arrays(pieces, work)]
+
+
+def fetch(blocks: Sequence[ObjectRef[Arrays]]) -> list[Arrays]:
+    """The blocks that ``materialize_arrays`` holds, from any process of the cluster."""
+    import ray
+
+    return list(ray.get(list(blocks), timeout=600))
 
 
 def application_error(error: BaseException) -> BaseException:
@@ -75,9 +81,10 @@ def _plan(pieces: Sequence[Any], work: Work) -> Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # every execution announces itself
+    # Every execution announces itself, and prints pages about errors that it raises as well.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
-    def run(batch: dict[str, np.ndarray]) -> Iterator[Any]:
+    def run(batch: Arrays) -> Iterator[Any]:
         for text in batch["piece"]:
             yield from work(json.loads(text))
 

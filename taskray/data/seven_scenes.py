@@ -84,9 +84,7 @@ class SevenScenes(Reader):
         for number, name in enumerate(row["frames"], start=1):
             frame, suffix = self._path / row["sequence"] / name, _suffix(number)
             depth = metres(read_map(frame.with_name(f"{name}.depth.png")))
-            sample[f"image{suffix}"] = read_image(
-                frame.with_name(f"{name}.color.png"), self._size
-            )
+            sample[f"image{suffix}"] = read_image(frame.with_name(f"{name}.color.png"), self._size)
             sample[f"depth{suffix}"] = nearest(depth, self._size)[None]
             sample[f"normals{suffix}"] = nearest(self._normals(depth), self._size)
             poses.append(read_pose(frame.with_name(f"{name}.pose.txt")))

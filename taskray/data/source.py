@@ -95,15 +95,16 @@ class StreamSource:
         self._next: Prefetcher[Columns] | None = None
         self._running: set[Prefetcher[Columns]] = set()
 
-    def one_pass(self) -> Iterator[Columns]:
-        """The blocks of one pass, in order. Raises ``prefetch.Closed`` after ``close``."""
+    def one_pass(self, more: bool = True) -> Iterator[Columns]:
+        """The blocks of one pass, in order. ``more``: another one follows, and is started early.
+        Raises ``prefetch.Closed`` after ``close``."""
         current = self._next or self._start()
         self._next = None
         given = 0
         try:
             for block in current:
                 given += len(block[KEY])
-                if self._next is None and 2 * given >= self.info.num_rows:
+                if more and self._next is None and 2 * given >= self.info.num_rows:
                     self._next = self._start()
                 yield block
         finally:
@@ -144,9 +145,7 @@ class RayHandle:
     blocks: list[ObjectRef[Columns]] = field(repr=False)
 
     def open(self) -> MemorySource:
-        import ray
-
-        return MemorySource(self.info, ray.get(self.blocks, timeout=600))
+        return MemorySource(self.info, ray_data.fetch(self.blocks))
 
 
 @dataclass(frozen=True)

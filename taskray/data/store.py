@@ -65,9 +65,9 @@ def prepare(
     cannot be read.
     """
     reader = build_reader(config, name)
-    if reader.stored is not None:
-        return reader.stored
-    folder = cache_dir() / f"{_slug(config.reader.name)}-{content_hash(config, reader)[:20]}"
+    folder = folder_of(config, reader)
+    if folder == reader.stored:
+        return folder
     if not is_complete(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_name(f".{folder.name}.lock")):
@@ -75,6 +75,13 @@ def prepare(
                 convert(config, folder, name=name, use_ray=use_ray, progress=progress)
     _check_errors(name, read_manifest(folder)["errors"], config.max_corrupt_rows)
     return folder
+
+
+def folder_of(config: DataConfig, reader: Reader) -> Path:
+    """Where the dataset lies, or will once it is converted."""
+    if reader.stored is not None:
+        return reader.stored
+    return cache_dir() / f"{_slug(config.reader.name)}-{content_hash(config, reader)[:20]}"
 
 
 def convert(

@@ -45,21 +45,32 @@ class VisitingOrder:
 
     def __getitem__(self, number: int) -> Visit:
         """Visit ``number``, counted from 0."""
-        pass_, within = divmod(number, self.num_batches * self._visits)
-        window = within // (self.width * self._visits)
+        pass_, within = divmod(number, self.num_batches * self.walks)
+        window = within // (self.width * self.walks)
         begin = window * self.width
         size = min(self.width, self.num_batches - begin)
-        walk, offset = divmod(within - begin * self._visits, size)
+        walk, offset = divmod(within - begin * self.walks, size)
         if self.shuffle:
             offset = _permutation(size, (self.seed, pass_, window, walk))[offset]
         return Visit(begin + offset, pass_, window, walk)
 
+    def start_of_window(self, number: int) -> int:
+        """The visit with which the window of visit ``number`` begins."""
+        visit = self[number]
+        return (visit.pass_ * self.num_batches + visit.window * self.width) * self.walks
+
     def end_of_window(self, number: int) -> int:
         """The visit with which the window after that of visit ``number`` begins."""
-        pass_, within = divmod(number, self.num_batches * self._visits)
-        window = within // (self.width * self._visits)
-        last = min((window + 1) * self.width, self.num_batches)
-        return (pass_ * self.num_batches + last) * self._visits
+        visit = self[number]
+        last = min((visit.window + 1) * self.width, self.num_batches)
+        return (visit.pass_ * self.num_batches + last) * self.walks
+
+    def begins_walk(self, number: int) -> bool:
+        """Whether a walk of a window begins with visit ``number``."""
+        return number == 0 or (
+            self[number - 1].walk != self[number].walk
+            or self.start_of_window(number) != self.start_of_window(number - 1)
+        )
 
     @property
     def width(self) -> int:
@@ -67,7 +78,8 @@ class VisitingOrder:
         return self.num_batches if self.window == "all" else min(self.window, self.num_batches)
 
     @property
-    def _visits(self) -> int:
+    def walks(self) -> int:
+        """How often a window is walked."""
         return 1 if self.window == "all" else self.visits
 
 

@@ -59,9 +59,8 @@ def unit(vectors_bchw: Tensor, shortest: float = 1e-6) -> Tensor:
     Ten times as fast as ``torch.nn.functional.normalize``, whose norm over a short inner
     dimension is slow on CPUs.
     """
-    return vectors_bchw * vectors_bchw.square().sum(dim=1, keepdim=True).clamp(
-        min=shortest**2
-    ).rsqrt()
+    length_squared = vectors_bchw.square().sum(dim=1, keepdim=True)
+    return vectors_bchw * length_squared.clamp(min=shortest**2).rsqrt()
 
 
 def _is_continuous(depth: Tensor, along_x: Tensor, along_y: Tensor, beta: float) -> Tensor:

@@ -5,7 +5,7 @@ Whoever implements them (Ray, or one process) is none of the loop's business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,10 @@ class Stream(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def keep_up(self, window: int) -> None:
+        """Mediator streams: at the end of the present walk go to this window, if it is ahead."""
+        ...
 
     def corrupt_rows(self) -> int:
         """Rows skipped so far because they could not be read."""
@@ -52,7 +56,9 @@ class PeerPredictions:
     by_quantity: dict[str, Prediction] = field(default_factory=dict)
     misses: dict[str, str] = field(default_factory=dict)
     """Peer task (or quantity, where no task is known) -> ``absent``, ``stale`` (beyond the
-    bound), ``timeout``, ``unavailable`` (the cache did not answer) or a reason in words."""
+    bound), ``timeout``, ``unavailable`` (the cache did not answer)."""
+    front: int = -1
+    """The farthest mediator window that another task has come to (see ``Batch.window``)."""
 
 
 class Peers(Protocol):
@@ -74,6 +80,18 @@ class Peers(Protocol):
     def stepped(self, step: int, model: nn.Module) -> None:
         """Called after each step: a chance to refresh a stale copy of the model."""
         ...
+
+
+def freshest(
+    predictions: Iterable[tuple[float, Prediction]], wanted: Iterable[str]
+) -> dict[str, Prediction]:
+    """For each wanted quantity the prediction that was made last, of (made at, prediction)."""
+    by_quantity: dict[str, Prediction] = {}
+    wanted = set(wanted)
+    for _, prediction in sorted(predictions, key=lambda item: -item[0]):
+        for quantity in wanted & set(prediction.tensors):
+            by_quantity.setdefault(quantity, prediction)
+    return by_quantity
 
 
 class NoPeers:

@@ -93,6 +93,7 @@ class Trainer:
         self.start_clock()
         self._upcoming: Batch | None = None  # the mediator batch that peers are being asked about
         self._mediator_state: dict[str, Any] | None = None  # its position, were it not yet drawn
+        self._served: set[int] = set()  # batches predicted on after the last step
         self._live: tuple[Batch, dict[str, Tensor]] | None = None  # between begin and finish
 
     # ---- the loop -------------------------------------------------------------------------
@@ -168,6 +169,8 @@ class Trainer:
         waiting = time.perf_counter()
         found = self.peers.collect(batch, self.step)
         self.meter.wait_seconds += time.perf_counter() - waiting
+        assert self.mediator is not None
+        self.mediator.keep_up(found.front)
         self._ask_ahead(self.step + 1)
         self._count(found)
         stale = {q: self._on_device(p.tensors[q]) for q, p in found.by_quantity.items()}
@@ -217,6 +220,27 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
 
+    def serve(self, seconds: float) -> None:
+        """After the last step: predict for the peers still in training, on the mediator windows
+        that they come to, for about so long. Each batch once: the model does not change."""
+        end = time.monotonic() + seconds
+        with self._naming_errors():
+            while self._is_tied and time.monotonic() < end:
+                if self._upcoming is None:
+                    self._ask_ahead(self.step)
+                batch = self._upcoming
+                assert batch is not None and self.mediator is not None and batch.id is not None
+                front = self.peers.collect(batch, self.step).front
+                self.mediator.keep_up(front)
+                if batch.window > front:  # nobody has come to it yet
+                    time.sleep(0.1)
+                    self.peers.request(batch, self.step, self.step)
+                    continue
+                self._upcoming = None
+                if batch.window == front and batch.id not in self._served:
+                    self._served.add(batch.id)
+                    self.peers.publish(batch, self.step, self.infer(batch))
+
     # ---- prediction -----------------------------------------------------------------------
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
@@ -250,7 +274,8 @@ class Trainer:
     def _to_device(self, batch: Batch) -> Batch:
         if self.device.type == "cpu":
             return batch
-        return Batch({k: self._on_device(v) for k, v in batch.tensors.items()}, batch.id)
+        tensors = {k: self._on_device(v) for k, v in batch.tensors.items()}
+        return Batch(tensors, batch.id, batch.window)
 
     # ---- the mediator, one batch ahead ----------------------------------------------------
 

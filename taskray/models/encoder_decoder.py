@@ -44,7 +44,7 @@ class EncoderDecoder(nn.Module):
             (``convnext``, ``swin``, ``dinov2`` ...), with random weights; or a local folder or
             a hub id in the local cache, with the weights stored there. Nothing is downloaded.
         config: arguments of the backbone's configuration class, over its defaults.
-        width: channels of the decoder, a multiple of 8.
+        width: channels of the decoder, a multiple of 16.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class EncoderDecoder(nn.Module):
         out_channels: int,
         backbone: str = "resnet18",
         config: dict[str, Any] | None = None,
-        width: Annotated[int, Field(ge=8, multiple_of=8)] = 64,
+        width: Annotated[int, Field(ge=16, multiple_of=16)] = 64,
     ) -> None:
         super().__init__()
         self.encoder, self.standardize = load_backbone(backbone, in_channels, config or {})

@@ -92,8 +92,10 @@ class HuggingFaceModel(nn.Module):
         """The network's map, ``[B, out_channels, h, w]``, at its own resolution."""
         output = self.network(pixel_values=image)
         if hasattr(output, "predicted_depth"):
-            return output.predicted_depth.unsqueeze(1)
-        return output.logits
+            depth: Tensor = output.predicted_depth
+            return depth.unsqueeze(1)
+        logits: Tensor = output.logits
+        return logits
 
     @torch.no_grad()
     def _fixed_size(self, in_channels: int, config: PreTrainedConfig) -> tuple[int, int] | None:
@@ -130,15 +132,21 @@ def _build(
     new_head = head == "segmentation" and config.num_labels != out_channels
     if new_head:
         config.num_labels = out_channels
+    network: nn.Module
     try:
         if name_or_path is None:
-            return auto.from_config(config)
-        return auto.from_pretrained(
-            name_or_path, config=config, local_files_only=True, ignore_mismatched_sizes=new_head
-        )
+            network = auto.from_config(config)
+        else:
+            network = auto.from_pretrained(
+                name_or_path,
+                config=config,
+                local_files_only=True,
+                ignore_mismatched_sizes=new_head,
+            )
     except Exception as error:  # whatever a network's code makes of its arguments
         key, source = ("name_or_path", name_or_path) if name_or_path else ("model_type", "")
         raise InputError(
             f"{key}: cannot build the {head} model {source or config.model_type!r}: "
             f"{first_line(error)}"
         ) from None
+    return network

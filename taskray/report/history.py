@@ -74,7 +74,7 @@ class Run:
 
     @property
     def tasks(self) -> list[str]:
-        named = [*self.config.get("tasks", {}), *self.result.get("tasks", {})]
+        named = [*(self.config.get("tasks") or {}), *(self.result.get("tasks") or {})]
         logged = [line["task"] for line in self.lines if "values" in line and "task" in line]
         return list(dict.fromkeys([*named, *logged]))
 
@@ -87,7 +87,7 @@ class Run:
         return bool(mediator) and mediator.get("consistency_steps", 1) > 0 and active
 
     def task_result(self, task: str) -> dict[str, Any]:
-        return dict(self.result.get("tasks", {}).get(task, {}))
+        return dict((self.result.get("tasks") or {}).get(task) or {})
 
     def keys(self, task: str, prefix: str) -> list[str]:
         """Names of the logged values of a task that start with ``prefix``, as first seen."""

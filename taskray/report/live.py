@@ -86,11 +86,13 @@ class Live:
         else:
             self._line()
 
-    def update(self, task: str, step: int, values: Mapping[str, float], restarts: int = 0) -> None:
+    def update(
+        self, task: str, step: int, values: Mapping[str, float | None], restarts: int = 0
+    ) -> None:
         """What a task just reported; drawn if it is time. Values not given stay as they were."""
         progress = self.tasks.setdefault(task, Progress(step))
         progress.step, progress.restarts = step, restarts
-        progress.values.update(values)
+        progress.values.update({k: v for k, v in values.items() if v is not None})
         now = self._clock()
         if self._live and now - self._drawn >= REFRESH_SECONDS:
             self._drawn = now
@@ -123,7 +125,7 @@ class Live:
         table.add_column("staleness" if wide else "stale", no_wrap=True)
         table.add_column("hits", justify="right", no_wrap=True)
         if wide or any(p.restarts for p in self.tasks.values()):
-            table.add_column("restarts" if wide else "lost", justify="right")
+            table.add_column("restarts", justify="right")
         table.add_column("left", justify="right", no_wrap=True)
         for name, p in self.tasks.items():
             table.add_row(*self._cells(name, p, wide, len(table.columns)))

@@ -94,8 +94,8 @@ pre{margin:0;padding:4px 18px 18px;overflow-x:auto;font:13px/1.55 ui-monospace,S
 Consolas,monospace}
 footer{margin-top:36px;color:var(--soft);font-size:13px}
 @media(max-width:560px){main{padding:28px 16px 48px}h2{margin-top:42px}
-th,td,tr.group th{padding-left:8px;padding-right:8px}
-table{font-size:13px}thead th{white-space:normal;font-size:11.5px}
+th,td,tr.group th{padding-left:6px;padding-right:6px}
+table{font-size:12.5px}thead th{white-space:normal;font-size:11.5px}
 .cards{grid-template-columns:1fr 1fr;gap:10px}.card{padding:13px 14px}.card b{font-size:26px}
 ol.events li{grid-template-columns:1fr;gap:0}}
 @media print{.by-seconds{display:block!important}.tabs{display:none}

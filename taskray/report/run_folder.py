@@ -98,14 +98,17 @@ class RunFolder:
             text = yaml.safe_dump(dict(job), sort_keys=False)
         write_text(self.path / CONFIG, text)
 
-    def log(self, task: str, step: int, time: float, values: Mapping[str, float]) -> None:
-        """One report of a task: ``values`` at its ``step``, ``time`` seconds into the run."""
+    def log(self, task: str, step: int, time: float, values: Mapping[str, float | None]) -> None:
+        """One report of a task: ``values`` at its ``step``, ``time`` seconds into the run.
+
+        Values that are None or not finite become null, and stay out of TensorBoard.
+        """
         self._append({"task": task, "step": step, "time": round(time, 3), "values": plain(values)})
         if not self._tensorboard:
             return
         writer = self._writer(task)
         for name, value in values.items():
-            if math.isfinite(value):
+            if value is not None and math.isfinite(value):
                 writer.add_scalar(name, value, step)
 
     def event(

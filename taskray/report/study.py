@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from taskray.report.charts import dot_chart
 from taskray.report.metrics import NOTHING, describe, duration
@@ -58,9 +59,10 @@ def _runs(folder: Path, runs: list[Path]) -> str:
     lines = []
     for run in runs:
         result = read_result(run) or {}
-        name = escape(run.relative_to(folder).as_posix())
+        path = run.relative_to(folder).as_posix()
+        name = escape(path)
         if (run / "report.html").exists():
-            name = f'<a href="{name}/report.html">{name}</a>'
+            name = f'<a href="{quote(path)}/report.html">{name}</a>'
         seconds = result.get("seconds")
         took = duration(float(seconds)) if isinstance(seconds, (int, float)) else NOTHING
         lines.append(

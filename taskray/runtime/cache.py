@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from taskray.config import StalenessConfig
+from taskray.loop.interfaces import Prediction
 from taskray.loop.staleness import Version, within, worth_waiting_for
 from taskray.schema import PREDICTED_SHAPES, QUANTITIES
 
@@ -38,6 +40,8 @@ class Entry:
     version: Version
     arrays: Any
     num_bytes: int
+    window: int
+    """Mediator window in which it was made (``Batch.window``)."""
 
 
 @dataclass
@@ -49,6 +53,8 @@ class Producer:
     active: bool = True
     server: Any = None
     """Its forward server, where there is one."""
+    window: int = -1
+    """The mediator window it has come to."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,21 @@ class Found:
     version: Version | None = None
     staleness_steps: int = 0
     server: Any = None
+
+    def prediction(self, task: str, tensors: dict[str, Tensor]) -> Prediction:
+        """As the loop wants it, once the arrays are here as tensors."""
+        assert self.version is not None
+        age = max(0.0, time.time() - self.version.produced_at)
+        step = self.version.producer_step
+        return Prediction(task, tensors, step, self.staleness_steps, age)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a look-up gives: each peer's prediction, and the farthest window a peer has come to."""
+
+    found: dict[str, Found]
+    front: int
 
 
 class PredictionCache:
@@ -91,10 +112,16 @@ class PredictionCache:
         """A task joins, or comes back from its checkpoint at ``step``."""
         self.producers[task] = Producer(tuple(quantities), step, True, server)
 
-    def progress(self, task: str, step: int) -> None:
-        """A task has come to ``step``; this is what staleness is measured against."""
+    def progress(self, task: str, step: int, window: int = -1) -> None:
+        """A task has come to ``step``, which is what staleness is measured against, and to this
+        mediator window."""
         if task in self.producers:
-            self.producers[task].step = step
+            self.producers[task].step, self.producers[task].window = step, window
+
+    def front(self, consumer: str) -> int:
+        """The farthest window that another task, still in training, has come to; -1 for none."""
+        others = (p for t, p in self.producers.items() if t != consumer and p.active)
+        return max((p.window for p in others), default=-1)
 
     def retire(self, task: str) -> None:
         """A task has ended: its predictions stay, but nobody waits for new ones."""
@@ -104,7 +131,13 @@ class PredictionCache:
     # ---- predictions ----------------------------------------------------------------------
 
     def publish(
-        self, task: str, batch: int, step: int, produced_at: float, arrays: Arrays
+        self,
+        task: str,
+        batch: int,
+        step: int,
+        produced_at: float,
+        arrays: Arrays,
+        window: int = 0,
     ) -> str | None:
         """Keep a prediction unless a later one is here already. Returns why it was refused.
 
@@ -131,14 +164,22 @@ class PredictionCache:
         while self.num_bytes + num_bytes > self.max_bytes:
             self._drop(next(iter(self.entries)))
             self.counts["evictions"] += 1
-        self.entries[key] = Entry(Version(step, produced_at), self.put(arrays), num_bytes)
+        version = Version(step, produced_at)
+        self.entries[key] = Entry(version, self.put(arrays), num_bytes, window)
         self.num_bytes += num_bytes
         return None
 
     def look_up(
-        self, batch: int, quantities: Sequence[str], consumer: str, bound: StalenessConfig
+        self,
+        batch: int,
+        quantities: Sequence[str],
+        consumer: str,
+        bound: StalenessConfig,
+        since: int = -1,
     ) -> dict[str, Found]:
-        """For every peer that predicts one of ``quantities``: its prediction, or why not."""
+        """For every peer that predicts one of ``quantities``: its prediction, or why not. Those
+        made in a mediator window before ``since`` do not count: so the window bounds staleness,
+        however soon the dataset comes round again."""
         self.counts["look_ups"] += 1
         now = self.clock()
         answer = {}
@@ -147,7 +188,7 @@ class PredictionCache:
                 continue
             entry = self.entries.get((task, batch))
             found = Found(producer.quantities, miss="absent", server=producer.server)
-            if entry is not None:
+            if entry is not None and entry.window >= since:
                 fresh = within(bound, entry.version, producer.step, now)
                 found = Found(
                     producer.quantities,
@@ -237,9 +278,15 @@ class WaitingCache:
         await self._wake()
 
     async def publish(
-        self, task: str, batch: int, step: int, produced_at: float, arrays: Arrays
+        self,
+        task: str,
+        batch: int,
+        step: int,
+        produced_at: float,
+        arrays: Arrays,
+        window: int = 0,
     ) -> str | None:
-        refused = self.cache.publish(task, batch, step, produced_at, arrays)
+        refused = self.cache.publish(task, batch, step, produced_at, arrays, window)
         await self._wake()
         return refused
 
@@ -250,18 +297,21 @@ class WaitingCache:
         consumer: str,
         now: int,
         use: int,
+        window: int,
         bound: StalenessConfig,
-    ) -> dict[str, Found] | None:
-        """As :meth:`PredictionCache.look_up`, by a consumer that is at step ``now`` and will use
-        the answer at step ``use``; with ``on_stale: wait`` it first waits until every peer has
+        since: int = -1,
+    ) -> Answer | None:
+        """As :meth:`PredictionCache.look_up`, by a consumer that is at step ``now``, in this
+        mediator ``window``, and will use the answer at step ``use``; with ``on_stale: wait`` it first waits until every peer has
         come far enough, or ``wait_seconds`` have passed. None: this cache was restarted and does
         not know the consumer any more."""
         if consumer not in self.cache.producers:
             return None
-        self.cache.progress(consumer, now)
+        self.cache.progress(consumer, now, window)
         if bound.on_stale == "wait":
             await self._wait(batch, quantities, consumer, use, bound)
-        return self.cache.look_up(batch, quantities, consumer, bound)
+        found = self.cache.look_up(batch, quantities, consumer, bound, since)
+        return Answer(found, self.cache.front(consumer))
 
     async def statistics(self) -> dict[str, Any]:
         return self.cache.statistics()

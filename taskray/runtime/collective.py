@@ -24,6 +24,9 @@ from taskray.runtime.member import NUM_SAMPLES
 from taskray.runtime.placement import Share, place_cache, place_server, place_task, plan
 from taskray.runtime.supervision import Decision, judge
 
+SERVE_SECONDS = 1.0
+"""How long a task that is done serves its peers before it answers the driver again."""
+
 SAVE_TIMEOUT = 60.0
 """Seconds that an interrupted task has to end its chunk and write its checkpoint."""
 
@@ -52,15 +55,14 @@ class TaskState:
 
 
 class Collective:
-    """One run of a job on Ray. ``data`` maps dataset names to opened datasets.
+    """One run of a job on Ray. The processes start at once, while the data is being made ready.
 
     Call :meth:`train`, then :meth:`evaluate`, then :meth:`result`. An error of one task stands in
     the result; it is never raised, for the others train on.
     """
 
-    def __init__(self, job: Job, data: dict[str, Any], checkpoints: str, observer: Observer):
-        self.job, self.data = job, data
-        self.checkpoints, self.observer = checkpoints, observer
+    def __init__(self, job: Job, checkpoints: str, observer: Observer) -> None:
+        self.job, self.checkpoints, self.observer = job, checkpoints, observer
         self.states = {name: TaskState() for name in job.tasks}
         self.shares: dict[str, Share] = plan(job, ray.cluster_resources())
         self.cache = place_cache(job)
@@ -68,13 +70,16 @@ class Collective:
         if job.uses_forward_servers:
             self.servers = {n: place_server(job, n, s, self.cache) for n, s in self.shares.items()}
         self.actors = {n: place_task(job, n, s) for n, s in self.shares.items()}
+        self.data: dict[str, Any] = {}
         self.evaluations: dict[str, Any] = {}
 
     # ---- the run --------------------------------------------------------------------------
 
-    def train(self) -> None:
-        """Every task to its last step: chunk by chunk, whoever answers first. On Ctrl-C all
-        checkpoints are written before KeyboardInterrupt goes on its way."""
+    def train(self, data: dict[str, Any]) -> None:
+        """Every task to its last step: chunk by chunk, whoever answers first. ``data`` maps names
+        to opened datasets. On Ctrl-C all checkpoints are written before KeyboardInterrupt goes on
+        its way."""
+        self.data = data
         pending = {self._start(name): name for name in self.states}
         try:
             while pending:
@@ -104,14 +109,29 @@ class Collective:
         except Exception as error:
             return self._supervise(name, error)
         state.step = report["step"]
+        if "served" in report:
+            return self._serve(name)
         if "values" in report:
             state.report = report
             self.observer.report(report, state.restarts)
         elif state.step:
             self.observer.event(f"task {name!r} goes on from step {state.step}", name, state.step)
-        if state.step >= self.job.steps_of(name) and state.report is not None:
-            return None
+        if self._has_ended(name):
+            return self._serve(name)
         return self.actors[name].train.remote(self.job.runtime.chunk_steps)
+
+    def _has_ended(self, name: str) -> bool:
+        state = self.states[name]
+        done = state.step >= self.job.steps_of(name) and state.report is not None
+        return done or state.error is not None
+
+    def _serve(self, name: str) -> Any:
+        """A task that is done goes on predicting for those that are not; None when all are."""
+        if not self.job.active_relations or self.job.runtime.publisher != "trainer":
+            return None
+        if all(self._has_ended(other) for other in self.states):
+            return None
+        return self.actors[name].serve.remote(SERVE_SECONDS)
 
     def _supervise(self, name: str, error: Exception) -> Any:
         state = self.states[name]

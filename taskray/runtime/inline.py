@@ -17,7 +17,7 @@ from taskray.config import Job
 from taskray.data.batch import Batch
 from taskray.data.source import Handle
 from taskray.errors import TaskrayError, TrainingError
-from taskray.loop.interfaces import PeerPredictions, Prediction
+from taskray.loop.interfaces import PeerPredictions, freshest
 from taskray.runtime.cache import PredictionCache
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.collective import Observer, TaskState, summarize
@@ -46,21 +46,16 @@ class LocalPeers:
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
         assert batch.id is not None
-        by_quantity: dict[str, Prediction] = {}
         misses: dict[str, str] = {}
+        predictions = []
         found = self.cache.look_up(batch.id, self.wanted, self.name, self.job.staleness)
         for task, peer in found.items():
             if peer.miss is not None or peer.version is None:
                 misses[task] = peer.miss or "absent"
                 continue
             tensors = {q: torch.from_numpy(a).float() for q, a in peer.arrays.items()}
-            age = max(0.0, time.time() - peer.version.produced_at)
-            prediction = Prediction(
-                task, tensors, peer.version.producer_step, peer.staleness_steps, age
-            )
-            for quantity in set(self.wanted) & set(tensors):
-                by_quantity.setdefault(quantity, prediction)
-        return PeerPredictions(by_quantity, misses)
+            predictions.append((peer.version.produced_at, peer.prediction(task, tensors)))
+        return PeerPredictions(freshest(predictions, self.wanted), misses)
 
     def stepped(self, step: int, model: nn.Module) -> None: ...
 
@@ -68,27 +63,32 @@ class LocalPeers:
 class InlineCollective:
     """One run of a job in this process, with the interface of ``Collective``."""
 
-    def __init__(
-        self, job: Job, data: Mapping[str, Handle], checkpoints: str, observer: Observer
-    ):
+    def __init__(self, job: Job, checkpoints: str, observer: Observer) -> None:
         self.job, self.observer = job, observer
+        self.store = CheckpointStore(checkpoints, job.checkpoint.keep)
         self.cache = PredictionCache(job.cache.max_bytes)
         self.states = {name: TaskState() for name in job.tasks}
-        store = CheckpointStore(checkpoints, job.checkpoint.keep)
         self.members: dict[str, Member] = {}
-        for name in job.tasks:
+        self.evaluations: dict[str, Handle] = {}
+
+    def build(self, data: Mapping[str, Handle]) -> None:
+        """Every task from the opened datasets (by name) and its latest checkpoint."""
+        for name in self.job.tasks:
 
             def make_peers(task: Task, wanted: tuple[str, ...], name: str = name) -> LocalPeers:
-                return LocalPeers(job, name, task, wanted, self.cache)
+                return LocalPeers(self.job, name, task, wanted, self.cache)
 
-            device = choose_device(job.tasks[name].gpus)
-            member = Member(job, name, data, store, make_peers, device)
+            device = choose_device(self.job.tasks[name].gpus)
+            member = Member(self.job, name, data, self.store, make_peers, device)
+            member.evaluations = self.evaluations
             self.states[name].step = member.resume()
             self.members[name] = member
 
-    def train(self) -> None:
-        """All tasks take each step together: first everybody predicts, then everybody learns. On
-        Ctrl-C all checkpoints are written before KeyboardInterrupt goes on its way."""
+    def train(self, data: Mapping[str, Handle]) -> None:
+        """All tasks take each step together: first everybody predicts, then everybody learns.
+        ``data`` maps names to opened datasets. On Ctrl-C all checkpoints are written before
+        KeyboardInterrupt goes on its way."""
+        self.build(data)
         for member in self.members.values():
             member.trainer.start_clock()
         try:
@@ -142,8 +142,7 @@ class InlineCollective:
 
     def add_evaluations(self, data: Mapping[str, Handle]) -> None:
         """The opened datasets of the evaluations, by title."""
-        for member in self.members.values():
-            member.evaluations.update(data)
+        self.evaluations.update(data)
 
     def evaluate(self) -> None:
         """Every task that has not failed measures itself."""

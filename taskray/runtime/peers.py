@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from taskray.config import Job
 from taskray.data.batch import Batch
-from taskray.loop.interfaces import PeerPredictions, Prediction
-from taskray.runtime.cache import NOT_ANNOUNCED, Found
+from taskray.loop.interfaces import PeerPredictions, freshest
+from taskray.runtime.cache import NOT_ANNOUNCED, Answer, Found
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class CachePeers:
         tensors = {q: prediction[q].to("cpu", self.dtype) for q in self.quantities}
         arrays = {q: t.contiguous().numpy() for q, t in tensors.items()}
         self._pending += 1
-        self._tell(self._publish, batch.id, step, time.time(), arrays)
+        self._tell(self._publish, batch.id, step, time.time(), arrays, batch.window)
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
         answer, self._answer = self._answer, None
@@ -123,11 +123,11 @@ class CachePeers:
 
     def _ask(self, batch: Batch, now: int, use: int) -> PeerPredictions:
         try:
-            found = self._look_up(batch, now, use)
-            if self._ask_servers(batch, found):
-                found = self._look_up(batch, now, use)
-            self._known |= set(found)
-            return self._fetch(found)
+            answer = self._look_up(batch, now, use)
+            if self._ask_servers(batch, answer.found):
+                answer = self._look_up(batch, now, use)
+            self._known |= set(answer.found)
+            return self._fetch(answer)
         except ray.exceptions.GetTimeoutError:
             return self._all_missing("timeout")
         except ray.exceptions.RayError:
@@ -135,19 +135,21 @@ class CachePeers:
         finally:
             self._asked.set()
 
-    def _look_up(self, batch: Batch, now: int, use: int) -> dict[str, Found]:
+    def _look_up(self, batch: Batch, now: int, use: int) -> Answer:
+        bounded = self.job.mediator is not None and self.job.mediator.window != "all"
+        since = batch.window if bounded else -1
         for _ in range(2):
             call = self.cache.look_up.remote(
-                batch.id, self.wanted, self.task, now, use, self.bound
+                batch.id, self.wanted, self.task, now, use, batch.window, self.bound, since
             )
             self._asked.set()
             waits = self.bound.on_stale == "wait"
             patience = self.timeout + (self.bound.wait_seconds if waits else 0)
-            found: dict[str, Found] | None = ray.get(call, timeout=patience)
-            if found is not None:
-                return found
+            answer: Answer | None = ray.get(call, timeout=patience)
+            if answer is not None:
+                return answer
             self._announce(now)  # the cache was restarted and has forgotten us
-        return {}
+        return Answer({}, -1)
 
     def _ask_servers(self, batch: Batch, found: Mapping[str, Found]) -> bool:
         """Let forward servers fill what is missing; whether there is anything new to look up."""
@@ -160,18 +162,17 @@ class CachePeers:
                 continue
             inputs = inputs or {k: v.cpu().numpy() for k, v in batch.tensors.items()}
             cached = peer.version.producer_step if peer.version else None
-            fills.append(peer.server.fill.remote(batch.id, inputs, cached))
+            fills.append(peer.server.fill.remote(batch.id, inputs, cached, batch.window))
         done, _ = ray.wait(fills, num_returns=len(fills), timeout=self.timeout) if fills else ([], [])
         return bool(done)
 
-    def _fetch(self, found: Mapping[str, Found]) -> PeerPredictions:
-        misses = {task: f.miss for task, f in found.items() if f.miss is not None}
-        usable = {task: f for task, f in found.items() if f.miss is None}
-        by_quantity: dict[str, Prediction] = {}
-        newest_first = sorted(
-            usable.items(), key=lambda item: item[1].version.produced_at if item[1].version else 0
-        )[::-1]
-        for task, peer in newest_first:
+    def _fetch(self, answer: Answer) -> PeerPredictions:
+        misses: dict[str, str] = {}
+        predictions = []
+        for task, peer in answer.found.items():
+            if peer.miss is not None or peer.version is None:
+                misses[task] = peer.miss or "absent"
+                continue
             try:
                 arrays = ray.get(peer.arrays, timeout=self.timeout)
             except ray.exceptions.GetTimeoutError:
@@ -180,18 +181,10 @@ class CachePeers:
             except ray.exceptions.RayError:  # evicted or lost with its node since the look-up
                 misses[task] = "unavailable"
                 continue
-            assert peer.version is not None
-            prediction = Prediction(
-                task,
-                # arrays from the object store are read-only: the conversion copies them
-                {q: torch.from_numpy(np.array(a)).float() for q, a in arrays.items()},
-                peer.version.producer_step,
-                peer.staleness_steps,
-                max(0.0, time.time() - peer.version.produced_at),
-            )
-            for quantity in set(self.wanted) & set(prediction.tensors):
-                by_quantity.setdefault(quantity, prediction)
-        return PeerPredictions(by_quantity, misses)
+            # arrays from the object store are read-only: they are copied
+            tensors = {q: torch.from_numpy(np.array(a)).float() for q, a in arrays.items()}
+            predictions.append((peer.version.produced_at, peer.prediction(task, tensors)))
+        return PeerPredictions(freshest(predictions, self.wanted), misses, answer.front)
 
     def _all_missing(self, reason: str) -> PeerPredictions:
         return PeerPredictions({}, {peer: reason for peer in self._known or {"cache"}})
@@ -212,19 +205,15 @@ class CachePeers:
     def _announce(self, step: int) -> None:
         self._call(self.cache.announce, self.task, self.quantities, step, self.server)
 
-    def _publish(
-        self, batch: int, step: int, produced_at: float, arrays: dict[str, np.ndarray]
-    ) -> None:
+    def _publish(self, batch: int, step: int, *prediction: Any) -> None:
         try:
             # A waiting look-up must reach the cache before the publish that sets the peer free
             # to move on, or the peer's next step would make its own prediction stale.
             self._asked.wait(self.timeout)
-            refused = self._call(self.cache.publish, self.task, batch, step, produced_at, arrays)
+            refused = self._call(self.cache.publish, self.task, batch, step, *prediction)
             if refused == NOT_ANNOUNCED:
                 self._announce(step)
-                refused = self._call(
-                    self.cache.publish, self.task, batch, step, produced_at, arrays
-                )
+                refused = self._call(self.cache.publish, self.task, batch, step, *prediction)
             if refused:
                 self.refused_publishes += 1
                 log.warning("%s: prediction refused by the cache: %s", self.task, refused)

@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Read by Ray when it is imported. Our own Ray on this machine listens on the loopback alone and
-# needs no token; with a cluster, client and cluster must agree, so its user decides.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-if not os.environ.get("RAY_ADDRESS"):
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+import ray
 
-import ray  # noqa: E402
-
-from taskray.errors import InputError, TaskrayError  # noqa: E402
+from taskray.errors import InputError, TaskrayError
+from taskray.runtime import environment
 
 
 @contextmanager
 def session(address: str | None = None, **options: Any) -> Iterator[None]:
     """Ray for the length of the block. A Ray that is already there is used and left running.
 
-    Raises InputError where no cluster answers at the address.
+    Raises InputError where no cluster answers at the address, or where one of the two asks for a
+    token and the other has none.
     """
     if ray.is_initialized():
         yield
         return
     try:
         if address is None:
+            environment.for_own_ray()
             # "local", or else a file that a killed driver left behind would be obeyed
             ray.init(address="local", include_dashboard=False, **_quiet(options))
         else:
             ray.init(address=address, **_quiet(options))
+    except ray.exceptions.AuthenticationError as error:
+        raise InputError(_no_token(address, error)) from None
     except (ConnectionError, ValueError, TimeoutError) as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, ray.exceptions.AuthenticationError):
+            raise InputError(_no_token(address, cause)) from None
         where = address or "a Ray of our own on this machine"
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"runtime.address: cannot connect to {where}: {reason}") from None
+        raise InputError(f"runtime.address: cannot connect to {where}: {_first_line(error)}") from None
     except RuntimeError as error:
-        raise TaskrayError(f"Ray did not start: {str(error).strip().splitlines()[0]}") from error
+        raise TaskrayError(f"Ray did not start: {_first_line(error)}") from error
     try:
         yield
     finally:
@@ -48,3 +48,17 @@ def session(address: str | None = None, **options: Any) -> Iterator[None]:
 
 def _quiet(options: dict[str, Any]) -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": logging.ERROR, **options}
+
+
+def _no_token(address: str | None, error: Exception) -> str:
+    where = f"the cluster at {address}" if address else "Ray"
+    reason = _first_line(error).partition(". ")[0]
+    return (
+        f"runtime.address: {where} asks for another token ({reason}); put the token of the "
+        "cluster into RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

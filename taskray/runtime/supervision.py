@@ -33,6 +33,9 @@ def judge(task: str, step: int, error: Exception, restarts: int, max_restarts: i
         cause = error.cause if isinstance(error.cause, Exception) else error
         named = cause if isinstance(cause, TaskrayError) else _named(task, step, cause)
         return Verdict(Decision.FAIL, str(named), named)
+    if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
+        named = _named(task, step, error)  # the constructor raised: it would again
+        return Verdict(Decision.FAIL, str(named), named)
     if isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)):
         lost = f"task {task!r} lost its process near step {step}"
         if restarts < max_restarts:

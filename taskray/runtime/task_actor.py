@@ -73,6 +73,12 @@ class TaskActor:
                 self.peers.retire(member.trainer.step)
         return report
 
+    def serve(self, seconds: float) -> dict[str, Any]:
+        """After the last step: predict for the peers for a while; see ``Trainer.serve``."""
+        trainer = self._member.trainer
+        trainer.serve(seconds)
+        return {"step": trainer.step, "served": True}
+
     def save(self) -> int:
         """Write a checkpoint now; returns its step."""
         self._member.save()
@@ -113,7 +119,9 @@ class ForwardServer:
         self.model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
         self.step = step
 
-    async def fill(self, batch: int, inputs: dict[str, Any], cached: int | None) -> str | None:
+    async def fill(
+        self, batch: int, inputs: dict[str, Any], cached: int | None, window: int
+    ) -> str | None:
         """Predict on a batch and put the prediction into the cache, unless the one that is
         ``cached`` comes from these very weights. Returns why not, where it could not."""
         if self.step is None:
@@ -128,6 +136,6 @@ class ForwardServer:
         dtype = torch.float16 if self.job.cache.dtype == "float16" else torch.float32
         arrays = {q: prediction[q].to("cpu", dtype).numpy() for q in self.task.quantities}
         refused: str | None = await self.cache.publish.remote(
-            self.name, batch, self.step, time.time(), arrays
+            self.name, batch, self.step, time.time(), arrays, window
         )
         return refused

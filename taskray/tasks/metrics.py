@@ -20,7 +20,7 @@ def has_direction(normals_b3hw: Tensor) -> Tensor:
     return normals_b3hw.square().sum(dim=1, keepdim=True) > 0.25
 
 
-class DepthMetrics(Metric):
+class DepthMetrics(Metric):  # type: ignore[misc]
     """``abs_rel sq_rel rmse rmse_log delta_1 delta_2 delta_3 abs_err`` of depth in metres.
 
     ``abs_rel`` is mean |d - d*| / d*, ``delta_k`` the fraction with max(d/d*, d*/d) < 1.25^k.
@@ -80,7 +80,7 @@ def median_ratio(depth: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     return torch.stack(ratios)[:, None, None, None]
 
 
-class NormalsMetrics(Metric):
+class NormalsMetrics(Metric):  # type: ignore[misc]
     """``mean_deg median_deg within_11_25 within_22_5 within_30`` of the angle between normals.
 
     Angles by atan2(|a x b|, a . b), which is precise near 0 where acos is not. A prediction

@@ -48,7 +48,7 @@ class SimLook:
     """One colour per class, a little different per body; one light from behind the camera."""
 
     def __init__(self, rng: np.random.Generator, scene: Scene) -> None:
-        tints = rng.normal(1.0, 0.06, (len(scene.bodies), 3))
+        tints = rng.normal(1.0, 0.15, (len(scene.bodies), 3))
         self._albedo = np.array(
             [SIM_PALETTE[b.label] * t for b, t in zip(scene.bodies, tints, strict=True)]
         )

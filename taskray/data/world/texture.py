@@ -48,11 +48,11 @@ class Textures:
         self._lattice = rng.uniform(-1, 1, _LATTICE**3)
         self._offset = rng.uniform(0, _LATTICE, (number, 3))
         self._frequency = rng.uniform(0.8, 2.5, number)
-        self._contrast = rng.uniform(0.1, 0.45, number)
+        self._contrast = rng.uniform(0.05, 0.35, number)
         names = [str(rng.choice(_USUAL.get(label, ("plain", "stripes")))) for label in labels]
         self._pattern = np.array([_PATTERNS[name] for name in names], dtype=np.float64)
         self._pattern[:, :2] *= rng.uniform(0.7, 1.4, (number, 1))
-        self._relief = rng.uniform(0.2, 0.6, number)
+        self._relief = rng.uniform(0.15, 0.5, number)
 
     def __call__(self, part: Integers, points: Floats, normals: Floats, pixel: Floats) -> Floats:
         """Brightness factors ``[N, 1]`` around 1 for parts ``[N]`` at points with normals

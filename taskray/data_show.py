@@ -1,0 +1,162 @@
+"""What a dataset holds, told in a table, and shown on a contact sheet."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from taskray.config import DataConfig
+from taskray.data.codec import ERROR, KEY
+from taskray.data.parquet import columns_of, find_pieces
+from taskray.data.reader import Sample
+from taskray.data.rows import rows_of
+from taskray.data.source import DatasetInfo, open_source
+from taskray.data.store import read_manifest
+from taskray.errors import InputError
+from taskray.report.metrics import NOTHING, size
+from taskray.report.panels import paint
+from taskray.report.run_folder import atomic_write
+from taskray.schema import IGNORE, QUANTITIES, quantity_of
+
+SHEET_ROWS = 6
+"""Samples on a contact sheet."""
+TILE = 160
+"""Width of its pictures in pixels."""
+MANY = 1 << 40
+
+
+@dataclass
+class Range:
+    """Smallest and largest valid value of a column, and the share of valid values."""
+
+    low: float = np.inf
+    high: float = -np.inf
+    valid: int = 0
+    all: int = 0
+
+    def add(self, column: str, values: np.ndarray) -> None:
+        there = values[valid_values(column, values)]
+        self.all += values.size
+        self.valid += there.size
+        if there.size:
+            self.low = min(self.low, float(there.min()))
+            self.high = max(self.high, float(there.max()))
+
+
+def valid_values(column: str, values: np.ndarray) -> np.ndarray:
+    """Where a column holds a value, by the conventions of ``schema`` (bool, of the same shape)."""
+    quantity = quantity_of(column)
+    if quantity == "depth":
+        return np.isfinite(values) & (values > 0)
+    if quantity == "normals":
+        return np.broadcast_to(np.linalg.norm(values, axis=0) > 1e-6, values.shape)
+    if values.dtype == np.uint8 and quantity != "image":
+        return values != IGNORE
+    return np.isfinite(values)
+
+
+def show(
+    config: DataConfig, path: Path, name: str, limit: int, save: Path | None, console: Console
+) -> None:
+    """Print what the first ``limit`` rows of a stored dataset hold, and write a contact sheet to
+    ``save``. Raises InputError for broken files, and where no row can be read."""
+    columns = columns_of(path)
+    num_rows = sum(piece.rows for piece in find_pieces(path, columns))
+    # unreadable rows are what one may have come to see: any number of them is allowed here
+    look = config.model_copy(
+        update={"limit": min(limit, num_rows), "materialize": "never", "max_corrupt_rows": MANY}
+    )
+    source = open_source(look, path, columns, use_ray=False, name=name).open()
+    ranges: dict[str, Range] = defaultdict(Range)
+    keys: list[str] = []
+    broken: list[str] = []
+    kept: list[Sample] = []
+    for row in rows_of(source, more=False):
+        keys.append(str(row[KEY]))
+        if str(row[ERROR]):
+            broken.append(str(row[ERROR]))
+            continue
+        for column in columns:
+            ranges[column].add(column, row[column])
+        if len(kept) < SHEET_ROWS:
+            kept.append(row)
+    source.close()
+
+    stored = sum(f.stat().st_size for f in ([path] if path.is_file() else path.glob("*.parquet")))
+    looked = f", looked at the first {len(keys)}" if len(keys) < num_rows else ""
+    lines = [f"{name}: {num_rows} rows, {size(stored)} in {path}{looked}"]
+    lines += [f"keys {keys[0]} ... {keys[-1]}"] if keys else []
+    _print(console, lines)
+    console.print(_table(source.info, ranges))
+    skipped = [": ".join(error) for error in read_manifest(path).get("errors", [])]
+    _print(console, [f"{len(broken)} corrupt rows"] + [f"  {reason}" for reason in broken[:20]])
+    _print(console, [f"left out when it was converted: {text}" for text in skipped[:20]])
+    if save is not None:
+        write_sheet(save, kept, columns)
+        _print(console, [f"contact sheet: {save}"])
+
+
+def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
+    titles = ("column", "type", "lowest", "highest", "valid", "unit")
+    rows = [titles]
+    for column, spec in info.layout.items():
+        seen = ranges.get(column, Range())
+        known = QUANTITIES.get(quantity_of(column))
+        low, high = (f"{v:.4g}" if seen.valid else NOTHING for v in (seen.low, seen.high))
+        share = f"{100 * seen.valid / seen.all:.1f} %" if seen.all else NOTHING
+        unit = known.unit.split(",")[0] if known else NOTHING
+        rows.append((column, str(spec), low, high, share, unit))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, title in enumerate(titles):
+        widest = max(len(row[number]) for row in rows)
+        right = title in ("lowest", "highest", "valid")
+        table.add_column(  # only the unit may be cut on a narrow terminal
+            title, no_wrap=True, justify="right" if right else "left",
+            min_width=None if title == "unit" else widest,
+        )  # fmt: skip
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def write_sheet(file: Path, rows: Sequence[Sample], columns: Sequence[str]) -> None:
+    """A picture with one line a sample and one picture a column that has pixels."""
+    from PIL import Image, ImageDraw
+
+    if file.suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"--save {file}: expected the name of a picture, such as sheet.png")
+    shown = [c for c in columns if "H" in getattr(QUANTITIES.get(quantity_of(c)), "shape", ())]
+    if not rows or not shown:
+        raise InputError(f"--save {file}: there is nothing to draw in {', '.join(columns)}")
+    painted = {c: _paint(c, np.stack([row[c] for row in rows])) for c in shown}
+    height, width = painted[shown[0]].shape[1:3]
+    tall, gap, head = max(1, TILE * height // width), 4, 18
+    sheet = Image.new(
+        "RGB", ((TILE + gap) * len(shown) + gap, head + (tall + gap) * len(rows)), (24, 26, 30)
+    )
+    draw = ImageDraw.Draw(sheet)
+    for x, column in enumerate(shown):
+        left = gap + x * (TILE + gap)
+        draw.text((left, 3), column, fill=(220, 224, 230))
+        for y, pixels in enumerate(painted[column]):
+            tile = Image.fromarray(pixels).resize((TILE, tall), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left, head + y * (tall + gap)))
+    kind = Image.registered_extensions()[file.suffix.lower()]
+    atomic_write(file, lambda path: sheet.save(path, format=kind))
+
+
+def _paint(column: str, values: np.ndarray) -> np.ndarray:
+    quantity = quantity_of(column)
+    return values if quantity == "image" else paint(quantity, values)(values)
+
+
+def _print(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

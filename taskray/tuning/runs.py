@@ -1,0 +1,181 @@
+"""A run that a study or a search asks for: its job, its folder, and what is left to do of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taskray.config import Job, dump_yaml, override, parse_job, set_path
+from taskray.errors import InputError
+from taskray.loop.assembly import build_tasks
+from taskray.plugins import nearest
+from taskray.report.history import evaluations_of
+from taskray.report.run_folder import CONFIG, read_result
+
+RESULT_PATHS = ("seconds", "staleness", "cache")
+"""Parts of a result file, besides its tasks, that a metric may name."""
+
+
+Layer = Mapping[str, Any] | Sequence[str]
+"""Changes of a job: dotted path -> value, or a list of ``a.b=value``."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: ``title`` for people, its folder (absolute), and the resolved job."""
+
+    title: str
+    folder: Path
+    job: Job
+
+
+class Fate(Enum):
+    """What to do with a run, given what its folder holds."""
+
+    DONE = "done"
+    RESUME = "resume"
+    START_OVER = "start over"
+
+
+def change(values: Mapping[str, Any], changes: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A copy of a job's plain values with dotted paths changed; ``source`` is named in errors."""
+    changed = dict(values)
+    for path, value in changes.items():
+        try:
+            changed = set_path(changed, path.split("."), value, path)
+        except InputError as error:
+            raise InputError(f"{source}: {str(error).removeprefix('--set ')}") from None
+    return changed
+
+
+def resolve(
+    values: Mapping[str, Any],
+    layers: Sequence[Layer],
+    source: str,
+    folder: Path,
+) -> Run:
+    """The run that comes of a job's plain values and layers of changes, the later ones winning.
+
+    Raises InputError, naming ``source`` and the key, for a path that no job has.
+    """
+    for layer in layers:
+        if isinstance(layer, Mapping):
+            values = change(values, layer, source)
+        else:
+            values = override(dict(values), layer)
+    job = parse_job(dict(values), source)
+    update: dict[str, Any] = {}
+    if job.checkpoint.path:  # each run has checkpoints of its own
+        own = f"{job.checkpoint.path.rstrip('/')}/{folder.parent.name}/{folder.name}"
+        update["checkpoint"] = job.checkpoint.model_copy(update={"path": own})
+    return Run(folder.name, folder, job.model_copy(update=update))
+
+
+def fate(run: Run) -> Fate:
+    """Done: finished, with this very job. Resume: begun with a job that trains the same way.
+
+    What does not change a result (names, checkpoints, where it runs) may differ; a finished run
+    whose evaluations alone are others is resumed too, which measures its last checkpoint anew.
+    """
+    before = _saved_config(run.folder)
+    if before is None:
+        return Fate.RESUME
+    now = yaml.safe_load(dump_yaml(run.job))
+    if _essence(before) != _essence(now):
+        return Fate.START_OVER
+    result = _result(run.folder)
+    same = before.get("evaluation") == now["evaluation"]
+    return Fate.DONE if same and result.get("status") == "finished" else Fate.RESUME
+
+
+def _saved_config(folder: Path) -> dict[str, Any] | None:
+    try:
+        values = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    try:
+        return read_result(folder) or {}
+    except InputError:  # cut off by a crash: as good as none
+        return {}
+
+
+def _essence(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A job without what leaves its training as it is."""
+    beside = ("name", "description", "evaluation", "checkpoint")
+    kept = {k: v for k, v in values.items() if k not in beside}
+    runtime = kept.get("runtime") or {}
+    kept["runtime"] = {k: v for k, v in runtime.items() if k != "address"}
+    kept["tasks"] = {
+        name: {k: v for k, v in task.items() if k not in ("threads", "cpus")}
+        for name, task in (kept.get("tasks") or {}).items()
+    }
+    # datasets that only evaluations use may come and go
+    used = {task.get("dedicated") for task in kept["tasks"].values()}
+    used.add((kept.get("mediator") or {}).get("data"))
+    kept["data"] = {n: d for n, d in (kept.get("data") or {}).items() if n in used}
+    return kept
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+def value_of(result: Mapping[str, Any], key: str) -> float | None:
+    """A metric of a result: ``<task>/<evaluation>/<metric>`` or a path of the result file."""
+    task, _, rest = key.partition("/")
+    tasks = result.get("tasks") or {}
+    if task in tasks:
+        title, _, metric = rest.partition("/")
+        evaluations = evaluations_of(tasks[task])
+        if title in evaluations:
+            return evaluations[title].get(metric)
+    value: Any = tasks if task in tasks else result
+    for part in key.split("/"):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def check_metric(key: str, jobs: Sequence[Job], source: str) -> None:
+    """Refuse a metric that none of the jobs measures, as far as that can be told beforehand."""
+    problems = [_problem(key, job) for job in jobs]
+    if all(problems):
+        raise InputError(f"{source}: {key!r}: {problems[0]}")
+
+
+def _problem(key: str, job: Job) -> str | None:
+    task, _, rest = key.partition("/")
+    if task in RESULT_PATHS:
+        return None
+    if task not in job.tasks:
+        return f"no task {task!r}; {nearest(task, [*job.tasks, *RESULT_PATHS])}"
+    title, slash, metric = rest.partition("/")
+    if not slash:  # a field of the task's result, such as steps_per_second
+        return None
+    if title not in job.evaluation.data:
+        titles = list(job.evaluation.data)
+        return f"no evaluation {title!r}; {nearest(title, titles) if titles else 'there is none'}"
+    names = metric_names(job, task)
+    if names and metric not in names and not metric.startswith("iou/"):
+        return f"task {task!r} measures no {metric!r}; {nearest(metric, names)}"
+    return None
+
+
+def metric_names(job: Job, task: str) -> list[str]:
+    """What a task's evaluations give; empty where that shows only with data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchmetrics: compute() before update()
+        try:
+            return list(build_tasks(job)[task].metric().compute())
+        except InputError:
+            raise
+        except Exception:
+            return []

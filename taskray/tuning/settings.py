@@ -1,0 +1,186 @@
+"""The study file and the space file: every field, its default and what it means.
+
+Both are YAML around a job file. Unknown keys are fatal, and every change of the job that they
+make is tried on it before anything runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from taskray import plugins
+from taskray.config import NonNegative, Positive, Settings, parse, read_yaml
+
+Changes = dict[str, Any]
+"""Dotted path of the job -> value."""
+
+
+class VariantConfig(Settings):
+    """One row of a study's table: how it differs from the other rows."""
+
+    label: str | None = None
+    """How people see it; null: its name."""
+    description: str = ""
+    """One line for people; stands below the table."""
+    set: Changes = Field(default_factory=dict)
+    """What it changes in the job; wins over the study's ``set`` and over ``--set``."""
+
+
+class PaperConfig(Settings):
+    """A paper's figures, shown beside ours."""
+
+    title: str
+    """Name of the paper's columns."""
+    rows: dict[str, dict[str, float]]
+    """Variant -> metric -> figure, in our units: ratios are fractions in [0, 1]."""
+    note: str = ""
+    """What a reader must know to compare: the paper's data and models."""
+
+
+class StudyConfig(Settings):
+    """A table as a set of runs: variants x seeds of one job."""
+
+    name: str
+    """Name of the study; also of its folder."""
+    title: str = ""
+    """Heading of the table; empty: the name."""
+    description: str = ""
+    """What the study asks, for people."""
+    job: str
+    """The job file, relative to the study file."""
+    seeds: Positive | Annotated[list[NonNegative], Field(min_length=1)] = 3
+    """Seeds of every variant, or how many (0, 1, ...)."""
+    set: Changes = Field(default_factory=dict)
+    """What all variants change in the job."""
+    variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
+    """The rows, by name."""
+    metrics: Annotated[list[str], Field(min_length=1)]
+    """The columns: ``<task>/<evaluation>/<metric>``, or a path of the result file, such as
+    ``seconds``, ``depth/steps_per_second`` or ``staleness/depth<-normals/steps_mean``."""
+    paper: PaperConfig | None = None
+    """A paper's figures beside ours."""
+    max_concurrent: Positive | None = None
+    """Runs at once; null: as many as there are cores for one of each task."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> StudyConfig:
+        for variant, row in (self.paper.rows if self.paper else {}).items():
+            if variant not in self.variants:
+                hint = plugins.nearest(variant, list(self.variants))
+                raise ValueError(f"@paper.rows.{variant}@no such variant; {hint}")
+            for metric in row:
+                if metric not in self.metrics:
+                    hint = plugins.nearest(metric, self.metrics)
+                    raise ValueError(f"@paper.rows.{variant}.{metric}@not in 'metrics'; {hint}")
+        seeds = self.seeds
+        if isinstance(seeds, list) and len({*seeds}) < len(seeds):
+            raise ValueError("@seeds@a seed stands there twice")
+        return self
+
+    def seed_list(self, count: int | None = None) -> list[int]:
+        """The seeds; with ``count`` the first so many, continued upwards where there are fewer."""
+        seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+        if count is None:
+            return seeds
+        above = range(max(seeds) + 1, max(seeds) + 1 + count)
+        return [*seeds, *above][:count]
+
+
+class ParameterConfig(Settings):
+    """The values of one searched field; exactly one key."""
+
+    choice: Annotated[list[Any], Field(min_length=1)] | None = None
+    """One of these, each as likely."""
+    grid: Annotated[list[Any], Field(min_length=1)] | None = None
+    """Every one of these (``search: grid`` or ``random``)."""
+    uniform: tuple[float, float] | None = None
+    """A number between two bounds."""
+    log_uniform: tuple[float, float] | None = None
+    """A number between two positive bounds, uniform in its logarithm."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ParameterConfig:
+        kinds = [n for n in type(self).model_fields if getattr(self, n) is not None]
+        if len(kinds) != 1:
+            raise ValueError("expected exactly one of choice, grid, uniform, log_uniform")
+        low, high = self.uniform or self.log_uniform or (1.0, 2.0)
+        if low >= high or (self.log_uniform and low <= 0):
+            raise ValueError(f"{kinds[0]}: expected two bounds, [lower, higher]")
+        return self
+
+    @property
+    def examples(self) -> list[Any]:
+        """Its values, or its bounds."""
+        return [*(self.choice or self.grid or self.uniform or self.log_uniform or ())]
+
+
+class SchedulerConfig(Settings):
+    """Which trials are given up before their last step."""
+
+    name: Literal["none", "asha"] = "none"
+    """``none``: none. ``asha``: at steps ``grace_steps``, times ``reduction_factor`` each, only
+    the best 1/``reduction_factor`` go on (Li et al. 2020); needs ``evaluation.every``."""
+    grace_steps: Positive | None = None
+    """No trial is given up before this step; null: ``evaluation.every``."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3
+    """Of so many trials one goes on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class SpaceConfig(Settings):
+    """A search: which fields of a job vary, and what is best."""
+
+    name: str
+    """Name of the search; also of its folder."""
+    description: str = ""
+    """What the search asks, for people."""
+    job: str
+    """The job file, relative to the space file."""
+    metric: str
+    """``<task>/<evaluation>/<metric>``, measured on a *validation* split."""
+    mode: Literal["min", "max"] | None = None
+    """Which values of the metric are good; null: as is known of the metric."""
+    metrics: list[str] = Field(default_factory=list)
+    """Further metrics that the table of trials shows."""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """How points are chosen: at random, all of a grid, or by Optuna's TPE from those before."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    """Which trials are given up early."""
+    num_samples: Positive = 8
+    """Trials, besides the one of the job's own values; a grid has one for each of its points."""
+    max_concurrent: Positive | None = None
+    """Trials at once; null: as many as there are cores for one of each task."""
+    seed: NonNegative = 0
+    """Seed of the search (the trials have the job's)."""
+    set: Changes = Field(default_factory=dict)
+    """What the search alone changes in the job, such as its evaluation; not in ``best.yaml``."""
+    parameters: Annotated[dict[str, ParameterConfig], Field(min_length=1)]
+    """What varies: dotted path of the job -> its values."""
+
+    @model_validator(mode="after")
+    def _kinds_fit_the_search(self) -> SpaceConfig:
+        for path, parameter in self.parameters.items():
+            if self.search == "grid" and not (parameter.grid or parameter.choice):
+                raise ValueError(f"@parameters.{path}@a grid needs 'grid' or 'choice'")
+            if self.search == "optuna" and parameter.grid:
+                raise ValueError(f"@parameters.{path}@optuna needs 'choice' instead of 'grid'")
+        return self
+
+
+def load_study(path: Path) -> StudyConfig:
+    """A study file; InputError with one line for what is wrong with it."""
+    config: StudyConfig = parse(StudyConfig, read_yaml(path), str(path))
+    return config
+
+
+def load_space(path: Path) -> SpaceConfig:
+    """A space file; InputError with one line for what is wrong with it."""
+    config: SpaceConfig = parse(SpaceConfig, read_yaml(path), str(path))
+    return config

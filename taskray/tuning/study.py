@@ -1,0 +1,192 @@
+"""A study: variants x seeds of one job, and the table that comes of them.
+
+study file ──▶ runs ──▶ those left to do ──Ray Tune──▶ run folders ──▶ table, report
+                          (datasets converted once, here)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from taskray.config import Job, dump_yaml, read_yaml
+from taskray.errors import InputError
+from taskray.report.html import write_report
+from taskray.report.render import to_rich
+from taskray.report.run_folder import read_result, write_text
+from taskray.report.tables import Table, study_table, write_table
+from taskray.train import check, prepare_datasets
+from taskray.tuning.record import record
+from taskray.tuning.runs import Fate, Layer, Run, check_metric, fate, resolve, value_of
+from taskray.tuning.settings import StudyConfig, load_study
+
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One cell row's seed: a run, and where it belongs in the table."""
+
+    variant: str
+    seed: int
+    run: Run
+
+
+def study(
+    path: Path,
+    out: Path | None,
+    seeds: int | None,
+    overrides: Sequence[str],
+    console: Console,
+    record_to: Path | None = None,
+) -> int:
+    """Run what is left of a study and write its table; returns the exit code.
+
+    ``seeds`` is how many, instead of the study's own; ``overrides`` change the job of all
+    variants. ``record_to`` is a folder that the findings are also written to, see
+    :func:`record`. A run that fails leaves a hole that the table names; the others run on, and
+    the code is 1. Raises InputError before anything runs for what the user has wrong, and
+    KeyboardInterrupt after Ctrl-C, with checkpoints and the table so far written.
+    """
+    config = load_study(path)
+    if seeds is not None and seeds < 1:
+        raise InputError(f"--seeds {seeds}: expected at least 1")
+    folder = out or Path("runs") / config.name
+    runs = plan_study(config, path, folder.resolve(), config.seed_list(seeds), overrides)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "study.yaml", dump_yaml(config))
+    errors: dict[Path, str] = {}
+    try:
+        errors = run_all([r.run for r in runs], folder.resolve(), config.max_concurrent, console)
+    finally:
+        table = table_of(config, runs, errors)
+        write_table(table, folder)
+        write_report(folder)
+    console.print(to_rich(table))
+    console.print(f"study folder: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
+    holes = [r for r in runs if _finished(r.run) is None]
+    if record_to is not None:
+        facts = {
+            "command": _command(path, seeds, overrides),
+            "seeds": sorted({r.seed for r in runs}),
+            "runs": f"{len(runs) - len(holes)} of {len(runs)} finished",
+            "steps": {r.variant: _steps(r.run.job) for r in runs},
+        }
+        results = [result for r in runs if (result := _finished(r.run)) is not None]
+        written = record(record_to, config.name, config.description, table, facts, results, path)
+        console.print(f"recorded in {written}", soft_wrap=True)
+    return FAILED if holes else 0
+
+
+def plan_study(
+    config: StudyConfig, path: Path, folder: Path, seeds: Sequence[int], overrides: Sequence[str]
+) -> list[StudyRun]:
+    """Every run of the study, seed by seed, so that a study cut short still compares variants.
+
+    Raises InputError, naming the variant and the key, for a change that no job has.
+    """
+    values = read_yaml(path.parent / config.job)
+    runs = []
+    for seed in seeds:
+        for name, variant in config.variants.items():
+            own = {"name": f"{config.name}-{name}-seed_{seed}", "seed": seed}
+            layers: list[Layer] = [config.set, overrides, variant.set, own]
+            place = folder / "runs" / name / f"seed_{seed}"
+            run = resolve(values, layers, f"{path}: variants.{name}", place)
+            runs.append(StudyRun(name, seed, Run(f"{name}, seed {seed}", place, run.job)))
+    jobs = [r.run.job for r in runs[: len(config.variants)]]
+    for name, job in zip(config.variants, jobs, strict=True):
+        try:
+            check(job)
+        except InputError as error:
+            raise InputError(f"{path}: variants.{name}: {error}") from None
+    for metric in config.metrics:
+        check_metric(metric, jobs, f"{path}: metrics")
+    return runs
+
+
+def run_all(
+    runs: Sequence[Run], folder: Path, max_concurrent: int | None, console: Console
+) -> dict[Path, str]:
+    """Do what is left of the runs, through Ray Tune. Returns why runs failed, by folder."""
+    left = [run for run in runs if fate(run) is not Fate.DONE]
+    if len(left) < len(runs):
+        console.print(f"{len(runs) - len(left)} of {len(runs)} runs are done already")
+    if not left:
+        return {}
+    from taskray.runtime.session import session  # Ray is not needed to look at what is done
+
+    with session(left[0].job.runtime.address):
+        import ray
+        from ray import tune
+
+        from taskray.tuning.fit import concurrency, fit
+
+        prepare_all([run.job for run in left], console)
+        at_once = concurrency(left[0].job, ray.cluster_resources(), max_concurrent)
+        trials = fit(
+            lambda point: left[point["run"]],
+            {"run": tune.grid_search(list(range(len(left))))},
+            folder=folder,
+            total=len(left),
+            at_once=at_once,
+            console=console,
+            max_concurrent_trials=at_once,
+        )
+    return {left[t.point["run"]].folder: t.error for t in trials if t.error is not None}
+
+
+def prepare_all(jobs: Sequence[Job], console: Console) -> None:
+    """Convert the datasets of all jobs, each once, before a trial asks for them."""
+    seen: set[str] = set()
+    for job in jobs:
+        key = job.model_dump_json(include={"data", "evaluation", "mediator", "tasks"})
+        if key not in seen:
+            seen.add(key)
+            prepare_datasets(job, use_ray=True, console=console)
+
+
+def table_of(config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, str]) -> Table:
+    """The study's table from the run folders as they are; holes are named below it."""
+    results: dict[str, dict[str, list[float | None]]] = {
+        name: {metric: [] for metric in config.metrics} for name in config.variants
+    }
+    described = [(v.label or n, v.description) for n, v in config.variants.items()]
+    notes = [f"{label}: {text}" for label, text in described if text]
+    if config.paper and config.paper.note:
+        notes.append(config.paper.note)
+    for r in runs:
+        result = _finished(r.run)
+        for metric in config.metrics:
+            results[r.variant][metric].append(value_of(result, metric) if result else None)
+        if result is None:
+            reason = errors.get(r.run.folder, "not run to its end")
+            notes.append(f"Missing: {r.run.title} ({reason})")
+    return study_table(
+        config.title or config.name,
+        results,
+        metrics=config.metrics,
+        labels={n: v.label for n, v in config.variants.items() if v.label},
+        paper=config.paper.rows if config.paper else None,
+        paper_title=config.paper.title if config.paper else "paper",
+        notes=[note.rstrip(".") for note in notes],
+    )
+
+
+def _finished(run: Run) -> dict[str, Any] | None:
+    """The result of a run that is done as it was asked for."""
+    return read_result(run.folder) if fate(run) is Fate.DONE else None
+
+
+def _steps(job: Job) -> int | dict[str, int]:
+    steps = {name: job.steps_of(name) for name in job.tasks}
+    return next(iter(steps.values())) if len({*steps.values()}) == 1 else steps
+
+
+def _command(path: Path, seeds: int | None, overrides: Sequence[str]) -> str:
+    parts = ["taskray study", str(path), f"--seeds {seeds}" if seeds is not None else ""]
+    return " ".join(filter(None, [*parts, *(f"--set {text}" for text in overrides)]))

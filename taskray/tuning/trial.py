@@ -1,0 +1,125 @@
+"""What happens inside one Ray Tune trial: a whole collective.
+
+::
+
+    Tune ──▶ trial (a process) ──train──▶ task actors, cache      all in the trial's
+      ▲                                       │                   placement group
+      └────────── tune.report ◀── listener ◀──┘
+
+When Tune ends a trial it removes the placement group, and with it everything the trial started.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from taskray.config import Job
+from taskray.errors import TaskrayError
+from taskray.report.run_folder import RESULT, read_metrics, read_result
+from taskray.train import train
+from taskray.tuning.runs import Fate, Run, fate, value_of
+
+PROGRESS_SECONDS = 5.0
+"""A report makes the trial wait for the driver, so those for the eye alone are rare."""
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a search looks at: ``<task>/<title>/<name>``."""
+
+    key: str
+
+    @property
+    def task(self) -> str:
+        return self.key.split("/", 1)[0]
+
+    def in_report(self, values: Mapping[str, Any]) -> float | None:
+        """Its value in a task's report, where the report holds an evaluation."""
+        value = values.get(f"eval/{self.key.split('/', 1)[1]}")
+        return float(value) if value is not None and math.isfinite(value) else None
+
+
+class ToTune:
+    """Listens to a run and tells Tune; ends the run, checkpoints written, once ``stop`` exists.
+
+    With a ``metric`` every evaluation of it is reported, once a step, as ``step`` and the
+    metric; without one, how far the run is.
+    """
+
+    def __init__(self, job: Job, stop: Path, metric: Metric | None) -> None:
+        self.job, self.stop, self.metric = job, stop, metric
+        self.steps = dict.fromkeys(job.tasks, 0)
+        self.reported = 0
+        self.last = time.monotonic()
+
+    def __call__(self, task: str, step: int, values: Mapping[str, float]) -> None:
+        if self.stop.exists():
+            raise KeyboardInterrupt
+        self.steps[task] = step
+        if self.metric is not None:
+            self.report_metric(task, step, values)
+        elif time.monotonic() - self.last > PROGRESS_SECONDS:
+            self.last = time.monotonic()
+            tune.report({"done_part": self.done_part})
+
+    def report_metric(self, task: str, step: int, values: Mapping[str, Any]) -> None:
+        if self.metric is None or task != self.metric.task or step <= self.reported:
+            return
+        value = self.metric.in_report(values)
+        if value is not None:
+            self.reported = step
+            tune.report({"step": step, self.metric.key: value, "done_part": self.done_part})
+
+    @property
+    def done_part(self) -> float:
+        parts = [self.steps[name] / self.job.steps_of(name) for name in self.steps]
+        return sum(parts) / len(parts)
+
+
+def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = True) -> None:
+    """Do what is left of a run and report to Tune. Raises TaskrayError where the run fails.
+
+    A run that is done already is only reported again, evaluation by evaluation, so that a
+    search which is started a second time takes the same decisions. ``early=False`` reports
+    nothing before the end: no scheduler can give the run up.
+    """
+    listener = ToTune(run.job, stop, metric if early else None)
+    what = fate(run)
+    if metric is not None and early and what is not Fate.START_OVER:
+        for line in read_metrics(run.folder):
+            if "values" in line:
+                listener.report_metric(line["task"], line["step"], line["values"])
+    result = (read_result(run.folder) or {}) if what is Fate.DONE else _train(run, what, listener)
+    if result.get("error"):
+        raise TaskrayError(result["error"])
+    final: dict[str, Any] = {"done_part": 1.0, "seconds": result.get("seconds")}
+    if metric is not None:
+        value = value_of(result, metric.key)
+        if value is None or not math.isfinite(value):
+            raise TaskrayError(f"{metric.key} has no finite value at the end")
+        final |= {"step": run.job.steps_of(metric.task), metric.key: value}
+    tune.report(final)
+
+
+def _train(run: Run, what: Fate, listener: Callable[..., None]) -> dict[str, Any]:
+    (run.folder / RESULT).unlink(missing_ok=True)  # whatever it says is about to be untrue
+    try:
+        return train(
+            run.job,
+            run.folder,
+            resume="auto" if what is Fate.RESUME else "never",
+            console=Console(file=StringIO(), quiet=True),
+            listener=listener,
+        )
+    except KeyboardInterrupt:
+        raise TaskrayError(INTERRUPTED) from None

@@ -1,0 +1,224 @@
+"""The prediction cache and the staleness bound, as plain Python."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from taskray.config import StalenessConfig
+from taskray.loop.staleness import Version, within, worth_waiting_for
+from taskray.runtime.cache import NOT_ANNOUNCED, PredictionCache, WaitingCache
+
+ANY_AGE = StalenessConfig()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def depth(value: float = 1.0, batch: int = 2, dtype: str = "float32") -> dict[str, np.ndarray]:
+    return {"depth": np.full((batch, 1, 4, 6), value, dtype)}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def cache(clock: Clock) -> PredictionCache:
+    cache = PredictionCache(max_bytes=1000, clock=clock)
+    cache.announce("depth", ["depth"])
+    cache.announce("normals", ["normals"])
+    return cache
+
+
+def test_a_peer_finds_what_was_published_with_its_version(cache, clock):
+    assert cache.publish("depth", 7, 40, clock.now, depth(3.0)) is None
+    cache.progress("depth", 65)
+    found = cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"]
+    assert found.miss is None
+    assert found.version == Version(40, clock.now)
+    assert found.staleness_steps == 25
+    assert found.arrays["depth"].max() == 3.0
+
+
+def test_a_task_never_finds_its_own_prediction(cache, clock):
+    cache.publish("depth", 7, 40, clock.now, depth())
+    assert cache.look_up(7, ["depth"], "depth", ANY_AGE) == {}
+
+
+def test_a_batch_nobody_predicted_on_is_absent(cache):
+    assert cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"].miss == "absent"
+
+
+def test_publishing_the_same_version_again_changes_nothing(cache, clock):
+    cache.publish("depth", 7, 40, clock.now, depth(1.0))
+    cache.publish("depth", 7, 40, clock.now, depth(2.0))
+    found = cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"]
+    assert found.arrays["depth"].max() == 1.0
+    assert cache.statistics()["entries"] == 1
+
+
+def test_a_late_arrival_does_not_replace_a_newer_prediction(cache, clock):
+    cache.publish("depth", 7, 40, clock.now, depth(1.0))
+    cache.publish("depth", 7, 30, clock.now - 5, depth(2.0))
+    assert cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"].version.producer_step == 40
+
+
+def test_a_task_that_went_back_to_its_checkpoint_replaces_its_old_predictions(cache, clock):
+    cache.publish("depth", 7, 40, clock.now, depth(1.0))
+    cache.announce("depth", ["depth"], step=20)
+    found = cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"]
+    assert found.staleness_steps == 0  # it is not younger than new
+    cache.publish("depth", 7, 30, clock.now + 5, depth(2.0))
+    found = cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"]
+    assert found.version.producer_step == 30
+
+
+def test_the_byte_budget_is_kept_by_evicting_the_oldest(cache, clock):
+    for batch in range(10):
+        assert cache.publish("depth", batch, batch, clock.now + batch, depth()) is None
+        assert cache.num_bytes <= 1000
+    statistics = cache.statistics()
+    assert statistics["entries"] == 5  # 192 bytes each
+    assert statistics["bytes"] == 5 * 192
+    assert statistics["evictions"] == 5
+    assert cache.look_up(0, ["depth"], "normals", ANY_AGE)["depth"].miss == "absent"
+    assert cache.look_up(9, ["depth"], "normals", ANY_AGE)["depth"].miss is None
+
+
+def test_a_replaced_prediction_counts_as_young_again(cache, clock):
+    for batch in range(5):
+        cache.publish("depth", batch, 0, clock.now + batch, depth())
+    cache.publish("depth", 0, 9, clock.now + 9, depth())
+    cache.publish("depth", 99, 10, clock.now + 10, depth())
+    assert cache.look_up(0, ["depth"], "normals", ANY_AGE)["depth"].miss is None
+    assert cache.look_up(1, ["depth"], "normals", ANY_AGE)["depth"].miss == "absent"
+
+
+def test_a_prediction_beyond_the_whole_budget_is_refused(cache, clock):
+    reason = cache.publish("depth", 0, 0, clock.now, depth(batch=100))
+    assert "whole budget" in reason
+    assert cache.statistics()["refused"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"depth": np.full((2, 1, 4, 6), np.nan, "float32")}, "not finite"),
+        ({"depth": np.full((2, 1, 4, 6), np.inf, "float16")}, "not finite"),
+        ({"depth": np.ones((2, 3, 4, 6), "float32")}, "shape"),
+        ({"depth": np.ones((2, 1, 4, 6), "int64")}, "not an array of floats"),
+        ({"normals": np.ones((2, 3, 4, 6), "float32")}, "announced"),
+        ({}, "announced"),
+        ({"depth": "text"}, "not an array"),
+    ],
+)
+def test_a_bad_prediction_is_refused_counted_and_named(cache, clock, arrays, reason):
+    answer = cache.publish("depth", 0, 0, clock.now, arrays)
+    assert reason in answer
+    assert cache.statistics()["refused"] == 1
+    assert "depth" in next(iter(cache.statistics()["refusals"]))
+    assert cache.look_up(0, ["depth"], "normals", ANY_AGE)["depth"].miss == "absent"
+
+
+def test_a_restarted_cache_asks_publishers_to_announce_themselves(clock):
+    assert PredictionCache(1000, clock=clock).publish("depth", 0, 0, 0.0, depth()) == NOT_ANNOUNCED
+
+
+@pytest.mark.parametrize(
+    ("bound", "steps_ago", "seconds_ago", "usable"),
+    [
+        (StalenessConfig(), 10**6, 10**6, True),
+        (StalenessConfig(max_steps=20), 20, 0, True),
+        (StalenessConfig(max_steps=20), 21, 0, False),
+        (StalenessConfig(max_steps=0), 0, 0, True),
+        (StalenessConfig(max_seconds=5), 10**6, 5, True),
+        (StalenessConfig(max_seconds=5), 0, 5.1, False),
+        (StalenessConfig(max_steps=20, max_seconds=5), 21, 1, False),
+    ],
+)
+def test_the_bound_holds_to_the_step_and_the_second(bound, steps_ago, seconds_ago, usable):
+    version = Version(1000, 50.0)
+    assert within(bound, version, 1000 + steps_ago, 50.0 + seconds_ago) is usable
+
+
+def test_a_stale_prediction_is_named_and_withheld(cache, clock):
+    cache.publish("depth", 7, 40, clock.now, depth())
+    cache.progress("depth", 61)
+    found = cache.look_up(7, ["depth"], "normals", StalenessConfig(max_steps=20))["depth"]
+    assert (found.miss, found.arrays, found.staleness_steps) == ("stale", None, 21)
+
+
+def test_waiting_goes_by_the_consumers_own_step():
+    bound = StalenessConfig(max_steps=4, on_stale="wait")
+    assert worth_waiting_for(bound, None, 10, 0.0)
+    assert worth_waiting_for(bound, Version(5, 0.0), 10, 0.0)
+    assert not worth_waiting_for(bound, Version(6, 0.0), 10, 0.0)
+
+
+def test_nobody_waits_for_a_task_that_has_ended(cache):
+    bound = StalenessConfig(max_steps=0, on_stale="wait")
+    assert cache.must_wait(0, ["depth"], "normals", 5, bound)
+    cache.retire("depth")
+    assert not cache.must_wait(0, ["depth"], "normals", 5, bound)
+
+
+def test_a_waiting_look_up_is_answered_by_the_publish_it_waits_for(clock):
+    async def scene() -> tuple[bool, dict]:
+        cache = WaitingCache(1000)
+        bound = StalenessConfig(max_steps=0, on_stale="wait", wait_seconds=5)
+        for task in ("depth", "normals"):
+            await cache.announce(task, [task])
+        await cache.publish("depth", 3, 2, 1.0, depth())
+        waiting = asyncio.create_task(cache.look_up(3, ["depth"], "normals", 3, 4, 0, bound))
+        await asyncio.sleep(0.05)
+        too_early = waiting.done()
+        await cache.publish("depth", 3, 4, 2.0, depth())
+        return too_early, (await waiting).found
+
+    too_early, found = asyncio.run(scene())
+    assert not too_early
+    assert found["depth"].version.producer_step == 4
+    assert found["depth"].staleness_steps == 0
+
+
+def test_a_waiting_look_up_gives_up_in_time():
+    async def scene() -> dict:
+        cache = WaitingCache(1000)
+        bound = StalenessConfig(max_steps=0, on_stale="wait", wait_seconds=0.05)
+        for task in ("depth", "normals"):
+            await cache.announce(task, [task])
+        return (await cache.look_up(3, ["depth"], "normals", 3, 4, 0, bound)).found
+
+    assert asyncio.run(scene())["depth"].miss == "absent"
+
+
+def test_a_look_up_tells_how_far_the_peers_have_come(clock):
+    async def scene() -> list[int]:
+        cache = WaitingCache(1000)
+        for task in ("a", "b", "c"):
+            await cache.announce(task, ["depth"])
+        fronts = []
+        for task, window in (("a", 32), ("b", 16), ("c", 0), ("a", 32)):
+            answer = await cache.look_up(0, ["depth"], task, 1, 1, window, ANY_AGE)
+            fronts.append(answer.front)
+        await cache.retire("a")
+        fronts.append((await cache.look_up(0, ["depth"], "c", 1, 1, 0, ANY_AGE)).front)
+        return fronts
+
+    assert asyncio.run(scene()) == [-1, 32, 32, 16, 16]
+
+
+def test_memory_stays_flat_over_many_publishes(cache, clock):
+    for step in range(20_000):
+        cache.publish("depth", step, step, clock.now + step, depth())
+    assert len(cache.entries) == 5
+    assert cache.num_bytes <= 1000

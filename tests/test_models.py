@@ -1,0 +1,227 @@
+"""Every network: frames of any size, gradients, weights from this machine alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from taskray import plugins
+from taskray.errors import InputError
+from taskray.models.encoder_decoder import EncoderDecoder
+from taskray.models.huggingface import HuggingFaceModel
+from taskray.models.pretrained import Standardize
+from taskray.models.unet import UNet
+
+TINY_RESNET = {
+    "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+}  # fmt: skip
+TINY_VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+TINY_GLPN = {
+    "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 1],
+    "decoder_hidden_size": 8,
+}  # fmt: skip
+TINY_DPT = TINY_VIT | {
+    "intermediate_size": 32, "image_size": 64, "neck_hidden_sizes": [8, 8, 8, 8],
+    "fusion_hidden_size": 8, "backbone_out_indices": [0, 1, 2, 3], "is_hybrid": False,
+}  # fmt: skip
+TINY_SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
+TINY_DEPTH_ANYTHING = {
+    "backbone_config": TINY_VIT
+    | {
+        "model_type": "dinov2", "reshape_hidden_states": False,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    },
+    "reassemble_hidden_size": 16, "neck_hidden_sizes": [8, 8, 8, 8],
+    "fusion_hidden_size": 8, "head_hidden_size": 8,
+}  # fmt: skip
+
+MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "unet": ("unet", 3, {"base": 8}),
+    "unet of single pixels": ("unet", 1, {"base": 8, "patch": 1, "norm": "batch"}),
+    "resnet18": ("encoder_decoder", 3, {"width": 16}),
+    "bottleneck resnet": (
+        "encoder_decoder", 3,
+        {"backbone": "resnet50", "config": TINY_RESNET | {"layer_type": "bottleneck"}},
+    ),
+    "swin": ("encoder_decoder", 3, {"backbone": "swin", "config": TINY_SWIN}),
+    "dinov2": ("encoder_decoder", 3, {"backbone": "dinov2", "config": TINY_VIT}),
+    "glpn, depth": ("huggingface", 1, {"model_type": "glpn", "config": TINY_GLPN}),
+    "dpt, one size only": ("huggingface", 1, {"model_type": "dpt", "config": TINY_DPT}),
+    "depth anything": (
+        "huggingface", 1, {"model_type": "depth_anything", "config": TINY_DEPTH_ANYTHING},
+    ),
+    "segformer": ("huggingface", 5, {"model_type": "segformer", "config": TINY_GLPN}),
+    "segformer at a given size": (
+        "huggingface", 3, {"model_type": "segformer", "config": TINY_GLPN, "size": [64, 64]},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to reach another machine fails the test."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a model reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_takes_frames_of_any_size_and_its_gradient_flows(name: str) -> None:
+    kind, out_channels, arguments = MODELS[name]
+    torch.manual_seed(0)
+    model = plugins.build(
+        "model", kind, arguments, "model", in_channels=3, out_channels=out_channels
+    )
+    for size in ((64, 96), (65, 97), (33, 50)):
+        image = torch.rand(2, 3, *size)
+        output = model(image)
+        assert output.shape == (2, out_channels, *size)
+        assert output.isfinite().all()
+    output.square().mean().backward()
+    reached = [p.grad is not None and p.grad.isfinite().all() for p in model.parameters()]
+    assert sum(reached) > 0.8 * len(reached)  # networks carry parts that are for other uses
+    first = next(model.parameters())
+    assert first.grad is not None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_runs_in_bfloat16_and_channels_last(name: str) -> None:
+    kind, out_channels, arguments = MODELS[name]
+    model = plugins.build(
+        "model", kind, arguments, "model", in_channels=3, out_channels=out_channels
+    ).to(memory_format=torch.channels_last)
+    image = torch.rand(2, 3, 64, 96).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(image)
+    output.float().square().mean().backward()
+    assert output.shape == (2, out_channels, 64, 96)
+
+
+def test_the_default_unet_is_small() -> None:
+    assert 0.25e6 < num_parameters(UNet(3, 1)) < 0.5e6
+
+
+def test_more_input_channels_than_three_are_possible() -> None:
+    for model in (
+        UNet(6, 2, base=8),
+        EncoderDecoder(6, 2, config=TINY_RESNET, width=16),
+        HuggingFaceModel(6, 2, model_type="segformer", config=TINY_GLPN),
+    ):
+        assert model(torch.rand(2, 6, 64, 96)).shape == (2, 2, 64, 96)
+
+
+def test_a_unet_with_group_norm_predicts_each_frame_alone() -> None:
+    model = UNet(3, 1, base=8)
+    frames = torch.rand(4, 3, 32, 48)
+    torch.testing.assert_close(model(frames)[:1], model(frames[:1]), atol=1e-5, rtol=1e-4)
+
+
+def test_the_named_resnets_have_their_published_size() -> None:
+    millions = {"resnet18": 11.2, "resnet34": 21.3, "resnet50": 23.5}
+    for name, expected in millions.items():
+        encoder = EncoderDecoder(3, 1, backbone=name).encoder
+        assert num_parameters(encoder) / 1e6 == pytest.approx(expected, abs=0.1)
+
+
+def test_a_stored_model_comes_back_with_its_weights_and_its_input_statistics(
+    tmp_path: Path,
+) -> None:
+    model = HuggingFaceModel(3, 1, model_type="glpn", config=TINY_GLPN)
+    model.network.save_pretrained(tmp_path)
+    plain = HuggingFaceModel(3, 1, name_or_path=str(tmp_path))
+    assert same_weights(model.network, plain.network)
+    assert isinstance(plain.standardize, nn.Identity)
+
+    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
+    stored = HuggingFaceModel(3, 1, name_or_path=str(tmp_path)).eval()
+    assert isinstance(stored.standardize, Standardize)
+    image = torch.rand(1, 3, 64, 96)
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics.values())
+    torch.testing.assert_close(stored(image), model.eval()((image - mean) / std))
+
+
+def test_a_stored_segmentation_model_takes_another_number_of_classes(tmp_path: Path) -> None:
+    model = HuggingFaceModel(3, 5, model_type="segformer", config=TINY_GLPN)
+    model.network.save_pretrained(tmp_path)
+    other = HuggingFaceModel(3, 2, name_or_path=str(tmp_path))
+    assert other(torch.rand(2, 3, 64, 96)).shape == (2, 2, 64, 96)
+    same = [torch.equal(a, b) for a, b in zip(
+        model.network.segformer.parameters(), other.network.segformer.parameters(), strict=True
+    )]  # fmt: skip
+    assert all(same)
+
+
+def test_a_stored_backbone_comes_back_with_its_weights(tmp_path: Path) -> None:
+    model = EncoderDecoder(3, 1, backbone="resnet18", config=TINY_RESNET, width=16)
+    model.encoder.save_pretrained(tmp_path)
+    stored = EncoderDecoder(3, 1, backbone=str(tmp_path), width=16)
+    assert same_weights(model.encoder, stored.encoder)
+
+
+@pytest.mark.parametrize("source", ["no/such-model", "{tmp}/missing", "{tmp}"])
+def test_a_missing_stored_model_is_the_users_error_in_one_line(tmp_path: Path, source: str) -> None:
+    source = source.replace("{tmp}", str(tmp_path))
+    for build, key in (
+        (lambda: HuggingFaceModel(3, 1, name_or_path=source), "name_or_path"),
+        (lambda: EncoderDecoder(3, 1, backbone=source), "backbone"),
+    ):
+        with pytest.raises(InputError, match=f"^{key}: .*{re.escape(source)}") as error:
+            build()
+        assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_weights_is_the_users_error(tmp_path: Path) -> None:
+    HuggingFaceModel(3, 1, model_type="glpn", config=TINY_GLPN).network.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"^name_or_path: "):
+        HuggingFaceModel(3, 1, name_or_path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        ({}, "name_or_path"),
+        ({"model_type": "dpt", "name_or_path": "x"}, "name_or_path"),
+        ({"model_type": "no_such_type"}, "model_type"),
+        ({"model_type": "resnet"}, "model_type"),
+        ({"model_type": "glpn", "config": TINY_GLPN, "head": "segmentation"}, "model_type"),
+    ],
+)
+def test_wrong_arguments_of_a_hugging_face_model_are_refused_by_name(
+    arguments: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{key}: "):
+        HuggingFaceModel(3, 1, **arguments)
+
+
+def test_a_depth_head_gives_one_channel_only() -> None:
+    with pytest.raises(InputError, match=r"^head: "):
+        HuggingFaceModel(3, 3, model_type="glpn", config=TINY_GLPN, head="depth")
+
+
+@pytest.mark.parametrize("backbone", ["bert", "hiera"])
+def test_a_backbone_that_cannot_serve_is_refused_by_name(backbone: str) -> None:
+    small = {"embed_dim": 8, "depths": [1, 1, 1, 1]} if backbone == "hiera" else {}
+    with pytest.raises(InputError, match=f"^backbone: .*{backbone}"):
+        EncoderDecoder(3, 1, backbone=backbone, config=small)

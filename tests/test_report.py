@@ -1,0 +1,455 @@
+"""What people see: run folders, reports, tables, the live view. No training, no Ray."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from taskray.errors import InputError
+from taskray.report import panels
+from taskray.report.charts import Line, line_chart
+from taskray.report.compare import comparison_table
+from taskray.report.history import Run
+from taskray.report.html import write_report
+from taskray.report.live import Live
+from taskray.report.metrics import describe, duration, format_change, relative_change
+from taskray.report.render import to_markdown, to_rich
+from taskray.report.run_folder import RunFolder, read_metrics, read_panels, read_result
+from taskray.report.tables import Cell, grid, read_table, study_table, to_csv, write_table
+
+NASTY = "<script>alert('x')</script>&\"quoted\""
+
+
+def make_run(path: Path, *, consistency: bool = True, finished: bool = True) -> Path:
+    """A small synthetic run folder whose texts try to break out of the page."""
+    mediator = {"data": "video", "consistency_steps": 1 if consistency else 0}
+    with RunFolder(path, tensorboard=False) as folder:
+        folder.write_config(
+            {"name": f"run {NASTY}", "description": NASTY, "tasks": {"depth": {}, "normals": {}},
+             "mediator": mediator, "consistency": {"depth_normals": {"weight": 1.0}}}
+        )  # fmt: skip
+        for step in range(25, 201, 25):
+            for task, peer in (("depth", "normals"), ("normals", "depth")):
+                values = {"loss/supervised": 10 / step, "eval/real_test/abs_rel": 1 / step}
+                if consistency:
+                    values |= {"loss/consistency/depth_normals": 1 / step,
+                               f"staleness/{peer}/steps_mean": 20.0,
+                               f"staleness/{peer}/steps_max": 40.0,
+                               f"staleness/{peer}/seconds_mean": 1.5,
+                               f"hit_rate/{peer}": 0.9}  # fmt: skip
+                folder.log(task, step, step / 10, values)
+        folder.event(f"task 'depth' {NASTY}; restarted", 12.5, task="depth", step=100)
+        if finished:
+            folder.write_panels(make_panels())
+            folder.write_result(make_result(0.39 if consistency else 0.46))
+    return path
+
+
+def make_result(abs_rel: float) -> dict[str, object]:
+    depth = {"real_test": {"abs_rel": abs_rel, "delta_1": 0.61}, "sim_test": {"abs_rel": 0.1}}
+    normals = {"real_test": {"mean_deg": 25.0, "within_11_25": 0.378}}
+    return {
+        "name": f"run {NASTY}", "status": "finished", "seconds": 93.1, "hardware": "2 CPU cores",
+        "tasks": {"depth": {"steps": 200, "restarts": 1, "evaluations": depth,
+                            "metrics": depth["real_test"]},
+                  "normals": {"steps": 200, "restarts": 0, "evaluations": normals,
+                              "metrics": normals["real_test"]}},
+        "staleness": {"depth<-normals": {"steps_mean": 20.0, "steps_max": 40, "seconds_mean": 1.5,
+                                         "hit_rate": 0.9}},
+        "cache": {"entries": 150, "bytes": 41_000_000, "publishes": 400, "refused": 0},
+        "events": [], "error": None, "corrupt_rows": {"depth": 2},
+    }  # fmt: skip
+
+
+def make_panels() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(2, 3, 8, 12)).astype(np.float32)
+    return {
+        "depth/real_test/image": rng.integers(0, 255, (2, 8, 12, 3), dtype=np.uint8),
+        "depth/real_test/depth/truth": rng.uniform(0, 9, (2, 1, 8, 12)).astype(np.float32),
+        "depth/real_test/depth/prediction": rng.uniform(1, 9, (2, 1, 8, 12)).astype(np.float32),
+        "normals/real_test/image": rng.integers(0, 255, (2, 8, 12, 3), dtype=np.uint8),
+        "normals/real_test/normals/truth": normals,
+        "normals/real_test/normals/prediction": -normals,
+    }
+
+
+class WellFormed(HTMLParser):
+    """Checks that every element is closed in order; collects tags and their attributes."""
+
+    VOID = frozenset({"meta", "img", "input", "br", "!doctype"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parse(page: str) -> WellFormed:
+    parser = WellFormed()
+    parser.feed(page)
+    assert parser.open == []
+    return parser
+
+
+# ---- run folder
+
+
+def test_what_is_logged_is_read_back(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, tensorboard=False) as folder:
+        folder.log("depth", 50, 12.3, {"loss/supervised": 0.5, "lr": 1e-3})
+        folder.event("restarted", 13.0, task="depth", step=40)
+    assert read_metrics(tmp_path) == [
+        {"task": "depth", "step": 50, "time": 12.3, "values": {"loss/supervised": 0.5, "lr": 1e-3}},
+        {"event": "restarted", "task": "depth", "step": 40, "time": 13.0},
+    ]
+
+
+def test_a_value_that_is_not_finite_is_written_as_null(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, tensorboard=False) as folder:
+        folder.log("depth", 1, 0.0, {"a": math.nan, "b": np.float32(math.inf), "c": np.float32(2)})
+        folder.write_result({"tasks": {"depth": {"metrics": {"rmse": math.nan}}}, "n": [math.inf]})
+    strict = (tmp_path / "metrics.jsonl").read_text() + (tmp_path / "result.json").read_text()
+    assert "NaN" not in strict
+    assert "Infinity" not in strict
+    assert read_metrics(tmp_path)[0]["values"] == {"a": None, "b": None, "c": 2.0}
+    assert read_result(tmp_path) == {"tasks": {"depth": {"metrics": {"rmse": None}}}, "n": [None]}
+
+
+def test_a_truncated_last_line_is_left_out_and_repaired_on_resume(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, tensorboard=False) as folder:
+        folder.log("depth", 1, 5.0, {"lr": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"task": "depth", "st')
+    assert len(read_metrics(tmp_path)) == 1
+    with RunFolder(tmp_path, tensorboard=False) as folder:
+        assert folder.elapsed == 5.0
+        folder.log("depth", 2, 6.0, {"lr": 2.0})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_malformed_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"a": 1}\nnonsense\n{"a": 2}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2: expected one JSON object"):
+        read_metrics(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_result_and_no_temporary_file(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, tensorboard=False)
+    folder.write_result({"status": "finished"})
+    with pytest.raises(TypeError):
+        folder.write_result({"status": object()})
+    with pytest.raises(ValueError, match="Object arrays"):
+        folder.write_panels({"a": np.array([object()])})
+    assert read_result(tmp_path) == {"status": "finished"}
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_scalars_also_reach_tensorboard(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.log("depth", 1, 0.0, {"loss/supervised": 0.5, "bad": math.nan})
+    (events,) = (tmp_path / "tensorboard" / "depth").iterdir()
+    assert b"loss/supervised" in events.read_bytes()
+
+
+def test_panels_survive_the_way_to_disk(tmp_path: Path) -> None:
+    arrays = make_panels()
+    RunFolder(tmp_path, tensorboard=False).write_panels(arrays)
+    read = read_panels(tmp_path)
+    assert read.keys() == arrays.keys()
+    assert all(np.array_equal(read[k], arrays[k]) for k in arrays)
+
+
+def test_steps_done_again_after_a_restart_count_once(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, tensorboard=False) as folder:
+        for time, step in enumerate((10, 20, 30, 20, 30, 40)):
+            folder.log("depth", step, float(time), {"loss/supervised": float(time)})
+            folder.log("depth", step, float(time), {"other": 1.0})
+    series = Run(tmp_path).series("depth", "loss/supervised")
+    assert series.steps == [10, 20, 30, 40]
+    assert series.values == [0.0, 3.0, 4.0, 5.0]
+
+
+# ---- report
+
+
+def test_the_report_holds_everything_in_one_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "with")
+    baseline = make_run(tmp_path / "without", consistency=False)
+    page = write_report(run, baseline).read_text(encoding="utf-8")
+    for tag, attributes in parse(page).tags:
+        assert tag not in ("link", "iframe", "object")
+        assert tag != "script" or "src" not in attributes
+        source = attributes.get("src") or "data:"
+        assert source.startswith("data:")
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|url\(|@import""", page)
+
+
+def test_the_report_has_all_sections(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "with")
+    baseline = make_run(tmp_path / "without", consistency=False)
+    page = write_report(run, baseline).read_text(encoding="utf-8")
+    for title in ("What it sees", "Metrics", "How it learned", "What passed between tasks",
+                  "Work done", "Events"):  # fmt: skip
+        assert f"<h2>{title}</h2>" in page
+    for text in ("1 min 33 s", "2 CPU cores", "with consistency", "without consistency",
+                 "over steps", "over seconds", "depth ← normals", "Hit rate", "41.0 MB",
+                 "\N{MINUS SIGN}15.2 %", "<details><summary>Configuration"):  # fmt: skip
+        assert text in page
+    assert page.count("<img ") == 2 * 2 * 6  # tasks, samples, pictures a row
+
+
+def test_the_report_escapes_what_comes_from_data(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path)).read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_the_report_works_on_a_run_that_has_not_finished(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path, finished=False)).read_text(encoding="utf-8")
+    parse(page)
+    assert "unfinished" in page
+    assert "So far" in page
+    assert "How it learned" in page
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "result.json"])
+def test_the_report_works_with_any_one_file_alone(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / name).write_bytes((run / name).read_bytes())
+    parse(write_report(alone, run).read_text(encoding="utf-8"))
+
+
+def test_a_failed_run_shows_its_error(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, tensorboard=False) as folder:
+        folder.write_result({"name": "x", "status": "failed", "error": "task 'depth' failed: NaN"})
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert 'class="status failed"' in page
+    assert "task &#x27;depth&#x27; failed: NaN" in page
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run folder"):
+        write_report(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        write_report(tmp_path / "missing")
+
+
+def test_a_study_folder_gets_a_report_that_links_its_runs(tmp_path: Path) -> None:
+    results = {NASTY: {"abs_rel": [0.4, 0.5]}, "b": {"abs_rel": [0.3, 0.2]}}
+    write_table(study_table("Study", results), tmp_path)
+    write_report(make_run(tmp_path / "runs" / "b #1"))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    parse(page)
+    assert 'href="runs/b%20%231/report.html"' in page
+    assert "0.250 ± 0.071" in page
+    assert "<script>alert" not in page
+
+
+def test_charts_cope_with_one_point_constants_and_thousands_of_points() -> None:
+    assert line_chart("empty", [Line("a", [], [])]) == ""
+    for ys in ([1.0], [0.0] * 5, [2.5] * 5, [1e-9, 1e9], list(np.arange(5000.0)), [-1.0, 1.0]):
+        chart = line_chart("a", [Line("a", list(range(1, len(ys) + 1)), ys)])
+        parse(chart)
+        assert "nan" not in chart
+        assert chart.count(",") < 600
+
+
+# ---- tables
+
+
+def test_table_cells_hold_the_exact_mean_and_sample_deviation() -> None:
+    cell = Cell.of([0.25, 0.5, 0.75])
+    assert (cell.mean, cell.std) == (0.5, 0.25)
+    assert (Cell.of(0.5).mean, Cell.of(0.5).std) == (0.5, None)
+    assert Cell.of([0.5, math.nan, None]) == Cell((0.5,), missing=2)
+
+
+def study() -> dict[str, dict[str, list[float]]]:
+    return {
+        "alone": {"abs_rel": [0.25, 0.5, 0.75], "delta_1": [0.5, 0.5, 0.5]},
+        "collective": {"abs_rel": [0.25, 0.25, 0.25], "delta_1": [0.6, 0.7, 0.8]},
+    }
+
+
+def test_the_best_of_each_metric_is_bold_in_its_own_direction() -> None:
+    table = study_table("T", study(), paper={"alone": {"abs_rel": 0.142}}, paper_title="Taskology")
+    assert to_markdown(table).splitlines()[2:6] == [
+        "|  | AbsRel ↓<br>[ours] | AbsRel ↓<br>[Taskology] | δ < 1.25 (%) ↑ |",
+        "| --- | ---: | ---: | ---: |",
+        "| alone | 0.500 ± 0.250 | 0.142 | 50.0 ± 0.0 |",
+        "| collective | **0.250 ± 0.000** | — | **70.0 ± 10.0** |",
+    ]
+
+
+def test_nothing_is_bold_where_all_tie() -> None:
+    table = study_table("", {"a": {"rmse": [1.0]}, "b": {"rmse": [1.0]}, "c": {"rmse": [math.nan]}})
+    assert not any(entry.best for row in grid(table).rows for entry in row)
+    assert "**" not in to_markdown(table)
+
+
+def test_csv_holds_fractions_and_seeds() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(study_table("T", study())))))
+    assert rows[0] == {"variant": "alone", "abs_rel": "0.5", "abs_rel std": "0.25",
+                       "abs_rel seeds": "3", "delta_1": "0.5", "delta_1 std": "0.0",
+                       "delta_1 seeds": "3"}  # fmt: skip
+
+
+def test_a_table_is_written_in_four_formats_the_same_each_time(tmp_path: Path) -> None:
+    table = study_table("T", study(), paper={"alone": {"abs_rel": 0.142}}, notes=["a | b"])
+    first = {p.name: p.read_bytes() for p in write_table(table, tmp_path / "a")}
+    second = {p.name: p.read_bytes() for p in write_table(table, tmp_path / "b")}
+    assert list(first) == ["table.md", "table.csv", "table.json", "table.png"]
+    assert first == second
+    assert read_table(tmp_path / "a" / "table.json") == table
+    cell = json.loads(first["table.json"])["rows"][0]["cells"]["abs_rel"]
+    assert (cell["mean"], cell["std"], cell["values"]) == (0.5, 0.25, [0.25, 0.5, 0.75])
+
+
+def test_a_json_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text('{"rows": []}')
+    with pytest.raises(InputError, match="not a table that taskray wrote"):
+        read_table(tmp_path / "table.json")
+
+
+def test_the_comparison_shows_the_relative_change_and_whether_it_is_good() -> None:
+    table = comparison_table({"alone": make_result(0.5), "collective": make_result(0.4)})
+    laid = grid(table)
+    assert laid.header == ("", "metric", "alone", "collective", "change")
+    abs_rel, delta_1 = laid.rows[0], laid.rows[1]
+    assert [e.text for e in abs_rel] == [
+        "depth · real_test", "AbsRel ↓", "0.500", "0.400", "\N{MINUS SIGN}20.0 %"
+    ]  # fmt: skip
+    assert abs_rel[4].good is True
+    assert abs_rel[3].best
+    assert not abs_rel[2].best
+    assert delta_1[4].text == "0.0 %"
+    assert delta_1[4].good is None
+    console = Console(file=io.StringIO(), width=100)
+    console.print(to_rich(table))
+    assert "20.0 %" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_metrics_know_their_direction_and_unit() -> None:
+    assert not describe("depth/real_test/abs_rel").higher_is_better
+    assert describe("segmentation/test/iou/traffic sign").title == "IoU traffic sign"
+    assert describe("iou/car").percent
+    assert describe("something_new").higher_is_better
+    assert not describe("loss/supervised").higher_is_better
+    assert describe("within_11_25").format(0.378, 0.004) == "37.8 ± 0.4"
+    assert (relative_change(1.0, 0.0), format_change(None)) == (None, "—")
+    assert [duration(s) for s in (4.2, 185, 7620)] == ["4.2 s", "3 min 05 s", "2 h 07 min"]
+
+
+# ---- live view
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run_live(terminal: bool, seconds: int = 40, width: int = 120) -> str:
+    """A run of so many seconds that reports ten times a second."""
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, force_terminal=terminal, width=width)
+    with Live({"depth": 1000}, "demo", console, clock=clock) as live:
+        for i in range(seconds * 10):
+            clock.now = i / 10
+            live.update(
+                "depth",
+                i,
+                {
+                    "loss/supervised": 0.5,
+                    "steps_per_second": 10.0,
+                    "staleness/normals/steps_mean": 31.0,
+                    "hit_rate/normals": 1.0,
+                },
+            )
+        live.event("task 'depth' [lost] its process")
+    return out.getvalue()  # fmt: skip
+
+
+def test_the_live_view_is_quiet_without_a_terminal() -> None:
+    lines = run_live(terminal=False).splitlines()
+    assert len(lines) == 5  # one every 10 s, the event, the last state
+    assert lines[0] == "[10 s] depth 100/1000 10.0/s loss 0.5000"
+    assert "task 'depth' [lost] its process" in lines[3]
+
+
+def test_the_live_view_draws_at_most_twice_a_second() -> None:
+    drawn = run_live(terminal=True, seconds=20)
+    assert drawn.count("steps/s") <= 2 * 20 + 4
+    assert "task 'depth' [lost] its process" in drawn
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_live_view_fits_every_terminal(width: int) -> None:
+    assert "1000" in run_live(terminal=True, seconds=1, width=width) or width == 40
+
+
+# ---- pictures
+
+
+def test_normals_look_as_usual() -> None:
+    towards, floor, nothing = (0, 0, -1), (0, -1, 0), (0, 0, 0)
+    normals = np.array([towards, floor, nothing], np.float32).T.reshape(3, 1, 3)
+    blue, green, invalid = panels.colour_normals(normals)[0]
+    assert blue.tolist() == [128, 128, 255]
+    assert green.tolist() == [128, 255, 128]
+    assert tuple(invalid) == panels.INVALID
+
+
+def test_near_is_brighter_than_far_and_invalid_depth_is_neither() -> None:
+    near, far, invalid = panels.colour_depth(np.array([[1.0, 9.0, 0.0]]), 1.0, 9.0)[0]
+    assert near.sum() > far.sum()
+    assert tuple(invalid) == panels.INVALID
+
+
+def test_ignored_classes_have_no_colour_of_their_own() -> None:
+    colours = panels.colour_segmentation(np.array([[0.0, 1.0, 255.0]]))[0]
+    assert len({tuple(c) for c in colours}) == 3
+    assert tuple(colours[2]) == panels.INVALID
+
+
+def test_pictures_of_other_images_are_not_set_beside_ours() -> None:
+    ours, theirs = make_panels(), make_panels()
+    theirs["depth/real_test/image"] = theirs["depth/real_test/image"] + 1
+    rows = panels.compose(ours, "depth/real_test", "depth", ("without", "with"), theirs)
+    assert [panel.caption for panel in rows[0]] == ["input", "truth", "with", "error with"]
+
+
+@pytest.mark.parametrize("quantity", ["segmentation", "motion_mask", "object_motion"])
+def test_every_quantity_has_a_picture(quantity: str) -> None:
+    channels = 3 if quantity == "object_motion" else 1
+    arrays = {
+        f"t/e/{quantity}/truth": np.ones((2, channels, 4, 6), np.float32),
+        f"t/e/{quantity}/prediction": np.full((2, channels, 4, 6), np.nan, np.float32),
+    }
+    rows = panels.compose(arrays, "t/e", quantity, ("", "with"))
+    assert [p.caption for p in rows[0]] == ["truth", "with"]
+    assert all(p.pixels.shape == (4, 6, 3) and p.pixels.dtype == np.uint8 for p in rows[0])

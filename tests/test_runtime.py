@@ -1,0 +1,219 @@
+"""The runtime on real Ray actors, with faults injected for real."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+from collectives import Watch, kill, run, tiny_job
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def pid_of(actor: Any) -> int:
+    import ray
+
+    pid: int = ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=30)
+    return pid
+
+
+def test_staleness_zero_with_wait_reproduces_the_inline_losses(tmp_path):
+    job = tiny_job(
+        "steps=50",
+        "staleness={max_steps: 0, on_stale: wait}",
+        "cache.dtype=float32",
+        "runtime.chunk_steps=1",
+        "checkpoint.every=1000",
+    )
+    inline, actors = Watch(), Watch()
+    run(job, tmp_path / "inline", inline, inline=True)
+    result = run(job, tmp_path / "actors", actors)
+    for task in job.tasks:
+        assert len(actors.losses(task)) == 50
+        assert actors.losses(task) == pytest.approx(inline.losses(task), abs=1e-5)
+        assert result["tasks"][task]["skipped_consistency_steps"] == 0
+    for edge in result["staleness"].values():
+        assert edge["steps_max"] == 0
+        assert edge["hit_rate"] == 1
+
+
+def test_a_killed_task_resumes_from_its_checkpoint_and_its_peers_train_on(tmp_path):
+    killed: list[float] = []
+
+    def act(report: dict[str, Any]) -> None:
+        if not killed and report["task"] == "depth" and report["step"] >= 40:
+            killed.append(time.monotonic())
+            kill(report["pid"])
+
+    job = tiny_job(
+        "steps=100", "tasks.normals.steps=1500", "runtime.chunk_steps=2", "checkpoint.every=20"
+    )
+    watch = Watch(act)
+    result = run(job, tmp_path, watch)
+    assert result["status"] == "finished"
+    assert result["tasks"]["depth"]["restarts"] == 1
+    assert result["tasks"]["normals"]["restarts"] == 0
+    assert result["tasks"]["depth"]["steps"] == 100
+    assert any("lost its process" in event for event in watch.events)
+    assert any("goes on from step 40" in event for event in watch.events)
+    back = next(when for when, report in watch.of("depth") if when > killed[0] + 0.01)
+    assert watch.longest_pause("normals", killed[0], back) < 1.0
+    served = [
+        report["values"].get("hit_rate/depth", 0.0)
+        for when, report in watch.of("normals")
+        if killed[0] < when < back
+    ]
+    assert max(served) > 0  # the dead task's predictions were still there
+
+
+def test_a_task_that_dies_too_often_fails_alone(tmp_path):
+    def act(report: dict[str, Any]) -> None:
+        if report["task"] == "depth" and report["step"] >= 10:
+            kill(report["pid"])
+
+    result = run(tiny_job("runtime.max_restarts=1"), tmp_path, Watch(act))
+    assert result["status"] == "failed"
+    assert "process lost, after 1 restarts" in result["tasks"]["depth"]["error"]
+    assert result["tasks"]["normals"]["steps"] == 40
+    assert result["tasks"]["normals"]["metrics"]
+
+
+def test_the_cache_may_be_killed(tmp_path):
+    pids: list[int] = []
+    seen: list[float] = []
+
+    def act(report: dict[str, Any]) -> None:
+        if pids and report["task"] == "depth" and report["step"] >= 40:
+            kill(pids.pop())
+            seen.append(time.monotonic())
+
+    job = tiny_job("steps=800", "runtime.chunk_steps=2")
+    watch = Watch(act)
+    result = run(job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.cache)))
+    assert seen
+    assert result["status"] == "finished"
+    for task in job.tasks:
+        assert result["tasks"][task]["restarts"] == 0
+        assert watch.longest_pause(task, seen[0], time.monotonic()) < 1.0
+        last = watch.of(task)[-1][1]["values"]
+        assert any(name.startswith("hit_rate") for name in last)
+    assert result["cache"]["publishes"] > 100  # the new one was published to
+    rates = [r["values"].get("hit_rate/normals", 0) for _, r in watch.of("depth")[-40:]]
+    assert max(rates) > 0.5
+
+
+@pytest.mark.parametrize("settings", ["runtime.publisher=forward_server", "on_stale"])
+def test_a_forward_server_may_be_killed(tmp_path, settings):
+    pids: list[int] = []
+
+    def act(report: dict[str, Any]) -> None:
+        if pids and report["task"] == "depth" and report["step"] >= 40:
+            kill(pids.pop())
+
+    if settings == "on_stale":
+        settings = "staleness={max_steps: 30, on_stale: forward_server}"
+    job = tiny_job("steps=400", "runtime.chunk_steps=5", settings)
+    watch = Watch(act)
+    result = run(job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.servers["normals"])))
+    assert not pids
+    assert result["status"] == "finished"
+    assert {t["restarts"] for t in result["tasks"].values()} == {0}
+    rates = [r["values"].get("hit_rate/normals", 0) for _, r in watch.of("depth")]
+    assert max(rates[-10:]) > 0.5  # the new server got its weights again
+    bound = job.staleness.max_steps
+    if bound is not None:
+        assert result["staleness"]["depth<-normals"]["steps_max"] <= bound
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        ("faults:DepthThatBecomesNaN", "not finite"),
+        ("faults:DepthThatRaises", "RuntimeError: the label store is on fire"),
+        ("faults:HalfSizeDepth", "expected 4x1x32x48"),
+    ],
+)
+def test_a_task_that_goes_wrong_is_named_and_nobody_else_is_affected(tmp_path, task, reason):
+    watch = Watch()
+    result = run(tiny_job(f"tasks.depth.task.name={task}"), tmp_path, watch)
+    assert result["status"] == "failed"
+    error = result["tasks"]["depth"]["error"]
+    assert error.startswith("task 'depth' failed at step ")
+    assert reason in error
+    assert error in watch.events
+    assert result["tasks"]["depth"]["restarts"] == 0
+    assert result["tasks"]["normals"]["steps"] == 40
+    assert result["tasks"]["normals"]["error"] is None
+    assert result["tasks"]["normals"]["metrics"]
+
+
+def test_a_slow_task_does_not_slow_its_peers(tmp_path):
+    alone = run(tiny_job("steps=200"), tmp_path / "fast")
+    slow = run(
+        tiny_job("steps=200", "tasks.depth.task.name=faults:SlowDepth", "tasks.depth.steps=10"),
+        tmp_path / "slow",
+    )
+    rates = [r["tasks"]["normals"]["steps_per_second"] for r in (alone, slow)]
+    assert slow["tasks"]["depth"]["steps_per_second"] < 0.3 * rates[1]
+    assert rates[1] > 0.7 * rates[0]
+
+
+def test_bad_predictions_are_refused_and_the_peer_trains_on_its_labels(tmp_path):
+    result = run(tiny_job("tasks.depth.task.name=faults:OverflowingDepth"), tmp_path)
+    assert result["cache"]["refused"] > 0
+    assert "not finite" in next(iter(result["cache"]["refusals"]))
+    assert result["tasks"]["normals"]["steps"] == 40
+    assert result["tasks"]["normals"]["skipped_consistency_steps"] == 20
+
+
+def test_a_prediction_beyond_the_bound_is_skipped_and_counted(tmp_path):
+    job = tiny_job("steps=200", "staleness.max_steps=6", "mediator.window=8")
+    result = run(job, tmp_path)
+    for edge in result["staleness"].values():
+        assert edge["steps_max"] <= 6
+    assert sum(t["misses"].get("stale", 0) for t in result["tasks"].values()) > 0
+
+
+@pytest.mark.parametrize("publisher", ["trainer", "forward_server"])
+def test_both_publishers_feed_the_peers(tmp_path, publisher):
+    job = tiny_job("steps=200", f"runtime.publisher={publisher}")
+    result = run(job, tmp_path)
+    assert result["status"] == "finished"
+    for edge in result["staleness"].values():
+        assert edge["hit_rate"] > 0.5
+
+
+def test_staleness_follows_the_window_whatever_the_dataset(tmp_path):
+    job = tiny_job(
+        "steps=160", "mediator.window=2", "mediator.visits=10", "mediator.batch_size=2"
+    )
+    result = run(job, tmp_path)
+    for edge in result["staleness"].values():
+        assert edge["hit_rate"] > 0.5
+        assert edge["steps_mean"] < 20
+
+
+def test_a_restarted_run_goes_on_from_its_checkpoints(tmp_path):
+    first = run(tiny_job("steps=20"), tmp_path)
+    watch = Watch()
+    second = run(tiny_job("steps=60"), tmp_path, watch)
+    assert first["tasks"]["depth"]["steps"] == 20
+    assert second["tasks"]["depth"]["steps"] == 60
+    assert watch.of("depth")[0][1]["step"] > 20
+    totals = second["tasks"]["depth"]
+    assert totals["supervised_steps"] + totals["consistency_steps"] == 60
+
+
+def test_a_run_frees_its_processes_and_no_others(tmp_path):
+    import ray
+
+    before = threading.active_count()
+    run(tiny_job("steps=10"), tmp_path)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and ray.available_resources().get("CPU") != 2:
+        time.sleep(0.2)
+    assert ray.available_resources().get("CPU") == 2
+    assert threading.active_count() <= before + 2
