@@ -115,6 +115,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--out", metavar="DIR", help="run folder on the cluster (default: ~/taskray-runs/<name>)"
     )
+    sub.add_argument(
+        "--python", default="python", metavar="COMMAND",
+        help="the interpreter that the cluster's Ray runs with, if it is not 'python' there",
+    )  # fmt: skip
     overrides(sub)
 
     sub = command("report", run_report, "write report.html of a run or study")
@@ -202,6 +206,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
         arguments.overrides,
         follow=arguments.follow,
         out=arguments.out,
+        python=arguments.python,
         console=Console(),
     )
 

@@ -245,8 +245,9 @@ class RuntimeConfig(Settings):
     """Who fills the cache: each trainer with its own forward pass, or a stale copy on demand."""
     address: str | None = None
     """A Ray cluster's address; null: a Ray of our own on this machine."""
-    peer_timeout: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds after which a look-up without answer counts as a miss."""
+    peer_timeout: Annotated[float, Field(gt=0)] = 0.5
+    """Seconds a training step waits for a look-up that is late; then it counts as a miss, and
+    no further step waits until the cache answers again."""
 
 
 class Job(Settings):

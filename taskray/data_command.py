@@ -125,7 +125,8 @@ def _dataset_of_job(source: str, dataset: str | None) -> tuple[DataConfig, str]:
     if dataset is None and len(job.data) == 1:
         dataset = next(iter(job.data))
     if dataset is None:
-        raise InputError(f"{source}: has several datasets; name one: --dataset {'|'.join(job.data)}")
+        names = "|".join(job.data)
+        raise InputError(f"{source}: has several datasets; name one: --dataset {names}")
     if dataset not in job.data:
         raise InputError(f"{source}: no dataset {dataset!r}; {nearest(dataset, list(job.data))}")
     return job.data[dataset], dataset

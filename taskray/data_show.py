@@ -53,13 +53,14 @@ class Range:
 def valid_values(column: str, values: np.ndarray) -> np.ndarray:
     """Where a column holds a value, by the conventions of ``schema`` (bool, of the same shape)."""
     quantity = quantity_of(column)
+    valid: np.ndarray = np.isfinite(values)
     if quantity == "depth":
-        return np.isfinite(values) & (values > 0)
+        valid = valid & (values > 0)
     if quantity == "normals":
-        return np.broadcast_to(np.linalg.norm(values, axis=0) > 1e-6, values.shape)
-    if values.dtype == np.uint8 and quantity != "image":
-        return values != IGNORE
-    return np.isfinite(values)
+        valid = valid & (np.linalg.norm(values, axis=0) > 1e-6)
+    elif values.dtype == np.uint8 and quantity != "image":
+        valid = values != IGNORE
+    return valid
 
 
 def show(

@@ -20,7 +20,7 @@ from torch import nn
 
 from taskray.config import DataConfig, Job
 from taskray.data.codec import ArraySpec, encode
-from taskray.data.parquet import columns_of
+from taskray.data.parquet import columns_of, parquet_files
 from taskray.data.reader import Reader
 from taskray.data.source import open_source
 from taskray.data.store import build_reader, cache_dir, folder_of, is_complete, prepare
@@ -81,6 +81,7 @@ def doctor(job: Job, console: Console) -> int:
     _say(console, "\n".join(relations_of(job, tasks)))
     findings = [inspect(job, name, columns) for name, columns in _used(job, tasks).items()]
     console.print(_data_table(findings))
+    _say(console, "\n".join(f"{f.name}: {f.where}" for f in findings))
     shares = None
     if job.runtime.address is None:  # what a cluster has is known once the run connects to it
         shares = plan(job, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})
@@ -89,7 +90,7 @@ def doctor(job: Job, console: Console) -> int:
     warnings = [*judge(needs), *missing_labels(job, tasks)]
     for warning in warnings:
         _say(console, f"! {warning}")
-    _say(console, "nothing stands in the way of this job" if not warnings else "it can run")
+    _say(console, "this job can run" + (", with the remarks above" if warnings else ""))
     return 0
 
 
@@ -117,8 +118,8 @@ def inspect(job: Job, name: str, columns: Sequence[str]) -> Finding:
         _check_columns(job, name, columns, columns_of(folder))
         streamed = config.model_copy(update={"materialize": "never"})
         info = open_source(streamed, folder, there, use_ray=False, name=name).info
-        files = [folder] if folder.is_file() else folder.glob("*.parquet")
-        rows, decoded, stored = info.num_rows, info.decoded_bytes, _total_size(files)
+        rows, decoded = info.num_rows, info.decoded_bytes
+        stored = sum(file.stat().st_size for file in parquet_files(folder))
     else:
         _check_columns(job, name, columns, reader.columns)
         rows, decoded, stored = _estimate(config, reader, name, columns)
@@ -198,10 +199,9 @@ def needs_of(job: Job, findings: Sequence[Finding], models: Mapping[str, nn.Modu
     store = None if memory is None else int(memory * OBJECT_STORE_SHARE)
     if store is not None and shared is not None:
         store = min(store, shared)
-    never = "set data.*.materialize: never, or a smaller cache.max_bytes"
-    spills = "Ray will spill to disk, which is slow; " + never
+    spills = "Ray will spill to disk, which is slow; lower cache.max_bytes or stream the data"
     needs = [
-        Need("memory", held + cache + learning, memory, True, never),
+        Need("memory", held + learning, memory, True, "set data.*.materialize: never"),
         Need("object store (/dev/shm)", held + cache, store, False, spills),
         Need(f"disk at {cache_dir()}", to_build, _free(cache_dir()), True, "make room there"),
     ]
@@ -243,10 +243,6 @@ def _free(path: Path) -> int | None:
         return None
 
 
-def _total_size(files: Sequence[Path] | object) -> int:
-    return sum(file.stat().st_size for file in files)  # type: ignore[attr-defined]
-
-
 # ---- what is printed ----------------------------------------------------------------------
 
 
@@ -270,11 +266,11 @@ def _task_table(job: Job, tasks: Mapping[str, Task], models: Mapping[str, nn.Mod
 
 
 def _data_table(findings: Sequence[Finding]) -> Table:
-    table = _table("dataset", "rows", "stored", "decoded", "held", "where")
+    table = _table("dataset", "rows", "stored", "decoded", "held", "")
     for f in findings:
         held = "in memory" if f.materialized else "streamed"
-        where = str(f.where) if f.ready else f"to be built: {f.where}"
-        row = (f.name, count(f.rows), size(f.stored_bytes), size(f.decoded_bytes), held, where)
+        state = "ready" if f.ready else "to be built"
+        row = (f.name, count(f.rows), size(f.stored_bytes), size(f.decoded_bytes), held, state)
         table.add_row(*row)
     return table
 

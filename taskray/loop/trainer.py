@@ -134,7 +134,6 @@ class Trainer:
                 return
             batch = self._take_upcoming()
             prediction = self.predict(batch)
-            check_prediction(prediction, batch, self.task.quantities)
             self.peers.publish(batch, self.step, {k: v.detach() for k, v in prediction.items()})
             self._live = (batch, prediction)
 
@@ -252,7 +251,9 @@ class Trainer:
         image = self.task.network_input(batch.tensors).contiguous(memory_format=self.layout)
         with self._precision():
             output = self.forward(image)
-        return self.task.predict(output.float())
+        prediction = self.task.predict(output.float())
+        check_prediction(prediction, batch, self.task.quantities)
+        return prediction
 
     @torch.no_grad()
     def infer(self, batch: Batch) -> dict[str, Tensor]:
@@ -288,7 +289,7 @@ class Trainer:
         waiting = time.perf_counter()
         self._mediator_state = self.mediator.state_dict()
         self._upcoming = self.mediator.next()
-        self.peers.request(self._upcoming, first, use)
+        self.peers.request(self._upcoming, self.step, use)
         self.meter.wait_seconds += time.perf_counter() - waiting
 
     def _take_upcoming(self) -> Batch:

@@ -27,6 +27,9 @@ from taskray.runtime.cache import NOT_ANNOUNCED, Answer, Found
 
 log = logging.getLogger(__name__)
 
+CALL_TIMEOUT = 10.0
+"""Seconds that a call to the cache or a server may take. No training step waits for one."""
+
 MAX_PENDING_PUBLISHES = 8
 """Beyond this the cache is too slow for us: further predictions are dropped, never queued up."""
 
@@ -50,7 +53,9 @@ class CachePeers:
         self.wanted = tuple(wanted)
         self.cache, self.server = cache, server
         self.bound = job.staleness
-        self.timeout = job.runtime.peer_timeout
+        self.patience = job.runtime.peer_timeout
+        if self.bound.on_stale == "wait":
+            self.patience += self.bound.wait_seconds
         self.dtype = {"float16": torch.float16, "float32": torch.float32}[job.cache.dtype]
         self.by_server = job.runtime.publisher == "forward_server"
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="ask")
@@ -58,6 +63,7 @@ class CachePeers:
         self._answer: Future[PeerPredictions] | None = None
         self._asked = threading.Event()  # the look-up for the next publish is on its way
         self._asked.set()
+        self._late = False  # an answer is overdue: no step waits until the cache is back
         self._pending = 0
         self._known: set[str] = set()
         self._weights: tuple[int, dict[str, np.ndarray]] | None = None
@@ -73,6 +79,8 @@ class CachePeers:
         self._tell(self._announce, step)
 
     def request(self, batch: Batch, now: int, use: int) -> None:
+        if self._answer is not None:
+            self._answer.cancel()
         self._asked.clear()
         self._answer = self._asking.submit(self._ask, batch, now, use)
 
@@ -91,12 +99,14 @@ class CachePeers:
         answer, self._answer = self._answer, None
         if answer is None:
             return PeerPredictions()
-        waits = self.bound.on_stale == "wait"
-        patience = self.timeout + (self.bound.wait_seconds if waits else 0)
         try:
-            return answer.result(patience)
-        except (FutureTimeout, TimeoutError):
+            found = answer.result(0 if self._late else self.patience)
+        except FutureTimeout:
+            answer.cancel()
+            self._late = True
             return self._all_missing("timeout")
+        self._late = False
+        return found
 
     def stepped(self, step: int, model: nn.Module) -> None:
         if self.server is None:
@@ -113,7 +123,7 @@ class CachePeers:
 
     def flush(self) -> None:
         """Wait until everything told so far has arrived (or timed out)."""
-        self._telling.submit(lambda: None).result(self.timeout * 4)
+        self._telling.submit(lambda: None).result(CALL_TIMEOUT)
 
     def close(self) -> None:
         self._asking.shutdown(wait=False, cancel_futures=True)
@@ -143,9 +153,7 @@ class CachePeers:
                 batch.id, self.wanted, self.task, now, use, batch.window, self.bound, since
             )
             self._asked.set()
-            waits = self.bound.on_stale == "wait"
-            patience = self.timeout + (self.bound.wait_seconds if waits else 0)
-            answer: Answer | None = ray.get(call, timeout=patience)
+            answer: Answer | None = ray.get(call, timeout=CALL_TIMEOUT + self.patience)
             if answer is not None:
                 return answer
             self._announce(now)  # the cache was restarted and has forgotten us
@@ -163,7 +171,7 @@ class CachePeers:
             inputs = inputs or {k: v.cpu().numpy() for k, v in batch.tensors.items()}
             cached = peer.version.producer_step if peer.version else None
             fills.append(peer.server.fill.remote(batch.id, inputs, cached, batch.window))
-        done, _ = ray.wait(fills, num_returns=len(fills), timeout=self.timeout) if fills else ([], [])
+        done, _ = ray.wait(fills, num_returns=len(fills), timeout=CALL_TIMEOUT) if fills else ([], [])
         return bool(done)
 
     def _fetch(self, answer: Answer) -> PeerPredictions:
@@ -174,7 +182,7 @@ class CachePeers:
                 misses[task] = peer.miss or "absent"
                 continue
             try:
-                arrays = ray.get(peer.arrays, timeout=self.timeout)
+                arrays = ray.get(peer.arrays, timeout=CALL_TIMEOUT)
             except ray.exceptions.GetTimeoutError:
                 misses[task] = "timeout"
                 continue
@@ -197,7 +205,7 @@ class CachePeers:
     def _call(self, method: Any, *arguments: Any) -> Any:
         """One call to the cache or a server; None when it does not answer."""
         try:
-            return ray.get(method.remote(*arguments), timeout=self.timeout)
+            return ray.get(method.remote(*arguments), timeout=CALL_TIMEOUT)
         except ray.exceptions.RayError as error:
             log.info("%s: %s", self.task, type(error).__name__)
             return None
@@ -209,7 +217,7 @@ class CachePeers:
         try:
             # A waiting look-up must reach the cache before the publish that sets the peer free
             # to move on, or the peer's next step would make its own prediction stale.
-            self._asked.wait(self.timeout)
+            self._asked.wait(CALL_TIMEOUT)
             refused = self._call(self.cache.publish, self.task, batch, step, *prediction)
             if refused == NOT_ANNOUNCED:
                 self._announce(step)

@@ -37,7 +37,9 @@ def session(address: str | None = None, **options: Any) -> Iterator[None]:
         if isinstance(cause, ray.exceptions.AuthenticationError):
             raise InputError(_no_token(address, cause)) from None
         where = address or "a Ray of our own on this machine"
-        raise InputError(f"runtime.address: cannot connect to {where}: {_first_line(error)}") from None
+        raise InputError(
+            f"runtime.address: cannot connect to {where}: {_first_line(error)}"
+        ) from None
     except RuntimeError as error:
         raise TaskrayError(f"Ray did not start: {_first_line(error)}") from error
     try:

@@ -98,8 +98,8 @@ def fit(
     """Run every point of a space through Ray Tune, ``at_once`` at a time; Ray must be there.
 
     ``folder`` is the study's; ``total`` how many trials there will be; ``measure`` is what a
-    search looks at, reported ``early`` or only at the end. Returns how each trial ended. Raises KeyboardInterrupt after Ctrl-C, when the running trials have written their
-    checkpoints.
+    search looks at, reported ``early`` or only at the end. Returns how each trial ended. Raises
+    KeyboardInterrupt after Ctrl-C, when the running trials have written their checkpoints.
     """
     available = ray.cluster_resources()
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,8 @@ def fit(
         run_trial(share_threads(make_run(point), at_once), stop, measure, early)
 
     sized = tune.with_resources(trainable, lambda p: footprint(make_run(p).job, available))
-    progress = Progress(lambda p: make_run(p).title, total, console, measure.key if measure else None)
+    key = measure.key if measure else None
+    progress = Progress(lambda p: make_run(p).title, total, console, key)
     interruption = Interruption(stop, progress, console)
     with quiet(), interruption, progress:
         try:

@@ -124,10 +124,13 @@ def run_all(
         import ray
         from ray import tune
 
-        from taskray.tuning.fit import concurrency, fit
+        from taskray.tuning.fit import concurrency, fit, footprint
 
+        available = ray.cluster_resources()
+        for run in left:
+            footprint(run.job, available)  # refuses what could never be placed
         prepare_all([run.job for run in left], console)
-        at_once = concurrency(left[0].job, ray.cluster_resources(), max_concurrent)
+        at_once = min(concurrency(run.job, available, max_concurrent) for run in left)
         trials = fit(
             lambda point: left[point["run"]],
             {"run": tune.grid_search(list(range(len(left))))},

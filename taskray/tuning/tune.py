@@ -141,7 +141,7 @@ def check_space(space: Space) -> None:
         if bounds := parameter.uniform or parameter.log_uniform:
             examples.append(bounds[0] + GOLDEN * (bounds[1] - bounds[0]))
         for value in examples:
-            _check_job(space.run_of({path: value}).job, f"{source}: parameters.{path}")
+            _check_job(space.run_of({path: value}).job, f"{source}: parameters")
     for metric in (config.metric, *config.metrics):
         check_metric(metric, [default], f"{source}: metric")
     _, _, rest = config.metric.partition("/")

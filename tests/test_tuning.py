@@ -1,0 +1,533 @@
+"""Studies and searches: their files, what is left to do of them, and small real ones on Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from taskray.config import DataConfig, Job, dump_yaml, load_job, parse_job
+from taskray.data.store import convert
+from taskray.errors import InputError
+from taskray.report.run_folder import read_metrics, read_result
+from taskray.report.tables import read_table
+from taskray.tuning.fit import concurrency, footprint, share_threads
+from taskray.tuning.progress import Progress
+from taskray.tuning.runs import Fate, Run, check_metric, fate, resolve, value_of
+from taskray.tuning.settings import StudyConfig, load_space, load_study
+from taskray.tuning.study import plan_study, study, table_of
+from taskray.tuning.trials import TrialRow
+from taskray.tuning.tune import Space, check_space, pick_best, short_names, tune, verdict
+
+ROOT = Path(__file__).parents[1]
+WORLD = {"name": "world", "num_samples": 16, "height": 32, "width": 48}
+
+JOB: dict[str, Any] = {
+    "name": "tiny",
+    "steps": 40,
+    "data": {
+        "sim": {"reader": {**WORLD, "domain": "sim"}},
+        "real": {"reader": {**WORLD, "domain": "real"}},
+        "val": {"reader": {**WORLD, "domain": "real", "split": "validation", "num_samples": 8}},
+        "test": {"reader": {**WORLD, "domain": "real", "split": "test", "num_samples": 8}},
+    },
+    "tasks": {
+        name: {
+            "task": name,
+            "dedicated": "sim",
+            "batch_size": 4,
+            "model": {"name": "unet", "base": 8, "depth": 2},
+        }
+        for name in ("depth", "normals")
+    },
+    "mediator": {"data": "real", "batch_size": 4, "window": 2, "visits": 2},
+    "consistency": {"ties": {"relation": "depth_normals"}},
+    "evaluation": {"data": {"test": "test"}},
+    "runtime": {"chunk_steps": 5},
+}
+
+STUDY: dict[str, Any] = {
+    "name": "small",
+    "job": "job.yaml",
+    "seeds": 2,
+    "variants": {
+        "alone": {"set": {"consistency.ties.weight": 0}},
+        "together": {"label": "with consistency", "description": "tied."},
+    },
+    "metrics": ["depth/test/abs_rel", "normals/test/within_30"],
+}
+
+SPACE: dict[str, Any] = {
+    "name": "space",
+    "job": "job.yaml",
+    "metric": "depth/val/abs_rel",
+    "set": {"evaluation": {"data": {"val": "val"}, "every": 10}},
+    "parameters": {"consistency.ties.weight": {"log_uniform": [0.1, 10.0]}},
+}
+
+
+def write(folder: Path, **files: Mapping[str, Any]) -> None:
+    for name, content in files.items():
+        text = yaml.safe_dump(dict(content), sort_keys=False)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def changed(content: Mapping[str, Any], **values: Any) -> dict[str, Any]:
+    return {k: v for k, v in {**content, **values}.items() if v is not None}
+
+
+def silent() -> Console:
+    return Console(file=StringIO(), width=120)
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def planned(folder: Path, **values: Any) -> list[Any]:
+    """The runs of a study whose file differs from STUDY."""
+    write(folder, job=JOB, study=changed(STUDY, **values))
+    path = folder / "study.yaml"
+    config = load_study(path)
+    return plan_study(config, path, folder / "out", config.seed_list(), [])
+
+
+def finish(run: Run, **metrics: float) -> None:
+    """Leave in a run's folder what a finished run leaves."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "config.yaml").write_text(dump_yaml(run.job), encoding="utf-8")
+    tasks: dict[str, Any] = {}
+    for key, value in metrics.items():
+        task, title, name = key.split("__")
+        tasks.setdefault(task, {"evaluations": {}})["evaluations"].setdefault(title, {})
+        tasks[task]["evaluations"][title][name] = value
+    result = {"name": "x", "status": "finished", "error": None, "seconds": 1.0, "tasks": tasks}
+    (run.folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs/studies").glob("*.yaml")), ids=str)
+def test_every_study_of_the_project_fits_its_job(path: Path) -> None:
+    config = load_study(path)
+    assert config.name == path.stem
+    runs = plan_study(config, path, Path("/nowhere"), config.seed_list(), [])
+    assert len({r.run.folder for r in runs}) == len(config.variants) * len(config.seed_list())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tune_spaces").glob("*.yaml")), ids=str)
+def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
+    config = load_space(path)
+    assert config.name == path.stem
+    values = yaml.safe_load((path.parent / config.job).read_text(encoding="utf-8"))
+    check_space(Space(config, str(path), values, (), Path("/nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seedz": 3}, "seedz: unknown key; did you mean 'seeds'?"),
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": [1, 1]}, "a seed stands there twice"),
+        ({"variants": {}}, "variants"),
+        ({"job": "no.yaml"}, "no.yaml: no such file"),
+        ({"variants": {"a": {"set": {"stepz": 3}}}}, "variants.a: stepz: unknown key"),
+        ({"variants": {"a": {"set": {"steps.more": 3}}}}, "variants.a: 'steps.more'"),
+        (
+            {"variants": {"a": {"set": {"tasks.depth.model.bases": 8}}}},
+            "variants.a: tasks.depth.model.bases: unknown key; did you mean 'base'?",
+        ),
+        ({"metrics": ["dept/test/abs_rel"]}, "no task 'dept'; did you mean 'depth'?"),
+        ({"metrics": ["depth/tset/abs_rel"]}, "no evaluation 'tset'; did you mean 'test'?"),
+        ({"metrics": ["depth/test/abs_rell"]}, "measures no 'abs_rell'; did you mean 'abs_rel'?"),
+        (
+            {"paper": {"title": "P", "rows": {"alon": {"depth/test/abs_rel": 0.3}}}},
+            "paper.rows.alon: no such variant; did you mean 'alone'?",
+        ),
+        (
+            {"paper": {"title": "P", "rows": {"alone": {"depth/test/rmse": 0.3}}}},
+            "paper.rows.alone.depth/test/rmse: not in 'metrics'",
+        ),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line_that_names_the_key(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        planned(tmp_path, **change)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_samples": 0}, "num_samples"),
+        ({"parameters": {}}, "parameters"),
+        ({"parameters": {"steps": {"choice": [1], "grid": [2]}}}, "expected exactly one of"),
+        ({"parameters": {"steps": {"uniform": [3, 1]}}}, "expected two bounds"),
+        ({"parameters": {"stepz": {"choice": [1]}}}, "parameters: stepz: unknown key"),
+        ({"parameters": {"steps": {"uniform": [1, 9]}}}, "parameters: steps: "),
+        ({"parameters": {"steps": {"choice": [0]}}}, "parameters: steps: "),
+        ({"parameters": {"tasks.depth.model.base": {"choice": [9]}}}, "parameters: tasks.depth.model"),
+        ({"search": "grid"}, "a grid needs 'grid' or 'choice'"),
+        ({"search": "optuna", "parameters": {"steps": {"grid": [1]}}}, "'choice' instead"),
+        ({"metric": "depth/test/abs_rel"}, "no evaluation 'test'"),
+        ({"metric": "depth/test/abs_rel", "set": {}}, "'test' is a test split"),
+        ({"metric": "seconds"}, "expected <task>/<evaluation>/<metric>"),
+        ({"scheduler": "asha", "set": {"evaluation.data": {"val": "val"}}}, "evaluation.every"),
+        ({"scheduler": "hyperband"}, "scheduler"),
+    ],
+)
+def test_a_wrong_space_is_refused_in_one_line_that_names_the_key(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    write(tmp_path, job=JOB, space=changed(SPACE, **change))
+    with pytest.raises(InputError) as caught:
+        tune(tmp_path / "space.yaml", None, tmp_path / "out", None, [], silent())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_zero_samples_or_seeds_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, job=JOB, space=SPACE, study=STUDY)
+    with pytest.raises(InputError, match="--samples 0: expected at least 1"):
+        tune(tmp_path / "space.yaml", None, tmp_path / "out", 0, [], silent())
+    with pytest.raises(InputError, match="--seeds 0: expected at least 1"):
+        study(tmp_path / "study.yaml", tmp_path / "out", 0, [], silent())
+
+
+def test_a_count_of_seeds_begins_with_the_study_s_own() -> None:
+    config = StudyConfig(**{**STUDY, "seeds": [4, 2]})
+    assert config.seed_list() == [4, 2]
+    assert config.seed_list(1) == [4]
+    assert config.seed_list(4) == [4, 2, 5, 6]
+    assert StudyConfig(**STUDY).seed_list(3) == [0, 1, 2]
+
+
+def test_a_variant_has_the_last_word_and_every_seed_its_own_job(tmp_path: Path) -> None:
+    write(tmp_path, job=JOB, study=changed(STUDY, set={"steps": 7, "mediator.visits": 3}))
+    path = tmp_path / "study.yaml"
+    overrides = ["steps=9", "consistency.ties.weight=0.5"]
+    runs = plan_study(load_study(path), path, tmp_path / "out", [0, 5], overrides)
+    jobs = {(r.variant, r.seed): r.run.job for r in runs}
+    assert {job.steps for job in jobs.values()} == {9}
+    assert {job.mediator.visits for job in jobs.values() if job.mediator} == {3}
+    assert jobs["alone", 5].consistency["ties"].weight == 0
+    assert jobs["together", 5].consistency["ties"].weight == 0.5
+    assert jobs["together", 5].seed == 5
+    assert runs[3].run.folder == tmp_path / "out/runs/together/seed_5"
+
+
+def test_runs_that_share_a_checkpoint_address_get_folders_of_their_own_there(
+    tmp_path: Path,
+) -> None:
+    runs = planned(tmp_path, set={"checkpoint.path": "s3://bucket/checkpoints/"})
+    paths = [r.run.job.checkpoint.path for r in runs]
+    assert paths[0] == "s3://bucket/checkpoints/alone/seed_0"
+    assert len({*paths}) == 4
+
+
+# ---- what is left to do -------------------------------------------------------------------------
+
+
+def test_a_run_is_done_only_where_it_finished_with_this_very_job(tmp_path: Path) -> None:
+    job = parse_job(JOB, "job")
+    run = Run("r", tmp_path / "r", job)
+    assert fate(run) is Fate.RESUME  # nothing there: begins
+    finish(run)
+    assert fate(run) is Fate.DONE
+
+    def now(**changes: Any) -> Fate:
+        return fate(resolve(JOB, [changes], "job", run.folder))
+
+    assert now(name="other", description="x") is Fate.DONE
+    assert now(**{"checkpoint.every": 3}) is Fate.DONE
+    assert now(**{"tasks.depth.threads": 1}) is Fate.DONE
+    assert now(**{"evaluation.data": {"val": "val"}}) is Fate.RESUME
+    assert now(**{"data.test.limit": 3, "evaluation.batch_size": 4}) is Fate.RESUME
+    assert now(seed=1) is Fate.START_OVER
+    assert now(**{"tasks.depth.optimizer.lr": 0.1}) is Fate.START_OVER
+    assert now(**{"data.sim.reader.num_samples": 17}) is Fate.START_OVER
+    assert now(**{"mediator.visits": 9}) is Fate.START_OVER
+
+
+@pytest.mark.parametrize("content", ['{"status": "interrupted"}', '{"status": "fail', ""])
+def test_a_run_that_did_not_finish_goes_on_from_its_checkpoints(
+    tmp_path: Path, content: str
+) -> None:
+    run = Run("r", tmp_path / "r", parse_job(JOB, "job"))
+    finish(run)
+    (run.folder / "result.json").write_text(content, encoding="utf-8")
+    assert fate(run) is Fate.RESUME
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def test_a_metric_is_an_evaluation_s_or_a_path_of_the_result() -> None:
+    result = {
+        "seconds": 3.5,
+        "tasks": {
+            "depth": {"steps_per_second": 12.0, "evaluations": {"test": {"abs_rel": 0.4}}},
+            "segmentation": {"evaluations": {"test": {"iou/road": 0.8}}},
+        },
+        "staleness": {"depth<-normals": {"steps_mean": 31.0}},
+    }
+    assert value_of(result, "depth/test/abs_rel") == 0.4
+    assert value_of(result, "segmentation/test/iou/road") == 0.8
+    assert value_of(result, "depth/steps_per_second") == 12.0
+    assert value_of(result, "seconds") == 3.5
+    assert value_of(result, "staleness/depth<-normals/steps_mean") == 31.0
+    assert value_of(result, "depth/test/rmse") is None
+    assert value_of(result, "normals/test/abs_rel") is None
+    job = parse_job(JOB, "job")
+    check_metric("staleness/depth<-normals/steps_mean", [job], "study")
+    check_metric("depth/steps_per_second", [job], "study")
+
+
+def test_the_table_has_ours_beside_the_paper_s_and_names_its_holes(tmp_path: Path) -> None:
+    paper = {"title": "Paper", "rows": {"alone": {"depth/test/abs_rel": 0.282}}, "note": "Other."}
+    runs = planned(tmp_path, paper=paper)
+    for r, value in zip(runs[:3], (0.40, 0.30, 0.50), strict=True):
+        finish(r.run, depth__test__abs_rel=value, normals__test__within_30=0.5)
+    config = load_study(tmp_path / "study.yaml")
+    table = table_of(config, runs, {runs[3].run.folder: "out of luck"})
+    assert [row.label for row in table.rows] == ["alone", "with consistency"]
+    cells = table.rows[0].cells
+    assert cells["depth/test/abs_rel"].mean == pytest.approx(0.45)
+    assert cells["depth/test/abs_rel"].values == (0.40, 0.50)
+    assert cells["Paper: depth/test/abs_rel"].mean == 0.282
+    assert table.rows[1].cells["depth/test/abs_rel"].missing == 1
+    assert "Missing: together, seed 1 (out of luck)" in table.notes
+    assert "Other" in table.notes
+    assert "with consistency: tied" in table.notes
+
+
+def test_a_study_that_is_done_needs_no_ray_and_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for r in planned(tmp_path):
+        finish(r.run, depth__test__abs_rel=0.4 + r.seed / 10, normals__test__within_30=0.5)
+    monkeypatch.setattr("taskray.runtime.session.session", None)
+    console = silent()
+    arguments = (tmp_path / "study.yaml", tmp_path / "out", None, [], console, tmp_path / "kept")
+    assert study(*arguments) == 0
+    assert "4 of 4 runs are done already" in text_of(console)
+    for name in ("table.md", "table.csv", "table.json", "table.png", "report.html"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    kept = json.loads((tmp_path / "kept/small.json").read_text(encoding="utf-8"))
+    assert kept["seeds"] == [0, 1]
+    assert kept["command"].startswith("taskray study")
+    assert kept["runs"] == "4 of 4 finished"
+    assert {"commit", "hardware", "date", "seconds", "table"} <= kept.keys()
+    text = (tmp_path / "kept/small.md").read_text(encoding="utf-8")
+    assert "0.450 ± 0.071" in text
+    assert "| commit |" in text
+
+
+# ---- searches -----------------------------------------------------------------------------------
+
+
+def row(name: str, value: float | None, finished: bool = True, **point: float) -> TrialRow:
+    return TrialRow(name, Path(name), point, point, value, 40, 1.0, finished=finished)
+
+
+def test_the_best_trial_is_one_that_came_to_its_end() -> None:
+    rows = [row("default", 0.5), row("a", 0.4, w=1.0), row("b", 0.1, finished=False, w=2.0)]
+    assert pick_best(rows, maximise=False).title == "a"
+    assert pick_best(rows, maximise=True).title == "default"
+    assert verdict(rows[1], rows[0], "depth/val/abs_rel") == (
+        "depth/val/abs_rel: 0.400 with a, against 0.500 with the job's own values (−20.0 %)"
+    )
+    assert "nothing was better" in verdict(rows[0], rows[0], "depth/val/abs_rel")
+
+
+def test_parameters_are_named_by_their_shortest_own_ending() -> None:
+    paths = ["tasks.depth.optimizer.lr", "tasks.normals.optimizer.lr", "mediator.window"]
+    assert short_names(paths) == {
+        "tasks.depth.optimizer.lr": "depth.optimizer.lr",
+        "tasks.normals.optimizer.lr": "normals.optimizer.lr",
+        "mediator.window": "window",
+    }
+
+
+# ---- resources and progress ---------------------------------------------------------------------
+
+
+def test_a_trial_s_group_holds_what_its_tasks_reserve() -> None:
+    job = parse_job(JOB, "job")
+    small, large = {"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}
+    assert footprint(job, small).bundles == [{"memory": float(1 << 20)}]
+    assert footprint(job, large).bundles == [{"CPU": 1.0}, {"CPU": 1.0}]
+    with_gpu = resolve(JOB, [{"tasks.depth.gpus": 1}], "job", Path("/r")).job
+    assert {"CPU": 1.0, "GPU": 1.0} in footprint(with_gpu, large).bundles
+    with pytest.raises(InputError, match="GPUs asked for"):
+        footprint(with_gpu, small)
+
+
+def test_as_many_trials_run_at_once_as_leave_each_task_a_core_and_data_a_cpu() -> None:
+    job = parse_job(JOB, "job")
+    assert concurrency(job, {"CPU": 2.0}, None) == 1
+    assert concurrency(job, {"CPU": 16.0}, None) == 7
+    assert concurrency(job, {"CPU": 2.0}, 3) == 3
+    with_gpu = resolve(JOB, [{"tasks.depth.gpus": 1}], "job", Path("/r")).job
+    assert concurrency(with_gpu, {"CPU": 16.0, "GPU": 4.0}, None) == 4
+
+
+def test_trials_at_once_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    job = resolve(JOB, [{"tasks.normals.threads": 3}], "job", Path("/r")).job
+    shared = share_threads(Run("r", Path("/r"), job), 4).job.tasks
+    assert (shared["depth"].threads, shared["normals"].threads) == (2, 3)
+    assert share_threads(Run("r", Path("/r"), job), 1).job is job
+
+
+def test_progress_says_which_run_how_many_and_how_long() -> None:
+    now = [0.0]
+    console = silent()
+    progress = Progress(lambda p: p["run"], 3, console, "depth/val/abs_rel", lambda: now[0])
+
+    def trial(name: str) -> Any:
+        return SimpleNamespace(trial_id=name, config={"run": name}, pickled_error_file=None)
+
+    with progress:
+        progress.on_trial_start(0, [], trial("a"))
+        now[0] = 60.0
+        report = {"depth/val/abs_rel": 0.25, "done_part": 1.0}
+        progress.on_trial_result(0, [], trial("a"), report)
+        progress.on_trial_complete(0, [], trial("a"))
+        progress.on_trial_start(0, [], trial("b"))
+        now[0] = 90.0
+        progress.on_trial_result(0, [], trial("b"), {"done_part": 0.5, "step": 20})
+        assert "b 50 % · 1 of 3 done · about 1 min 30 s left" in progress.status().plain
+        progress.on_trial_complete(0, [], trial("b"))
+        progress.on_trial_start(0, [], trial("c"))
+        progress.on_trial_error(0, [], trial("c"))
+    lines = text_of(console).splitlines()
+    assert lines[:3] == [
+        "[1/3] a: started",
+        "[1/3] a: 1 min 00 s · depth/val/abs_rel 0.250 · about 2 min 00 s left",
+        "[2/3] b: started",
+    ]
+    assert "given up at step 20" in lines[3]
+    assert lines[-1] == "[3/3] c: 0.0 s · failed"
+
+
+# ---- on Ray -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored_job(tmp_path: Path) -> dict[str, Any]:
+    """The job on datasets that are Parquet already, so that no cache is needed."""
+    data = {}
+    for name, config in JOB["data"].items():
+        convert(DataConfig(**config), tmp_path / name, name=name, use_ray=False)
+        data[name] = {"reader": {"name": "parquet", "path": str(tmp_path / name)}}
+    return {**JOB, "data": data}
+
+
+def interrupt_when_it_trains(folder: Path) -> threading.Thread:
+    """Press Ctrl-C once the run in a folder has reported twice."""
+
+    def watch() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and len(read_metrics(folder)) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_study_goes_on_after_ctrl_c_and_a_failing_variant_leaves_a_hole(
+    ray_session: ModuleType, stored_job: dict[str, Any], tmp_path: Path
+) -> None:
+    variants = {"good": {}, "broken": {"set": {"tasks.depth.task.loss": "operator:add"}}}
+    content = changed(STUDY, variants=variants, seeds=1, metrics=["depth/test/abs_rel"])
+    write(tmp_path, job=stored_job, study=content)
+    arguments = (tmp_path / "study.yaml", tmp_path / "out", None, [])
+    good = tmp_path / "out/runs/good/seed_0"
+
+    before = signal.getsignal(signal.SIGINT)
+    presser = interrupt_when_it_trains(good)
+    with pytest.raises(KeyboardInterrupt):
+        study(*arguments, silent())
+    presser.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (read_result(good) or {})["status"] == "interrupted"
+    stopped_at = {n: t["steps"] for n, t in (read_result(good) or {})["tasks"].items()}
+    assert 0 < min(stopped_at.values()) < 40
+    assert not (tmp_path / "out/runs/broken").exists()
+    assert "Missing" in (tmp_path / "out/table.md").read_text(encoding="utf-8")
+
+    console = silent()
+    assert study(*arguments, console) == 1
+    result = read_result(good) or {}
+    assert result["status"] == "finished"
+    events = [line["event"] for line in read_metrics(good) if "event" in line]
+    assert any("goes on from step" in event for event in events)
+    table = read_table(tmp_path / "out/table.json")
+    assert table.rows[0].cells["depth/test/abs_rel"].values == (
+        result["tasks"]["depth"]["evaluations"]["test"]["abs_rel"],
+    )
+    assert table.rows[1].cells["depth/test/abs_rel"].missing == 1
+    hole = next(note for note in table.notes if note.startswith("Missing: broken, seed 0"))
+    assert "task 'depth' failed at step 0" in hole
+    assert fate(Run("good", good, load_job(good / "config.yaml"))) is Fate.DONE
+    assert "[2/2]" in text_of(console)
+    assert not list((tmp_path / "out").glob(".[st]*"))  # nothing of Tune's stays
+
+
+def test_a_search_beats_the_job_and_gives_up_what_is_worse(
+    ray_session: ModuleType, stored_job: dict[str, Any], tmp_path: Path
+) -> None:
+    job = {**stored_job, "runtime": {"chunk_steps": 10}}
+    for task in job["tasks"].values():
+        task["cpus"] = 0.5
+    slow = {"tasks.depth.optimizer.lr": 1e-5}
+    space = changed(
+        SPACE,
+        search="grid",
+        scheduler={"name": "asha", "reduction_factor": 2},
+        metrics=["normals/val/mean_deg"],
+        parameters={"tasks.depth.optimizer.lr": {"grid": [1e-2, 1e-6]}},
+    )
+    write(tmp_path, job=resolve(job, [slow], "job", tmp_path).job.model_dump(), space=space)
+    console = silent()
+    out = tmp_path / "out"
+    assert tune(tmp_path / "space.yaml", None, out, None, ["steps=30"], console) == 0
+
+    trials = json.loads((out / "trials.json").read_text(encoding="utf-8"))
+    assert [t["status"] for t in trials] == ["finished", "finished", "given up"]
+    assert [t["step"] for t in trials] == [30, 30, 10]
+    assert trials[0]["trial"] == "default"
+    assert trials[1]["metrics"]["normals/val/mean_deg"] > 0
+    best = load_job(out / "best.yaml")
+    assert best.tasks["depth"].optimizer.lr == 1e-2
+    assert best.steps == 30
+    assert dict(best.evaluation.data) == {"test": "test"}
+    assert best.evaluation.every is None
+    assert "with the job's own values" in text_of(console)
+    assert (out / "report.html").stat().st_size > 0
+    assert isinstance(best, Job)
+
+    end = time.monotonic() + 15  # a trial that was given up gives back what it reserved
+    while ray_session.available_resources().get("CPU", 0) < 2 and time.monotonic() < end:
+        time.sleep(0.2)
+    assert ray_session.available_resources()["CPU"] == 2
