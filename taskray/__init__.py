@@ -1,0 +1,55 @@
+"""Asynchronous collective training of vision tasks on Ray.
+
+Each task is an actor with a model, optimizer and labelled dataset of its own. Tasks are tied
+together by consistency losses on a shared unlabelled dataset, against each other's stale
+predictions. Start with ``taskray.loop.trainer`` and ``taskray.runtime.cache``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "Job",
+    "Quantity",
+    "Reader",
+    "Relation",
+    "Task",
+    "TaskrayError",
+    "TrainingError",
+    "load_job",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from taskray.config import Job, load_job
+    from taskray.consistency.relation import Relation
+    from taskray.data.reader import Reader
+    from taskray.errors import InputError, TaskrayError, TrainingError
+    from taskray.schema import Quantity
+    from taskray.tasks.task import Task
+    from taskray.train import train
+
+_HOMES = {
+    "InputError": "taskray.errors",
+    "Job": "taskray.config",
+    "Quantity": "taskray.schema",
+    "Reader": "taskray.data.reader",
+    "Relation": "taskray.consistency.relation",
+    "Task": "taskray.tasks.task",
+    "TaskrayError": "taskray.errors",
+    "TrainingError": "taskray.errors",
+    "load_job": "taskray.config",
+    "train": "taskray.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that ``taskray --help`` needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'taskray' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -138,6 +138,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run_train(arguments: argparse.Namespace) -> int:
     job = load_job(arguments.job, arguments.overrides)  # before the slow imports
+    if job.runtime.address:
+        from taskray.runtime import environment
+
+        environment.for_cluster()  # before Ray is imported
     from taskray.report.compare import comparison_table
     from taskray.report.render import to_rich
     from taskray.train import train

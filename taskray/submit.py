@@ -239,7 +239,7 @@ def _submit(
 def _reason(said: object) -> str:
     """The last line of what the cluster says, which may be a whole traceback."""
     lines = [line for line in str(said).replace("\\n", "\n").splitlines() if line.strip(' ".')]
-    return lines[-1].strip() if lines else "it does not say why"
+    return lines[-1].strip().removeprefix("taskray: ") if lines else "it does not say why"
 
 
 def _follow(client: Any, name: str) -> int:

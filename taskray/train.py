@@ -1,6 +1,6 @@
 """One run of a job, from its datasets to its report. The whole story is :func:`train`:
 
-    job ──▶ datasets (converted once, opened) ──▶ collective ──▶ result ──▶ run folder, report
+job ──▶ datasets (converted once, opened) ──▶ collective ──▶ result ──▶ run folder, report
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def train(
                     collective.add_evaluations(evaluations.result())
                     collective.evaluate()
                 finally:
-                    result = collective.result(recorder.elapsed)
+                    result: dict[str, Any] = collective.result(recorder.elapsed)
                     result |= {"events": recorder.events, "hardware": hardware()}
                     files.write_panels(panels(collective.states))
                     files.write_result(result)
@@ -189,7 +189,7 @@ class Opener:
 
 
 class Recorder:
-    """Looks on while the collective trains: writes files, draws the live table, tells a listener."""
+    """Looks on while the collective trains: writes files, draws the table, tells a listener."""
 
     def __init__(self, files: RunFolder, live: Live, listener: Listener | None = None) -> None:
         self.files, self.live, self.listener = files, live, listener

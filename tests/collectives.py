@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Watch:
     def longest_pause(self, task: str, since: float, until: float) -> float:
         """Seconds between two advances of a task's step count, at most."""
         times = [since, *(when for when, _ in self.of(task) if since <= when <= until)]
-        return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in pairwise(times)), default=0.0)
 
 
 def run(

@@ -200,9 +200,7 @@ def test_both_publishers_feed_the_peers(tmp_path, publisher):
 
 
 def test_staleness_follows_the_window_whatever_the_dataset(tmp_path):
-    job = tiny_job(
-        "steps=160", "mediator.window=2", "mediator.visits=10", "mediator.batch_size=2"
-    )
+    job = tiny_job("steps=160", "mediator.window=2", "mediator.visits=10", "mediator.batch_size=2")
     result = run(job, tmp_path)
     for edge in result["staleness"].values():
         assert edge["hit_rate"] > 0.5

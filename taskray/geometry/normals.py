@@ -93,3 +93,8 @@ def _cross(a_b3hw: Tensor, b_b3hw: Tensor) -> Tensor:
     ax, ay, az = a_b3hw.unbind(dim=1)
     bx, by, bz = b_b3hw.unbind(dim=1)
     return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx], dim=1)
+
+
+def has_direction(normals_b3hw: Tensor) -> Tensor:
+    """Where a normal label is valid, ``[B, 1, H, W]`` bool: by its length, which is 1 or 0."""
+    return normals_b3hw.square().sum(dim=1, keepdim=True) > 0.25

@@ -205,7 +205,7 @@ class Trainer:
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         clip = self.config.optimizer.clip_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
         self.meter.add("grad_norm", norm.detach())
@@ -228,7 +228,9 @@ class Trainer:
                 if self._upcoming is None:
                     self._ask_ahead(self.step)
                 batch = self._upcoming
-                assert batch is not None and self.mediator is not None and batch.id is not None
+                assert batch is not None
+                assert batch.id is not None
+                assert self.mediator is not None
                 front = self.peers.collect(batch, self.step).front
                 self.mediator.keep_up(front)
                 if batch.window > front:  # nobody has come to it yet

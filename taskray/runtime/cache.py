@@ -302,9 +302,9 @@ class WaitingCache:
         since: int = -1,
     ) -> Answer | None:
         """As :meth:`PredictionCache.look_up`, by a consumer that is at step ``now``, in this
-        mediator ``window``, and will use the answer at step ``use``; with ``on_stale: wait`` it first waits until every peer has
-        come far enough, or ``wait_seconds`` have passed. None: this cache was restarted and does
-        not know the consumer any more."""
+        mediator ``window``, and will use the answer at step ``use``. With ``on_stale: wait`` it
+        first waits until every peer has come far enough, or ``wait_seconds`` have passed. None:
+        this cache was restarted and does not know the consumer any more."""
         if consumer not in self.cache.producers:
             return None
         self.cache.progress(consumer, now, window)

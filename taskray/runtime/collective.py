@@ -11,6 +11,7 @@ waits for another, and none of the tasks' data passes through here.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -148,8 +149,16 @@ class Collective:
     def _save_all(self) -> None:
         self.observer.event("interrupted; writing checkpoints")
         living = [n for n, s in self.states.items() if s.error is None]
-        calls = [self.actors[n].save.remote() for n in living]
-        ray.wait(calls, num_returns=len(calls), timeout=SAVE_TIMEOUT)
+        calls = {self.actors[name].save.remote(): name for name in living}
+        written, _ = ray.wait(list(calls), num_returns=len(calls), timeout=SAVE_TIMEOUT)
+        for call in written:
+            try:
+                report = ray.get(call)
+            except ray.exceptions.RayError as error:
+                self.observer.event(f"task {calls[call]!r} wrote no checkpoint: {error}")
+                continue
+            state = self.states[calls[call]]
+            state.step, state.report = report["step"], report
 
     # ---- the result -----------------------------------------------------------------------
 

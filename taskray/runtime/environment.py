@@ -4,8 +4,8 @@ A Ray of our own on this machine listens on every network interface, and whoever
 can run code. So it asks for a token: one that this process makes up and only its children know.
 Nothing is written to the home folder, and a token left there by a cluster is not used.
 
-A cluster has its own rule, and client and cluster must agree: the environment is left as it is.
-``RAY_AUTH_MODE`` set by a person always decides.
+A cluster has its own rule, and client and cluster must agree: with ``RAY_AUTH_MODE`` unset, Ray
+shows a token where it finds one. ``RAY_AUTH_MODE`` set by a person always decides.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ def for_own_ray() -> None:
     if MODE not in os.environ and TOKEN_FILE not in os.environ:
         # Ray turns tokens on by itself where the mode is unset, and takes this one
         os.environ.setdefault(TOKEN, secrets.token_hex(32))
+
+
+def for_cluster() -> None:
+    """This process is about to connect to a cluster; best called before Ray is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's core repeats each refusal every second; the error that it ends with says it once
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
 
 
 def has_token() -> bool:

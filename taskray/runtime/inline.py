@@ -28,7 +28,9 @@ from taskray.tasks.task import Task
 class LocalPeers:
     """Peers in the same process, behind the same cache."""
 
-    def __init__(self, job: Job, name: str, task: Task, wanted: Sequence[str], cache: PredictionCache):
+    def __init__(
+        self, job: Job, name: str, task: Task, wanted: Sequence[str], cache: PredictionCache
+    ):
         self.job, self.name, self.task = job, name, task
         self.wanted, self.cache = tuple(wanted), cache
         self.dtype = {"float16": torch.float16, "float32": torch.float32}[job.cache.dtype]

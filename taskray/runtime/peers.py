@@ -164,14 +164,16 @@ class CachePeers:
         if not self.by_server and self.bound.on_stale != "forward_server":
             return False
         fills = []
-        inputs = {}
+        inputs: dict[str, np.ndarray] = {}
         for peer in found.values():
             if peer.server is None or (peer.miss is None and not self.by_server):
                 continue
             inputs = inputs or {k: v.cpu().numpy() for k, v in batch.tensors.items()}
             cached = peer.version.producer_step if peer.version else None
             fills.append(peer.server.fill.remote(batch.id, inputs, cached, batch.window))
-        done, _ = ray.wait(fills, num_returns=len(fills), timeout=CALL_TIMEOUT) if fills else ([], [])
+        done, _ = (
+            ray.wait(fills, num_returns=len(fills), timeout=CALL_TIMEOUT) if fills else ([], [])
+        )
         return bool(done)
 
     def _fetch(self, answer: Answer) -> PeerPredictions:
@@ -195,7 +197,7 @@ class CachePeers:
         return PeerPredictions(freshest(predictions, self.wanted), misses, answer.front)
 
     def _all_missing(self, reason: str) -> PeerPredictions:
-        return PeerPredictions({}, {peer: reason for peer in self._known or {"cache"}})
+        return PeerPredictions({}, dict.fromkeys(self._known or {"cache"}, reason))
 
     # ---- telling, on its own thread -------------------------------------------------------
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,25 +25,21 @@ def session(address: str | None = None, **options: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             environment.for_own_ray()
             # "local", or else a file that a killed driver left behind would be obeyed
             ray.init(address="local", include_dashboard=False, **_quiet(options))
         else:
+            environment.for_cluster()
             ray.init(address=address, **_quiet(options))
-    except ray.exceptions.AuthenticationError as error:
-        raise InputError(_no_token(address, error)) from None
-    except (ConnectionError, ValueError, TimeoutError) as error:
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, ray.exceptions.AuthenticationError):
-            raise InputError(_no_token(address, cause)) from None
-        where = address or "a Ray of our own on this machine"
-        raise InputError(
-            f"runtime.address: cannot connect to {where}: {_first_line(error)}"
-        ) from None
+    except (ConnectionError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
+        raise InputError(f"runtime.address: {_why_not(address, error)}") from None
     except RuntimeError as error:
         raise TaskrayError(f"Ray did not start: {_first_line(error)}") from error
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own in its place
     try:
         yield
     finally:
@@ -52,13 +50,15 @@ def _quiet(options: dict[str, Any]) -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": logging.ERROR, **options}
 
 
-def _no_token(address: str | None, error: Exception) -> str:
-    where = f"the cluster at {address}" if address else "Ray"
-    reason = _first_line(error).partition(". ")[0]
-    return (
-        f"runtime.address: {where} asks for another token ({reason}); put the token of the "
-        "cluster into RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token"
-    )
+def _why_not(address: str | None, error: Exception) -> str:
+    cause = error.__cause__ or error.__context__
+    if "authentication token" in f"{error} {cause}":
+        return (
+            f"the cluster at {address} asks for another token; put its own into "
+            f"{environment.TOKEN} or ~/.ray/auth_token (on the cluster: ray get-auth-token)"
+        )
+    where = address or "a Ray of our own on this machine"
+    return f"cannot connect to {where}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

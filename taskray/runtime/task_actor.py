@@ -79,10 +79,10 @@ class TaskActor:
         trainer.serve(seconds)
         return {"step": trainer.step, "served": True}
 
-    def save(self) -> int:
-        """Write a checkpoint now; returns its step."""
+    def save(self) -> dict[str, Any]:
+        """Write a checkpoint now; returns the report of the steps since the last one."""
         self._member.save()
-        return self._member.trainer.step
+        return self._member.trainer.report()
 
     def evaluate(self, title: str, num_samples: int = 0) -> Evaluation:
         """One evaluation of the job, see :func:`taskray.loop.evaluation.evaluate`."""

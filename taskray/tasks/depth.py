@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from taskray import plugins
 from taskray.errors import InputError
-from taskray.tasks.metrics import DepthMetrics
 from taskray.tasks.task import Task
+
+if TYPE_CHECKING:
+    from taskray.tasks.metrics import DepthMetrics
 
 Metres = Annotated[float, Field(gt=0)]
 
@@ -68,4 +70,6 @@ class Depth(Task):
         return {self._loss_name: self._loss(prediction["depth"], label, valid)}
 
     def metric(self) -> DepthMetrics:
+        from taskray.tasks.metrics import DepthMetrics  # see Task: torchmetrics is slow to import
+
         return DepthMetrics(self.min_depth, self.max_depth, self.median_scaling)

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-
-def has_direction(normals_b3hw: Tensor) -> Tensor:
-    """Where a normal label is valid, ``[B, 1, H, W]`` bool: by its length, which is 1 or 0."""
-    return normals_b3hw.square().sum(dim=1, keepdim=True) > 0.25
+from taskray.geometry.normals import has_direction
 
 
 class DepthMetrics(Metric):  # type: ignore[misc]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from taskray import plugins
-from taskray.geometry.normals import unit
-from taskray.tasks.metrics import NormalsMetrics, has_direction
+from taskray.geometry.normals import has_direction, unit
 from taskray.tasks.task import Task
+
+if TYPE_CHECKING:
+    from taskray.tasks.metrics import NormalsMetrics
 
 
 class Normals(Task):
@@ -40,4 +43,6 @@ class Normals(Task):
         return {self._loss_name: self._loss(prediction["normals"], label, has_direction(label))}
 
     def metric(self) -> NormalsMetrics:
+        from taskray.tasks.metrics import NormalsMetrics  # see Task: torchmetrics is slow to import
+
         return NormalsMetrics()

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torchmetrics import Metric
+
+if TYPE_CHECKING:  # importing it takes longer than torch itself: only who measures pays
+    from torchmetrics import Metric
 
 
 class Task(ABC):

@@ -1,0 +1,142 @@
+"""Checkpoints: complete or absent, on any pyarrow filesystem."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from pyarrow import fs
+from torch import nn
+
+from taskray.errors import InputError
+from taskray.runtime.checkpoints import MODEL, STATE, CheckpointStore, load_into, open_filesystem
+
+
+def network(width: int = 4) -> nn.Module:
+    torch.manual_seed(width)
+    return nn.Sequential(nn.Linear(3, width), nn.Linear(width, 1))
+
+
+def state(step: int) -> dict:
+    return {"step": step, "random": torch.get_rng_state(), "optimizer": {"m": torch.ones(3)}}
+
+
+@pytest.fixture
+def store(tmp_path) -> CheckpointStore:
+    return CheckpointStore(tmp_path, keep=2)
+
+
+def test_what_was_saved_comes_back_exactly(store):
+    model = network()
+    store.save("depth", 40, model, state(40))
+    checkpoint = store.latest("depth")
+    other = network(4)
+    nn.init.zeros_(other[0].weight)
+    load_into(other, checkpoint)
+    assert checkpoint.step == checkpoint.state["step"] == 40
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_state_loads_without_running_code(store, tmp_path):
+    store.save("depth", 40, network(), state(40))
+    loaded = torch.load(tmp_path / "depth" / "step_40" / STATE, weights_only=True)
+    assert loaded["step"] == 40
+
+
+def test_only_the_newest_are_kept(store):
+    for step in (10, 20, 30, 30):
+        store.save("depth", step, network(), state(step))
+    assert store.steps("depth") == [20, 30]
+
+
+def test_tasks_do_not_see_each_others_checkpoints(store):
+    store.save("depth", 10, network(), state(10))
+    assert store.latest("normals") is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest", "garbage"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, tmp_path, damage):
+    for step in (10, 20):
+        store.save("depth", step, network(), state(step))
+    folder = tmp_path / "depth" / "step_20"
+    content = (folder / MODEL).read_bytes()
+    match damage:
+        case "truncated":
+            (folder / MODEL).write_bytes(content[:-7])
+        case "missing":
+            (folder / STATE).unlink()
+        case "no manifest":
+            (folder / "manifest.json").unlink()
+        case "garbage":
+            (folder / MODEL).write_bytes(bytes(len(content)))
+    assert store.latest("depth").step == 10
+
+
+def test_where_all_are_damaged_the_file_is_named(store, tmp_path):
+    store.save("depth", 10, network(), state(10))
+    model = tmp_path / "depth" / "step_10" / MODEL
+    model.write_bytes(bytes(model.stat().st_size))
+    with pytest.raises(InputError, match="step_10.*cannot be read"):
+        store.latest("depth")
+
+
+def test_weights_of_another_model_are_refused_with_the_first_that_differs(store):
+    store.save("depth", 10, network(8), state(10))
+    with pytest.raises(InputError, match=r"another model: weight '0.weight' has shape \(8, 3\)"):
+        load_into(network(4), store.latest("depth"))
+    with pytest.raises(InputError, match="another model: the file has an unknown weight '1.bias'"):
+        load_into(nn.Sequential(nn.Linear(3, 8)), store.latest("depth"))
+
+
+def test_any_pyarrow_filesystem_will_do(tmp_path):
+    store = CheckpointStore(f"file://{tmp_path}/by_uri")
+    store.save("depth", 10, network(), state(10))
+    assert CheckpointStore(tmp_path / "by_uri").latest("depth").step == 10
+
+    memory = CheckpointStore("mock://bucket/run")
+    assert not isinstance(memory.filesystem, fs.LocalFileSystem)
+    memory.save("depth", 10, network(), state(10))
+    assert memory.latest("depth").step == 10
+
+
+def test_a_location_that_cannot_be_opened_is_named():
+    with pytest.raises(InputError, match=r"checkpoint.path: cannot open 'nosuch://x'"):
+        open_filesystem("nosuch://x")
+
+
+WRITER = """
+import sys, torch
+from torch import nn
+from taskray.runtime.checkpoints import CheckpointStore
+store = CheckpointStore(sys.argv[1])
+model = nn.Linear(1000, 500)
+step = (store.steps("depth") or [0])[-1]
+while True:
+    step += 1
+    store.save("depth", step, model, {"step": step})
+    print(step, flush=True)
+"""
+
+
+def test_a_write_killed_at_any_moment_leaves_the_previous_checkpoint(tmp_path):
+    saved = 0
+    for attempt in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        with process:
+            process.stdout.readline()  # it has saved one
+            time.sleep(random.Random(attempt).uniform(0.0, 0.1))
+            os.kill(process.pid, signal.SIGKILL)
+            printed = [int(line) for line in process.stdout]
+        checkpoint = CheckpointStore(tmp_path).latest("depth")
+        assert checkpoint.step == checkpoint.state["step"] > saved
+        assert checkpoint.step >= max(printed, default=0)
+        saved = checkpoint.step

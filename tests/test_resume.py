@@ -1,0 +1,73 @@
+"""A run whose driver is killed goes on from its checkpoints: the real command, the real signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from collectives import tiny_job
+
+from taskray.config import dump_yaml
+from taskray.report.run_folder import read_metrics, read_result
+
+TASKRAY = [sys.executable, "-m", "taskray", "train"]
+
+
+def start(job: Path, out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*TASKRAY, str(job), "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(out: Path, step: int, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        steps: dict[str, int] = {}
+        for line in read_metrics(out):
+            if "values" in line:
+                steps[line["task"]] = line["step"]
+        if len(steps) == 2 and min(steps.values()) >= step:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no task came to step {step}")
+
+
+def test_a_killed_driver_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_path):
+    job, out = tmp_path / "job.yaml", tmp_path / "run"
+    job.write_text(dump_yaml(tiny_job("steps=4000", "runtime.chunk_steps=2")))
+
+    with start(job, out) as first:
+        wait_for_step(out, 40)
+        os.kill(first.pid, signal.SIGKILL)
+    killed_at = max(line["step"] for line in read_metrics(out) if "values" in line)
+    assert read_result(out) is None
+
+    with start(job, out) as second:
+        wait_for_step(out, killed_at + 40)
+        os.kill(second.pid, signal.SIGINT)
+        text = second.communicate(timeout=60)[0]
+    assert second.returncode == 130, text
+    assert "Traceback" not in text
+    lines = read_metrics(out)
+    gone_on = [line for line in lines if "goes on from step" in line.get("event", "")]
+    assert {line["task"] for line in gone_on} == {"depth", "normals"}
+    assert all(10 <= line["step"] <= killed_at for line in gone_on)
+    times = [line["time"] for line in lines]
+    assert times == sorted(times)
+
+    result = read_result(out)
+    assert result["status"] == "interrupted"
+    for name, task in result["tasks"].items():
+        assert task["supervised_steps"] + task["consistency_steps"] == task["steps"]
+        manifests = (out / "checkpoints" / name).glob("step_*/manifest.json")
+        steps = [json.loads(file.read_text())["step"] for file in manifests]
+        assert max(steps) >= task["steps"]  # Ctrl-C wrote it
