@@ -15,7 +15,6 @@ __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "Job",
-    "Quantity",
     "Reader",
     "Relation",
     "Task",
@@ -30,14 +29,12 @@ if TYPE_CHECKING:
     from taskray.consistency.relation import Relation
     from taskray.data.reader import Reader
     from taskray.errors import InputError, TaskrayError, TrainingError
-    from taskray.schema import Quantity
     from taskray.tasks.task import Task
     from taskray.train import train
 
 _HOMES = {
     "InputError": "taskray.errors",
     "Job": "taskray.config",
-    "Quantity": "taskray.schema",
     "Reader": "taskray.data.reader",
     "Relation": "taskray.consistency.relation",
     "Task": "taskray.tasks.task",

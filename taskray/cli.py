@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = parsed.run(parsed)
         return code
     except TaskrayError as error:
-        print(f"taskray: {error}", file=sys.stderr)
+        print(f"taskray: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("taskray: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone: head, less
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return FAILED
     except Exception as error:
         print(f"taskray: unexpected: {one_line(error)} (log: {_keep_traceback()})", file=sys.stderr)
         return FAILED
@@ -137,13 +137,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
+    """``taskray train``."""
     job = load_job(arguments.job, arguments.overrides)  # before the slow imports
-    if job.runtime.address:
-        from taskray.runtime import environment
-
-        environment.for_cluster()  # before Ray is imported
     from taskray.report.compare import comparison_table
     from taskray.report.render import to_rich
+    from taskray.report.run_folder import ERRORS
     from taskray.train import train
 
     folder = arguments.out or Path("runs") / job.name
@@ -158,12 +156,13 @@ def run_train(arguments: argparse.Namespace) -> int:
     console.print(to_rich(comparison_table({job.name: result})))
     console.print(f"run folder: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
     if result["error"]:
-        print(f"taskray: {result['error']} (log: {folder / 'metrics.jsonl'})", file=sys.stderr)
+        print(f"taskray: {result['error']} (log: {folder / ERRORS})", file=sys.stderr)
         return FAILED
     return DONE
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
+    """``taskray evaluate``."""
     from taskray.evaluate import evaluate_run
     from taskray.report.compare import comparison_table
     from taskray.report.render import to_rich
@@ -175,6 +174,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def run_study(arguments: argparse.Namespace) -> int:
+    """``taskray study``."""
     from taskray.tuning.study import study
 
     return study(
@@ -188,6 +188,7 @@ def run_study(arguments: argparse.Namespace) -> int:
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
+    """``taskray tune``."""
     from taskray.tuning.tune import tune
 
     return tune(
@@ -202,6 +203,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
 
 
 def run_submit(arguments: argparse.Namespace) -> int:
+    """``taskray submit``."""
     from taskray.submit import submit
 
     return submit(
@@ -216,6 +218,7 @@ def run_submit(arguments: argparse.Namespace) -> int:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
+    """``taskray report``."""
     from taskray.report.compare import comparison_table
     from taskray.report.html import write_report
     from taskray.report.render import to_rich
@@ -232,12 +235,14 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def run_data(arguments: argparse.Namespace) -> int:
+    """``taskray data``."""
     from taskray.data_command import run
 
     return run(arguments)
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
+    """``taskray doctor``."""
     job = load_job(arguments.job, arguments.overrides)  # before the slow imports
     from taskray.doctor import doctor
 

@@ -120,6 +120,8 @@ class TaskConfig(Settings):
     """Labelled samples a step."""
     steps: Positive | None = None
     """Training steps of this task; null: the job's ``steps``."""
+    consistency_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on every consistency loss in this task: supervised losses differ in scale."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and schedule."""
     augment: AugmentConfig = AugmentConfig()
@@ -326,7 +328,11 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
     Raises InputError with one line that names the file, the key and what was expected.
     """
-    return parse_job(override(read_yaml(path), overrides), str(path))
+    values = read_yaml(path)
+    for key, command in (("variants", "study"), ("parameters", "tune")):
+        if key in values and "tasks" not in values:
+            raise InputError(f"{path}: not a job; it is for: taskray {command} {path}")
+    return parse_job(override(values, overrides), str(path))
 
 
 def parse_job(values: dict[str, Any], source: str) -> Job:

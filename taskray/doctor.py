@@ -98,7 +98,7 @@ def relations_of(job: Job, tasks: Mapping[str, Task]) -> list[str]:
     """Who feeds whom, a line each: ``depth_normals: depth <- normals (normals)``."""
     lines = []
     for name, task in tasks.items():
-        for weighted in build_relations(job, task):
+        for weighted in build_relations(job, name, task):
             for quantity in wanted_quantities(task, [weighted]):
                 peers = [p for p, t in tasks.items() if p != name and quantity in t.quantities]
                 lines.append(f"{weighted.name}: {name} <- {', '.join(peers)} ({quantity})")

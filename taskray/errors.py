@@ -22,6 +22,7 @@ class TrainingError(TaskrayError):
     """
 
     def __init__(self, task: str, step: int, reason: str) -> None:
+        reason = " ".join(reason.split())
         super().__init__(task, step, reason)
         self.task, self.step, self.reason = task, step, reason
 

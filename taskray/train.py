@@ -24,11 +24,13 @@ from taskray.config import Job
 from taskray.data.parquet import columns_of
 from taskray.data.source import Handle, open_source
 from taskray.data.store import build_reader, prepare
+from taskray.errors import InputError
 from taskray.loop.assembly import build_model, build_relations, build_tasks, columns_of_datasets
+from taskray.loop.optimization import build_optimizer
 from taskray.report.html import write_report
 from taskray.report.live import Live
 from taskray.report.progress import dataset_progress
-from taskray.report.run_folder import METRICS, PANELS, RESULT, RunFolder
+from taskray.report.run_folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
 from taskray.runtime.checkpoints import CheckpointStore, load_into
 from taskray.runtime.inline import InlineCollective
 
@@ -62,7 +64,9 @@ def train(
     checkpoints = job.checkpoint.path or str(folder / "checkpoints")
     if resume == "never":
         start_over(folder, checkpoints)
-    check_checkpoints(checkpoints, models)
+    check_checkpoints(job, checkpoints, models)
+    if inline:
+        check_gpus(job)
     with ray_session(job, inline), RunFolder(folder) as files:
         files.write_config(job)
         live = Live({n: job.steps_of(n) for n in job.tasks}, job.name, console)
@@ -82,6 +86,7 @@ def train(
                     result: dict[str, Any] = collective.result(recorder.elapsed)
                     result |= {"events": recorder.events, "hardware": hardware()}
                     files.write_panels(panels(collective.states))
+                    files.write_errors({n: s.traceback for n, s in collective.states.items()})
                     files.write_result(result)
     write_report(folder)
     return result
@@ -93,20 +98,38 @@ def check(job: Job) -> dict[str, nn.Module]:
     tasks = build_tasks(job)
     models = {}
     for name, task in tasks.items():
-        build_relations(job, task)
+        build_relations(job, name, task)
         models[name] = build_model(job, name, task)
     for name, config in job.data.items():
         build_reader(config, name)
     return models
 
 
-def check_checkpoints(location: str, models: Mapping[str, nn.Module]) -> None:
-    """Checkpoints that a run would go on from must be of its networks; InputError otherwise."""
+def check_checkpoints(job: Job, location: str, models: Mapping[str, nn.Module]) -> None:
+    """Checkpoints that a run would go on from must be of its networks and optimizers; InputError
+    otherwise."""
     store = CheckpointStore(location)
     for name, model in models.items():
         checkpoint = store.latest(name)
-        if checkpoint is not None:
-            load_into(model, checkpoint)
+        if checkpoint is None:
+            continue
+        load_into(model, checkpoint)
+        config = job.tasks[name].optimizer
+        own = build_optimizer(model.parameters(), config).state_dict()["param_groups"]
+        saved = checkpoint.state["optimizer"]["param_groups"]
+        if own[0].keys() != saved[0].keys():
+            raise InputError(
+                f"{checkpoint.location}: from another optimizer than {config.name!r} "
+                f"(tasks.{name}.optimizer.name)"
+            )
+
+
+def check_gpus(job: Job) -> None:
+    """A run in this process uses this machine's GPUs: InputError where it asks for more."""
+    there = torch.cuda.device_count()
+    for name, task in job.tasks.items():
+        if task.gpus > there:
+            raise InputError(f"tasks.{name}.gpus: {task.gpus:g} GPUs asked for, torch has {there}")
 
 
 def ray_session(job: Job, inline: bool) -> Any:
@@ -130,7 +153,7 @@ def make_collective(job: Job, checkpoints: str, recorder: Recorder, inline: bool
 def start_over(folder: Path, checkpoints: str) -> None:
     """Remove what an earlier run left in the folder (only files that taskray writes)."""
     CheckpointStore(checkpoints).clear()
-    for name in (METRICS, RESULT, PANELS, "report.html"):
+    for name in (METRICS, RESULT, PANELS, ERRORS, "report.html"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "taskray"
 
 ROOMS = [
     {"errors", "schema"},
+    {"problems", "yaml_values"},
     {"plugins"},
     {"config"},
     {"geometry"},
@@ -21,9 +22,11 @@ ROOMS = [
     {"loop"},
     {"runtime"},
     {"report"},
-    {"train", "evaluate", "doctor", "submit", "data_command"},
+    {"train", "submit", "data_show"},
+    {"evaluate", "doctor", "data_command"},
     {"tuning"},
-    {"cli", "__main__", "__init__"},
+    {"cli"},
+    {"__main__", "__init__"},
 ]
 """A room may import from those before it and from itself, never from one after it."""
 

@@ -22,12 +22,13 @@ from taskray.data.store import convert
 from taskray.errors import InputError
 from taskray.report.run_folder import read_metrics, read_result
 from taskray.report.tables import read_table
-from taskray.tuning.fit import concurrency, footprint, share_threads
+from taskray.tuning.fit import concurrency, footprint, quiet, share_threads
 from taskray.tuning.progress import Progress
 from taskray.tuning.runs import Fate, Run, check_metric, fate, resolve, value_of
+from taskray.tuning.searching import domains, tune_settings
 from taskray.tuning.settings import StudyConfig, load_space, load_study
 from taskray.tuning.study import plan_study, study, table_of
-from taskray.tuning.trials import TrialRow
+from taskray.tuning.trial_table import TrialRow
 from taskray.tuning.tune import Space, check_space, pick_best, short_names, tune, verdict
 
 ROOT = Path(__file__).parents[1]
@@ -321,6 +322,20 @@ def test_the_table_has_ours_beside_the_paper_s_and_names_its_holes(tmp_path: Pat
     assert "with consistency: tied" in table.notes
 
 
+def test_the_gain_over_a_variant_counts_every_metric_in_its_direction(tmp_path: Path) -> None:
+    metrics = ["depth/test/abs_rel", "normals/test/within_30"]
+    runs = planned(tmp_path, delta_m={"baseline": "alone", "metrics": metrics})
+    figures = {("alone", 0): 0.4, ("together", 0): 0.2, ("alone", 1): 0.6, ("together", 1): 0.5}
+    for r in runs:
+        error = figures[r.variant, r.seed]
+        finish(r.run, depth__test__abs_rel=error, normals__test__within_30=1 - error)
+    table = table_of(load_study(tmp_path / "study.yaml"), runs, {})
+    assert table.rows[1].cells["delta_m"].values == pytest.approx((0.6, 0.0))
+    assert "delta_m" not in table.rows[0].cells
+    with pytest.raises(InputError, match=r"delta_m.baseline: no such variant; did you mean"):
+        planned(tmp_path, delta_m={"baseline": "alon", "metrics": metrics})
+
+
 def test_a_study_that_is_done_needs_no_ray_and_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +382,34 @@ def test_parameters_are_named_by_their_shortest_own_ending() -> None:
         "tasks.normals.optimizer.lr": "normals.optimizer.lr",
         "mediator.window": "window",
     }
+
+
+def test_optuna_with_the_same_seed_draws_the_same_points_within_their_bounds(
+    tmp_path: Path,
+) -> None:
+    parameters = {
+        "consistency.ties.weight": {"log_uniform": [0.1, 10.0]},
+        "mediator.visits": {"choice": [1, 2, 3]},
+    }
+    write(tmp_path, space=changed(SPACE, search="optuna", parameters=parameters))
+    config = load_space(tmp_path / "space.yaml")
+
+    def draw() -> list[dict[str, Any]]:
+        settings = tune_settings(config, parse_job(JOB, "job"), maximise=False, at_once=1)
+        optuna = settings["search_alg"]
+        optuna.set_search_properties("m", "min", domains(config))
+        points = []
+        for number in range(4):
+            points.append(dict(optuna.suggest(str(number))))
+            optuna.on_trial_complete(str(number), {"m": float(number), "training_iteration": 1})
+        return points
+
+    with quiet():
+        points = draw()
+        assert points == draw()
+    assert len({p["consistency.ties.weight"] for p in points}) == 4
+    assert all(0.1 <= p["consistency.ties.weight"] <= 10 for p in points)
+    assert {p["mediator.visits"] for p in points} <= {1, 2, 3}
 
 
 # ---- resources and progress ---------------------------------------------------------------------
@@ -509,6 +552,7 @@ def test_a_search_beats_the_job_and_gives_up_what_is_worse(
         SPACE,
         search="grid",
         scheduler={"name": "asha", "reduction_factor": 2},
+        max_concurrent=1,  # so that the worse one is judged by the better one
         metrics=["depth/val/rmse"],
         parameters={"tasks.depth.optimizer.lr": {"grid": [1e-2, 1e-6]}},
     )

@@ -22,18 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from _common import (
-    Running,
-    Stamp,
-    ends,
     finish,
     main_job,
     own_ray,
     parse,
     parser,
-    rate,
     say,
     small_job,
     with_threads,
+)
+from _running import (
+    Running,
+    Stamp,
+    ends,
+    rate,
 )
 from rich.console import Console
 
@@ -65,7 +67,7 @@ def measure(mode: str, settings: Any, folder: Path) -> dict[str, Any]:
         paths = prepare_datasets(job, use_ray=True, console=Console(quiet=True))
         opener = Opener(job, paths, use_ray=True)
         try:
-            running.start(opener.for_training())
+            running.start_together(opener.for_training())
             running.wait_until_done()
         finally:
             opener.close()

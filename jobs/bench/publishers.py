@@ -30,18 +30,20 @@ from typing import Any
 
 from _common import (
     PATIENCE,
-    Running,
     finish,
     median,
     numbers,
     own_ray,
     parse,
     parser,
-    rate,
     say,
     shared_data,
     small_job,
     with_threads,
+)
+from _running import (
+    Running,
+    rate,
 )
 
 from taskray.config import Job
@@ -75,14 +77,10 @@ def forwards(running: Running) -> tuple[int, int]:
     servers, while all stand still."""
     import ray
 
-    collective = running.collective
-    counts = [
-        actor.__ray_call__.remote(lambda self: self.member.trainer.totals.consistency_steps)
-        for actor in collective.actors.values()
-    ]
-    served = [server.statistics.remote() for server in collective.servers.values()]
-    own = sum(ray.get(counts, timeout=PATIENCE))
-    return own, sum(s["forward_passes"] for s in ray.get(served, timeout=PATIENCE))
+    own = running.ask(lambda actor: actor.member.trainer.totals.consistency_steps)
+    served = [server.statistics.remote() for server in running.collective.servers.values()]
+    passes = [found["forward_passes"] for found in ray.get(served, timeout=PATIENCE)]
+    return sum(own.values()), sum(passes)
 
 
 def measure(num_tasks: int, settings: Any, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from taskray.data.reader import Sample
 from taskray.errors import InputError
@@ -165,6 +165,9 @@ def _decode_value(column: str, data: bytes | None) -> np.ndarray:
     if data is None:
         raise ValueError(f"{column} is empty")
     if quantity_of(column) == "image":
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return np.asarray(image.convert("RGB"))
+        except UnidentifiedImageError:  # whose text is the address of the buffer
+            raise ValueError(f"{column} is not a picture in any known format") from None
     return cast(np.ndarray, np.load(io.BytesIO(data), allow_pickle=False))

@@ -49,13 +49,14 @@ def build_model(job: Job, name: str, task: Task) -> nn.Module:
     return model
 
 
-def build_relations(job: Job, task: Task) -> list[WeightedRelation]:
+def build_relations(job: Job, task_name: str, task: Task) -> list[WeightedRelation]:
     """The active relations that involve a quantity of this task."""
     relations = []
     for name, config in job.active_relations.items():
         relation = _build("relation", config.relation, f"consistency.{name}.relation")
         if set(relation.quantities) & set(task.quantities):
-            relations.append(WeightedRelation(name, relation, config))
+            scale = job.tasks[task_name].consistency_weight
+            relations.append(WeightedRelation(name, relation, config, scale))
     return relations
 
 
@@ -89,8 +90,8 @@ def columns_of_datasets(job: Job, tasks: Mapping[str, Task]) -> dict[str, tuple[
             columns.setdefault(dedicated, set()).update(task.inputs, task.labels)
     if job.mediator is not None and job.active_relations:
         shared = columns.setdefault(job.mediator.data, set())
-        for task in tasks.values():
-            shared.update(mediator_columns(task, build_relations(job, task)))
+        for name, task in tasks.items():
+            shared.update(mediator_columns(task, build_relations(job, name, task)))
     return {name: tuple(sorted(names)) for name, names in columns.items()}
 
 

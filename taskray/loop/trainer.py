@@ -44,13 +44,15 @@ class WeightedRelation:
     name: str
     relation: Relation
     config: RelationConfig
+    scale: float = 1.0
+    """The consuming task's own factor."""
 
     def weight(self, step: int) -> float:
         """0 before ``start_step``, then rising linearly to the full weight."""
         since = step - self.config.start_step
         if since < 0:
             return 0.0
-        return self.config.weight * min(1.0, (since + 1) / max(1, self.config.warmup_steps))
+        return self.scale * self.config.weight * min(1.0, (since + 1) / max(1, self.config.warmup_steps))
 
 
 class Trainer:

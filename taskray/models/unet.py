@@ -69,7 +69,10 @@ class UNet(nn.Module):
         for block in reversed(self.decoder):
             skip = skips.pop()
             x = block(torch.cat([skip, functional.interpolate(x, skip.shape[-2:])], dim=1))
-        return functional.pixel_shuffle(self.head(x), self.patch)[..., :height, :width]
+        # bfloat16 rounds depth to half a per cent, which is what neighbouring pixels differ by
+        with torch.autocast(x.device.type, enabled=False):
+            output = self.head(x.float())
+        return functional.pixel_shuffle(output, self.patch)[..., :height, :width]
 
 
 def double_conv(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:

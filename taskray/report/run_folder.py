@@ -6,6 +6,7 @@
     metrics.jsonl    one line a report, one line an event
     tensorboard/     the same scalars as event files, one folder a task
     panels.npz       a few images with truth and prediction
+    errors.log       tracebacks of the tasks that failed; absent where none did
     result.json      written last
 """
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, METRICS, RESULT, PANELS = "config.yaml", "metrics.jsonl", "result.json", "panels.npz"
+ERRORS = "errors.log"
 
 
 def atomic_write(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -44,6 +46,7 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
+    """Write a text file, in one step that a crash cannot split."""
     return atomic_write(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
@@ -132,6 +135,15 @@ class RunFolder:
                 np.savez_compressed(file, allow_pickle=False, **dict(arrays))
 
         atomic_write(self.path / PANELS, save)
+
+    def write_errors(self, tracebacks: Mapping[str, str]) -> None:
+        """Write ``errors.log``: by task, where its error comes from. Removed where none failed."""
+        failed = {task: text for task, text in tracebacks.items() if text}
+        if failed:
+            texts = [f"==== task {task}\n{text.rstrip()}\n" for task, text in failed.items()]
+            write_text(self.path / ERRORS, "\n".join(texts))
+        else:
+            (self.path / ERRORS).unlink(missing_ok=True)
 
     def close(self) -> None:
         for writer in self._writers.values():

@@ -11,7 +11,6 @@ waits for another, and none of the tasks' data passes through here.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ from taskray.loop.evaluation import Evaluation
 from taskray.loop.meters import Edge
 from taskray.runtime.member import NUM_SAMPLES
 from taskray.runtime.placement import Share, place_cache, place_server, place_task, plan
-from taskray.runtime.supervision import Decision, judge
+from taskray.runtime.supervision import Decision, judge, traceback_of
 
 SERVE_SECONDS = 1.0
 """How long a task that is done serves its peers before it answers the driver again."""
@@ -52,6 +51,7 @@ class TaskState:
     restarts: int = 0
     report: dict[str, Any] | None = None
     error: TaskrayError | None = None
+    traceback: str = ""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
 
@@ -139,7 +139,7 @@ class Collective:
         verdict = judge(name, state.step, error, state.restarts, self.job.runtime.max_restarts)
         self.observer.event(verdict.reason, name, state.step)
         if verdict.decision is Decision.FAIL:
-            state.error = verdict.error
+            state.error, state.traceback = verdict.error, traceback_of(error)
             self.cache.retire.remote(name)  # its peers must not wait for it
             return None
         state.restarts += 1
@@ -183,7 +183,9 @@ class Collective:
             except Exception as error:
                 verdict = judge(name, self.states[name].step, error, 0, 0)
                 self.observer.event(f"evaluation {title!r}: {verdict.reason}", name)
-                self.states[name].error = self.states[name].error or verdict.error
+                if self.states[name].error is None:
+                    self.states[name].error = verdict.error
+                    self.states[name].traceback = traceback_of(error)
 
     def result(self, seconds: float) -> dict[str, Any]:
         """The result file's content."""

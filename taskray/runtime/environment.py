@@ -25,13 +25,6 @@ def for_own_ray() -> None:
         os.environ.setdefault(TOKEN, secrets.token_hex(32))
 
 
-def for_cluster() -> None:
-    """This process is about to connect to a cluster; best called before Ray is imported."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's core repeats each refusal every second; the error that it ends with says it once
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
-
-
 def has_token() -> bool:
     """Whether Ray would find a token to show to a cluster."""
     if os.environ.get(TOKEN):

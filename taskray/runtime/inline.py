@@ -22,6 +22,7 @@ from taskray.runtime.cache import PredictionCache
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.collective import Observer, TaskState, summarize
 from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
+from taskray.runtime.supervision import traceback_of
 from taskray.tasks.task import Task
 
 
@@ -83,7 +84,9 @@ class InlineCollective:
             device = choose_device(self.job.tasks[name].gpus)
             member = Member(self.job, name, data, self.store, make_peers, device)
             member.evaluations = self.evaluations
-            self.states[name].step = member.resume()
+            self.states[name].step = step = member.resume()
+            if step:
+                self.observer.event(f"task {name!r} goes on from step {step}", name, step)
             self.members[name] = member
 
     def train(self, data: Mapping[str, Handle]) -> None:
@@ -130,7 +133,7 @@ class InlineCollective:
             living.pop(name)
 
     def _fail(self, name: str, error: TaskrayError) -> None:
-        self.states[name].error = error
+        self.states[name].error, self.states[name].traceback = error, traceback_of(error)
         self.observer.event(str(error), name, self.states[name].step)
 
     def _report(self, name: str, member: Member) -> None:

@@ -46,7 +46,7 @@ class Member:
         self.job, self.name, self.checkpoints = job, name, checkpoints
         self.evaluations: dict[str, Handle] = {}
         task = build_task(job, name)
-        relations = build_relations(job, task)
+        relations = build_relations(job, name, task)
         config = job.tasks[name]
         dedicated = mediator = None
         if config.dedicated is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ import ray
 
 from taskray.errors import InputError, TaskrayError
 from taskray.runtime import environment
+
+CONNECT_SECONDS = 10.0
 
 
 @contextmanager
@@ -32,9 +36,10 @@ def session(address: str | None = None, **options: Any) -> Iterator[None]:
             # "local", or else a file that a killed driver left behind would be obeyed
             ray.init(address="local", include_dashboard=False, **_quiet(options))
         else:
-            environment.for_cluster()
-            ray.init(address=address, **_quiet(options))
-    except (ConnectionError, ValueError, TimeoutError, ray.exceptions.AuthenticationError) as error:
+            _knock(address)
+            with _core_muted():
+                ray.init(address=address, **_quiet(options))
+    except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise InputError(f"runtime.address: {_why_not(address, error)}") from None
     except RuntimeError as error:
         raise TaskrayError(f"Ray did not start: {_first_line(error)}") from error
@@ -50,9 +55,31 @@ def _quiet(options: dict[str, Any]) -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": logging.ERROR, **options}
 
 
+def _knock(address: str) -> None:
+    """Whether anything listens at ``host:port``; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
+            pass
+
+
+@contextmanager
+def _core_muted() -> Iterator[None]:
+    """Ray's core repeats every refusal each second on file descriptor 2; the exception that it
+    ends with says it once."""
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)
+
+
 def _why_not(address: str | None, error: Exception) -> str:
     cause = error.__cause__ or error.__context__
-    if "authentication token" in f"{error} {cause}":
+    if "authentication" in f"{error} {cause}".lower():
         return (
             f"the cluster at {address} asks for another token; put its own into "
             f"{environment.TOKEN} or ~/.ray/auth_token (on the cluster: ray get-auth-token)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from dataclasses import dataclass
 from enum import Enum
 
@@ -44,6 +46,13 @@ def judge(task: str, step: int, error: Exception, restarts: int, max_restarts: i
         return Verdict(Decision.FAIL, str(failure), failure)
     named = _named(task, step, error)
     return Verdict(Decision.FAIL, str(named), named)
+
+
+def traceback_of(error: Exception) -> str:
+    """Where an error comes from, in full, for the log; from a task's process as it was there."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return re.sub(r"\x1b\[\d*m", "", str(error))
+    return "".join(traceback.format_exception(error))
 
 
 def _named(task: str, step: int, cause: Exception) -> TrainingError:

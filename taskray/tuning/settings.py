@@ -40,6 +40,15 @@ class PaperConfig(Settings):
     """What a reader must know to compare: the paper's data and models."""
 
 
+class GainConfig(Settings):
+    """The multi-task gain over one of the variants, as a column ``delta_m``."""
+
+    baseline: str
+    """The variant that is compared with: its mean over seeds."""
+    metrics: Annotated[list[str], Field(min_length=1)]
+    """What the gain averages over (one metric for each task, or more); see ``gain.delta_m``."""
+
+
 class StudyConfig(Settings):
     """A table as a set of runs: variants x seeds of one job."""
 
@@ -60,20 +69,30 @@ class StudyConfig(Settings):
     metrics: Annotated[list[str], Field(min_length=1)]
     """The columns: ``<task>/<evaluation>/<metric>``, or a path of the result file, such as
     ``seconds``, ``depth/steps_per_second`` or ``staleness/depth<-normals/steps_mean``."""
+    delta_m: GainConfig | None = None
+    """The multi-task gain of the other variants over one of them; null: no such column."""
     paper: PaperConfig | None = None
     """A paper's figures beside ours."""
     max_concurrent: Positive | None = None
     """Runs at once; null: as many as there are cores for one of each task."""
 
+    @property
+    def columns(self) -> list[str]:
+        """The metrics that the table shows."""
+        return [*self.metrics, *(["delta_m"] if self.delta_m else [])]
+
     @model_validator(mode="after")
     def _names_exist(self) -> StudyConfig:
+        if self.delta_m and self.delta_m.baseline not in self.variants:
+            hint = plugins.nearest(self.delta_m.baseline, list(self.variants))
+            raise ValueError(f"@delta_m.baseline@no such variant; {hint}")
         for variant, row in (self.paper.rows if self.paper else {}).items():
             if variant not in self.variants:
                 hint = plugins.nearest(variant, list(self.variants))
                 raise ValueError(f"@paper.rows.{variant}@no such variant; {hint}")
             for metric in row:
-                if metric not in self.metrics:
-                    hint = plugins.nearest(metric, self.metrics)
+                if metric not in self.columns:
+                    hint = plugins.nearest(metric, self.columns)
                     raise ValueError(f"@paper.rows.{variant}.{metric}@not in 'metrics'; {hint}")
         seeds = self.seeds
         if isinstance(seeds, list) and len({*seeds}) < len(seeds):

@@ -6,7 +6,7 @@ study file ──▶ runs ──▶ those left to do ──Ray Tune──▶ run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from taskray.errors import InputError
 from taskray.report.html import write_report
 from taskray.report.render import to_rich
 from taskray.report.run_folder import read_result, write_text
-from taskray.report.tables import Table, study_table, write_table
+from taskray.report.tables import Cell, Table, study_table, write_table
 from taskray.train import check, prepare_datasets
+from taskray.tuning.gain import delta_m
 from taskray.tuning.record import record
 from taskray.tuning.runs import Fate, Layer, Run, check_metric, fate, resolve, value_of
-from taskray.tuning.settings import StudyConfig, load_study
+from taskray.tuning.settings import GainConfig, StudyConfig, load_study
 
 FAILED = 1
 
@@ -59,13 +60,13 @@ def study(
     runs = plan_study(config, path, folder.resolve(), config.seed_list(seeds), overrides)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "study.yaml", dump_yaml(config))
-    errors: dict[Path, str] = {}
     try:
         errors = run_all([r.run for r in runs], folder.resolve(), config.max_concurrent, console)
-    finally:
-        table = table_of(config, runs, errors)
-        write_table(table, folder)
-        write_report(folder)
+    except KeyboardInterrupt:
+        write_study(config, runs, {}, folder)
+        console.print("stopped; the same command goes on from here")
+        raise
+    table = write_study(config, runs, errors, folder)
     console.print(to_rich(table))
     console.print(f"study folder: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
     holes = [r for r in runs if _finished(r.run) is None]
@@ -106,6 +107,8 @@ def plan_study(
             raise InputError(f"{path}: variants.{name}: {error}") from None
     for metric in config.metrics:
         check_metric(metric, jobs, f"{path}: metrics")
+    for metric in config.delta_m.metrics if config.delta_m else []:
+        check_metric(metric, jobs, f"{path}: delta_m.metrics")
     return runs
 
 
@@ -153,31 +156,62 @@ def prepare_all(jobs: Sequence[Job], console: Console) -> None:
             prepare_datasets(job, use_ray=True, console=console)
 
 
+def write_study(
+    config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, str], folder: Path
+) -> Table:
+    """Write the table and the report of what the run folders hold."""
+    table = table_of(config, runs, errors)
+    write_table(table, folder)
+    write_report(folder)
+    return table
+
+
 def table_of(config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, str]) -> Table:
     """The study's table from the run folders as they are; holes are named below it."""
-    results: dict[str, dict[str, list[float | None]]] = {
-        name: {metric: [] for metric in config.metrics} for name in config.variants
-    }
     described = [(v.label or n, v.description) for n, v in config.variants.items()]
     notes = [f"{label}: {text}" for label, text in described if text]
     if config.paper and config.paper.note:
         notes.append(config.paper.note)
+    found: dict[str, list[dict[str, Any] | None]] = {name: [] for name in config.variants}
     for r in runs:
         result = _finished(r.run)
-        for metric in config.metrics:
-            results[r.variant][metric].append(value_of(result, metric) if result else None)
+        found[r.variant].append(result)
         if result is None:
             reason = errors.get(r.run.folder, "not run to its end")
             notes.append(f"Missing: {r.run.title} ({reason})")
+    results = {
+        name: {m: [value_of(r, m) if r else None for r in found[name]] for m in config.metrics}
+        for name in config.variants
+    }
+    if config.delta_m:
+        for name, gains in gains_of(config.delta_m, found).items():
+            results[name]["delta_m"] = gains
     return study_table(
         config.title or config.name,
         results,
-        metrics=config.metrics,
+        metrics=config.columns,
         labels={n: v.label for n, v in config.variants.items() if v.label},
         paper=config.paper.rows if config.paper else None,
         paper_title=config.paper.title if config.paper else "paper",
         notes=[note.rstrip(".") for note in notes],
     )
+
+
+def gains_of(
+    config: GainConfig, found: Mapping[str, Sequence[dict[str, Any] | None]]
+) -> dict[str, list[float | None]]:
+    """The gain of every seed of every variant but the baseline."""
+
+    def values(result: dict[str, Any]) -> dict[str, float | None]:
+        return {metric: value_of(result, metric) for metric in config.metrics}
+
+    seeds = [values(result) for result in found[config.baseline] if result]
+    baseline = {m: Cell.of([seed[m] for seed in seeds]).mean for m in config.metrics}
+    return {
+        name: [delta_m(values(r), baseline, config.metrics) if r else None for r in results]
+        for name, results in found.items()
+        if name != config.baseline
+    }
 
 
 def _finished(run: Run) -> dict[str, Any] | None:

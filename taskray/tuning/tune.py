@@ -26,7 +26,7 @@ from taskray.train import check
 from taskray.tuning.runs import Layer, Run, check_metric, resolve
 from taskray.tuning.settings import SpaceConfig, load_space
 from taskray.tuning.study import prepare_all
-from taskray.tuning.trials import TrialRow, record_search, rows_of, show, write_trials
+from taskray.tuning.trial_table import TrialRow, record_search, rows_of, show, write_trials
 
 DEFAULT = "default"
 FAILED = 1

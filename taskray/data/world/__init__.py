@@ -19,7 +19,7 @@ from taskray.data.world.appearance import Look, build_look
 from taskray.data.world.render import Snapshot
 from taskray.data.world.scene import CLASSES, MOVABLE, Domain, Scene, build_scene
 from taskray.data.world.truth import camera_motion, image_of, labels_of, motion_of, take_frame
-from taskray.data.world.views import CLIP_LENGTH, camera_matrix, clip_views
+from taskray.data.world.views import CLIP_LENGTH, FOCAL_LENGTH, camera_matrix, clip_views
 from taskray.schema import IGNORE, quantity_of
 
 __all__ = ["CLASSES", "MOVABLE", "World"]
@@ -50,7 +50,8 @@ class World(Reader):
         split: ``train``, ``validation`` and ``test`` share no scene, and neither do domains.
         num_samples: rows of the dataset; a longer one begins with the rows of a shorter one.
         height: of frames, in pixels.
-        width: of frames, in pixels; the field of view is 64 degrees across.
+        width: of frames, in pixels.
+        focal: focal length in frame widths; 0.8 is a field of view of 64 degrees across.
         frames: 1 (frames), 2 (pairs with motion) or 3 (triplets).
         seed: of everything; another seed is another world.
         label_fraction: share of samples that keep their labels, chosen by ``seed``; a smaller
@@ -65,6 +66,7 @@ class World(Reader):
         num_samples: Annotated[int, Field(ge=1)] = 1024,
         height: Annotated[int, Field(ge=8, le=2048)] = 64,
         width: Annotated[int, Field(ge=8, le=2048)] = 96,
+        focal: Annotated[float, Field(gt=0.2, le=5.0)] = FOCAL_LENGTH,
         frames: Literal[1, 2, 3] = 1,
         seed: Annotated[int, Field(ge=0)] = 0,
         label_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0,
@@ -73,6 +75,7 @@ class World(Reader):
         self.domain, self.split, self.seed = domain, split, seed
         self.num_samples, self.frames_per_scene = num_samples, frames_per_scene
         self.size, self.frames, self.label_fraction = (height, width), frames, label_fraction
+        self.focal = focal
         self.columns = columns_of(frames)
 
     def index(self) -> list[Row]:
@@ -93,10 +96,10 @@ class World(Reader):
         views = clip_views(rng, scene, snapshots)
         noises = rng.spawn(CLIP_LENGTH)
         taken = [
-            take_frame(view, snapshot, self.size)
+            take_frame(view, snapshot, self.size, self.focal)
             for view, snapshot, _ in zip(views, snapshots, range(self.frames), strict=False)
         ]
-        sample: Sample = {"intrinsics": camera_matrix(*self.size).astype(np.float32)}
+        sample: Sample = {"intrinsics": camera_matrix(*self.size, self.focal).astype(np.float32)}
         for number, frame in enumerate(taken):
             suffix = _suffix(number)
             sample["image" + suffix] = image_of(frame, look, noises[number])

@@ -11,7 +11,7 @@ from taskray.data.world.appearance import Look
 from taskray.data.world.render import Hits, Snapshot
 from taskray.data.world.scene import CLASSES
 from taskray.data.world.shapes import Floats, Integers
-from taskray.data.world.views import View, camera_matrix, pixel_rays
+from taskray.data.world.views import View, pixel_rays
 
 Arrays = dict[str, NDArray[np.generic]]
 _EDGE = 0.1
@@ -26,6 +26,7 @@ class Frame:
     snapshot: Snapshot
     hits: Hits
     size: tuple[int, int]
+    focal: float
 
     @property
     def body(self) -> Integers:
@@ -33,16 +34,17 @@ class Frame:
         return np.where(self.hits.part >= 0, self.snapshot.body_of_part[self.hits.part], -1)
 
 
-def take_frame(view: View, snapshot: Snapshot, size: tuple[int, int]) -> Frame:
-    """Cast one ray through every pixel centre of a frame of ``size`` (h, w)."""
-    directions = pixel_rays(*size) @ view.rotation.T
+def take_frame(view: View, snapshot: Snapshot, size: tuple[int, int], focal: float) -> Frame:
+    """Cast one ray through every pixel centre of a frame of ``size`` (h, w); ``focal`` is the
+    focal length in frame widths."""
+    directions = pixel_rays(*size, focal) @ view.rotation.T
     origins = np.broadcast_to(view.position, directions.shape)
-    return Frame(view, snapshot, snapshot.cast(origins, directions), size)
+    return Frame(view, snapshot, snapshot.cast(origins, directions), size, focal)
 
 
 def image_of(frame: Frame, look: Look, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The colour frame, ``[H, W, 3]``."""
-    light = look.shade(frame.hits, frame.snapshot, float(camera_matrix(*frame.size)[0, 0]))
+    light = look.shade(frame.hits, frame.snapshot, frame.focal * frame.size[1])
     exposed = look.expose(light.reshape(*frame.size, 3), rng)
     return np.round(255 * exposed).astype(np.uint8)
 

@@ -14,7 +14,7 @@ CLIP_LENGTH = 3
 """Frames of a clip, however many of them a dataset asks for."""
 EYE_HEIGHT = (1.4, 1.6)
 FOCAL_LENGTH = 0.8
-"""In frame widths: a horizontal field of view of 64 degrees."""
+"""In frame widths, unless the dataset says otherwise: 64 degrees across."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,15 @@ class View:
         return matrix
 
 
-def camera_matrix(height: int, width: int) -> Floats:
-    """Intrinsics of every world frame of that size: square pixels, centred."""
-    focal = FOCAL_LENGTH * width
-    return np.array(
-        [[focal, 0.0, (width - 1) / 2], [0.0, focal, (height - 1) / 2], [0.0, 0.0, 1.0]]
-    )
+def camera_matrix(height: int, width: int, focal: float = FOCAL_LENGTH) -> Floats:
+    """Intrinsics of a frame: square pixels, centred, ``focal`` in frame widths."""
+    f = focal * width
+    return np.array([[f, 0.0, (width - 1) / 2], [0.0, f, (height - 1) / 2], [0.0, 0.0, 1.0]])
 
 
-def pixel_rays(height: int, width: int) -> Floats:
+def pixel_rays(height: int, width: int, focal: float = FOCAL_LENGTH) -> Floats:
     """Rays of all pixels in camera axes with z = 1, ``[H * W, 3]``."""
-    k = camera_matrix(height, width)
+    k = camera_matrix(height, width, focal)
     row, column = np.mgrid[:height, :width]
     x, y = (column - k[0, 2]) / k[0, 0], (row - k[1, 2]) / k[1, 1]
     return np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)

@@ -1,0 +1,27 @@
+"""The multi-task gain: how much better than a baseline, over several metrics at once."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from taskray.report.metrics import describe
+
+
+def delta_m(
+    values: Mapping[str, float | None], baseline: Mapping[str, float | None], metrics: Sequence[str]
+) -> float | None:
+    """``mean over metrics of s (value - baseline) / baseline``, a fraction; ``s`` is -1 where lower
+    is better (Maninis et al. 2019; XTasC-Net eq. 17; DenseMTL). Above 0 is better.
+
+    The papers average over different lists, so the list is always given. None where a value is
+    missing or a baseline is 0.
+    """
+    changes = []
+    for metric in metrics:
+        value, base = values.get(metric), baseline.get(metric)
+        if value is None or not base:
+            return None
+        sign = 1 if describe(metric).higher_is_better else -1
+        changes.append(sign * (value - base) / base)
+    return statistics.fmean(changes) if changes else None

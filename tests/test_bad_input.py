@@ -1,0 +1,281 @@
+"""Whatever a person gives that is wrong ends in one clear line and an exit code: no traceback, no
+hang. Everything here goes through the command itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from collectives import tiny_job
+from PIL import Image
+from torch import Tensor
+
+from taskray.cli import main
+from taskray.config import dump_yaml
+from taskray.consistency.relation import Relation
+from taskray.models.unet import UNet
+
+HERE = __name__
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def datasets(tmp_path_factory):
+    """The datasets of the tiny job are converted once for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def train(tmp_path, capsys) -> Callable[..., Outcome]:
+    """Run the tiny job with settings; returns exit code, stdout and stderr."""
+    file = tmp_path / "job.yaml"
+
+    def run(*settings: str, inline: bool = True, out: str = "run") -> Outcome:
+        file.write_text(dump_yaml(tiny_job("steps=4")))
+        chosen = [word for setting in settings for word in ("--set", setting)]
+        where = ["--out", str(tmp_path / out)]
+        code = main(["train", str(file), *where, *chosen, *(["--inline"] if inline else [])])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def told(outcome: Outcome, code: int, *parts: str) -> str:
+    """Checks that an outcome is this exit code and one line with these parts; returns the line."""
+    found, _, stderr = outcome
+    assert stderr.startswith("taskray: "), stderr
+    assert stderr.count("\n") == 1, stderr
+    assert "Traceback" not in stderr
+    for part in parts:
+        assert part in stderr, f"{part!r} not in {stderr!r}"
+    assert found == code, stderr
+    return stderr
+
+
+def parquet(folder: Path, rows: int = 8, **replaced: bytes | None) -> Path:
+    """A small dataset as Parquet; ``replaced`` columns hold those bytes in every other row."""
+    folder.mkdir(exist_ok=True)
+    table: dict[str, list[object]] = {"key": [f"k{n}" for n in range(rows)]}
+    for name in ("image", "depth", "normals", "intrinsics"):
+        good = _bytes(name)
+        table[name] = [replaced.get(name, good) if n % 2 else good for n in range(rows)]
+    types = {n: pa.string() if n == "key" else pa.binary() for n in table}
+    pq.write_table(pa.table(table, schema=pa.schema(types)), folder / "part-00000.parquet")
+    return folder
+
+
+def _bytes(name: str) -> bytes:
+    buffer = io.BytesIO()
+    if name == "image":
+        Image.new("RGB", (24, 16)).save(buffer, format="PNG")
+    else:
+        shapes = {"depth": (1, 16, 24), "normals": (3, 16, 24), "intrinsics": (3, 3)}
+        np.save(buffer, np.ones(shapes[name], np.float32))
+    return buffer.getvalue()
+
+
+def reads(path: Path, name: str = "labelled") -> str:
+    return f"data.{name}.reader={{name: parquet, path: {path}}}"
+
+
+# ---- the job ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("tasks.depth.task=dpeth", "tasks.depth.task: unknown task 'dpeth'; did you mean 'depth'?"),
+        ("tasks.depth.model=resnet", "tasks.depth.model: unknown model 'resnet'"),
+        ("tasks.depth.model=nowhere:Net", "tasks.depth.model: cannot import 'nowhere'"),
+        ("tasks.depth.model=json:Net", "tasks.depth.model: module 'json' has no 'Net'"),
+        (f"tasks.depth.model={HERE}:Broken", "tasks.depth.model: KeyError: 'no such layer'"),
+        ("tasks.depth.model.bsae=8", "tasks.depth.model.bsae: unknown key; did you mean 'base'?"),
+        ("tasks.depth.model.base=9", "tasks.depth.model.base: expected a multiple of 8 (got 9)"),
+        ("tasks.depth.model.norm=layer", "tasks.depth.model.norm: expected 'group' or 'batch'"),
+        ("tasks.depth.task.loss=l3", "tasks.depth.task.loss: unknown loss 'l3'"),
+        ("tasks.depth.task.max_depth=0.01", "tasks.depth.task.max_depth: expected more than"),
+        ("data.test.reader.frames=4", "data.test.reader.frames: expected 1, 2 or 3 (got 4)"),
+        (
+            "data.test.reader=wrold",
+            "data.test.reader: unknown reader 'wrold'; did you mean 'world'",
+        ),
+        ("consistency.depth_normals.relation=dn", "depth_normals.relation: unknown relation 'dn'"),
+        ("checkpoint.path=nothing://x", "checkpoint.path: cannot open 'nothing://x'"),
+        ("tasks.depth.gpus=64", "tasks.depth.gpus: 64 GPUs asked for, torch has "),
+    ],
+)
+def test_names_and_arguments_are_checked_before_anything_starts(train, setting, problem):
+    told(train(setting), 2, problem)
+
+
+def test_a_relation_whose_quantities_nobody_predicts(train):
+    outcome = train("tasks={depth: {task: depth, dedicated: labelled}}")
+    told(outcome, 2, "consistency.depth_normals: needs 'normals', which no task predicts")
+
+
+def test_a_job_file_that_is_missing_or_malformed(tmp_path, capsys):
+    for command in (["train"], ["doctor"], ["submit", "--address", "http://127.0.0.1:1"]):
+        code = main([*command, str(tmp_path / "none.yaml")])
+        told((code, *capsys.readouterr()), 2, "none.yaml: no such file")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    told((main(["train", str(tmp_path / "bad.yaml")]), *capsys.readouterr()), 2, "line 1: malfor")
+
+
+@pytest.mark.parametrize("kind", ["cpus", "gpus"])
+def test_more_cpus_or_gpus_than_there_are(train, ray_session, kind):
+    outcome = train(f"tasks.depth.{kind}=64", inline=False)
+    told(outcome, 2, f"64 {kind.upper()[:-1]}s asked for, Ray has ")
+
+
+def test_a_run_folder_that_is_a_file(train, tmp_path):
+    (tmp_path / "run").write_text("")
+    told(train(), 2, "run: cannot be a run folder")
+
+
+# ---- the data -----------------------------------------------------------------------------
+
+
+def test_a_dataset_that_is_not_there(train, tmp_path):
+    told(train(reads(tmp_path / "none")), 2, "data.labelled.reader: ", "none: no such file or fold")
+
+
+def test_truncated_parquet(train, tmp_path):
+    file = parquet(tmp_path / "data") / "part-00000.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    told(train(reads(file.parent)), 2, "part-00000.parquet: not a readable Parquet file")
+
+
+def test_parquet_whose_pages_are_damaged(train, tmp_path):
+    file = parquet(tmp_path / "data") / "part-00000.parquet"
+    content = bytearray(file.read_bytes())
+    content[4:200] = bytes(196)
+    file.write_bytes(content)
+    told(train(reads(file.parent)), 2, "part-00000.parquet: broken Parquet")
+
+
+@pytest.mark.parametrize(
+    "content", [b"no picture", _bytes("image")[:40], None], ids=["text", "cut", "null"]
+)
+def test_images_that_do_not_decode_are_skipped_up_to_a_number(train, tmp_path, content):
+    data = parquet(tmp_path / "data", image=content)
+    code, _, stderr = train(reads(data), "data.labelled.max_corrupt_rows=4")
+    assert code == 0, stderr
+    outcome = train(reads(data), "data.labelled.max_corrupt_rows=2", out="again")
+    told(
+        outcome,
+        1,
+        "task ",
+        "dataset 'labelled'",
+        "max_corrupt_rows",
+        "part-00000.parquet: k",
+        "log: ",
+    )
+
+
+def test_an_array_of_the_wrong_shape_is_a_corrupt_row(train, tmp_path):
+    data = parquet(tmp_path / "data", depth=_bytes("normals"))
+    outcome = train(reads(data), "data.labelled.max_corrupt_rows=0")
+    told(outcome, 1, "depth is float32 3x16x24, but float32 1x16x24 in the rest of the dataset")
+
+
+def test_zero_rows(train, tmp_path):
+    told(train(reads(parquet(tmp_path / "data", rows=0))), 2, "data: no rows")
+
+
+def test_a_dataset_without_the_labels_of_its_task(train, tmp_path):
+    data = parquet(tmp_path / "data")
+    table = pq.read_table(data / "part-00000.parquet").drop(["depth"])
+    pq.write_table(table, data / "part-00000.parquet")
+    told(train(reads(data)), 2, "dataset 'labelled' has no column 'depth'; it has image, normals")
+
+
+def test_batches_larger_than_the_dataset_still_train(train):
+    assert train("tasks.depth.batch_size=100", "mediator.batch_size=100")[0] == 0
+
+
+# ---- the run ------------------------------------------------------------------------------
+
+
+class Broken(UNet):
+    """A network that cannot be built."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        raise KeyError("no such layer")
+
+
+class Unequal(Relation):
+    """A relation that cannot compare what it is given."""
+
+    quantities = ("depth", "normals")
+
+    def __call__(self, predictions, batch) -> dict[str, Tensor]:
+        return {"loss": (predictions["depth"][..., ::2] - predictions["normals"]).mean()}
+
+
+def test_two_predictions_that_do_not_fit_each_other(train):
+    outcome = train(f"consistency.depth_normals.relation={HERE}:Unequal", "steps=20")
+    told(outcome, 1, "failed at step 1", "relation 'depth_normals' failed on depth 4x1x32x48, norm")
+
+
+def test_a_prediction_of_the_wrong_shape(train):
+    outcome = train("tasks.depth.task=faults:HalfSizeDepth")
+    told(outcome, 1, "task 'depth' failed at step", "16", "32")
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_failed_task_is_named_with_step_cause_and_log(train, ray_session, tmp_path, inline):
+    outcome = train("tasks.depth.task={name: faults:DepthThatRaises, at: 1}", inline=inline)
+    told(
+        outcome, 1, "task 'depth' failed at step ", "RuntimeError: the label store is on fire",
+        "errors.log",
+    )  # fmt: skip
+    log = (tmp_path / "run" / "errors.log").read_text()
+    assert "==== task depth" in log
+    assert 'raise RuntimeError("the label store is on fire")' in log
+    assert "normals" not in log
+
+
+def test_an_error_that_nobody_foresaw_leaves_its_traceback_in_a_file(train, monkeypatch):
+    def surprise(*arguments, **keywords):
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr("taskray.train.train", surprise)
+    line = told(train(), 1, "unexpected: ZeroDivisionError: surprise (log: ")
+    log = Path(line.split("log: ")[1].rstrip(")\n"))
+    assert "Traceback" in log.read_text()
+    log.unlink()
+
+
+# ---- checkpoints --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_checkpoint_of_another_model_is_refused_and_the_old_result_kept(
+    train, ray_session, tmp_path, inline
+):
+    assert train()[0] == 0
+    before = {f: (tmp_path / "run" / f).read_bytes() for f in ("result.json", "config.yaml")}
+    outcome = train("tasks.depth.model.base=16", inline=inline)
+    told(outcome, 2, "checkpoints/depth/step_4: from another model: weight 'encoder.0.0.weight'")
+    assert before == {f: (tmp_path / "run" / f).read_bytes() for f in before}
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(train):
+    assert train()[0] == 0
+    outcome = train("tasks.depth.optimizer.name=sgd", "steps=8")
+    told(outcome, 2, "checkpoints/depth/step_4: ", "optimizer")
+
+
+def test_damaged_checkpoints_are_named(train, tmp_path):
+    assert train()[0] == 0
+    for file in tmp_path.glob("run/checkpoints/*/*/model.safetensors"):
+        file.write_bytes(bytes(file.stat().st_size))
+    told(train("steps=8"), 2, "step_4: the checkpoint cannot be read")

@@ -1,0 +1,419 @@
+"""The ``taskray`` command: what each call does, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from collectives import tiny_job
+from PIL import Image
+from test_bad_input import parquet
+
+from taskray import submit as submission
+from taskray.cli import main
+from taskray.config import dump_yaml, load_job
+from taskray.errors import InputError, TaskrayError
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("train", "evaluate", "study", "tune", "submit", "report", "data", "doctor")
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def datasets(tmp_path_factory):
+    """The datasets of the tiny job are converted once for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def call(capsys) -> Call:
+    """Run the command in this process; gives exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    file = tmp_path / "job.yaml"
+    file.write_text(dump_yaml(tiny_job("steps=4")))
+    return file
+
+
+def in_new_process(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+# ---- starting up --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert "usage: taskray" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["train", "j.yaml", "--resume", "x"]])
+def test_a_wrong_command_line_ends_with_2(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "taskray" in capsys.readouterr().err
+
+
+def test_errors_of_the_job_file_come_before_the_slow_imports(job):
+    code = f"""
+import sys
+from taskray.cli import main
+for words in (["train", "nowhere.yaml"], ["doctor", {str(job)!r}, "--set", "stepps=3"],
+              ["submit", {str(job)!r}, "--address", "http://127.0.0.1:1"]):
+    assert main(words) == 2, words
+assert not {{"torch", "ray"}} & set(sys.modules)
+"""
+    done = in_new_process(code)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 3
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(job):
+    pipe = f"{sys.executable} -m taskray doctor {job} | head -n 1"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("tiny\n", "")
+
+
+def test_a_study_given_as_a_job_is_told_its_command(call):
+    study = ROOT / "jobs" / "studies" / "table3_domain_shift.yaml"
+    code, _, stderr = call("train", study)
+    assert code == 2
+    assert stderr == f"taskray: {study}: not a job; it is for: taskray study {study}\n"
+
+
+# ---- train and evaluate -------------------------------------------------------------------
+
+
+def test_train_leaves_a_complete_run_folder_and_goes_on_when_called_again(call, job, tmp_path):
+    run = tmp_path / "run"
+    code, out, _ = call("train", job, "--inline", "--out", run)
+    assert code == 0
+    assert f"run folder: {run}" in out
+    for name in ("config.yaml", "metrics.jsonl", "tensorboard", "result.json", "report.html"):
+        assert (run / name).exists(), name
+    assert (run / "checkpoints/depth/step_4/model.safetensors").is_file()
+    assert load_job(run / "config.yaml") == load_job(job)
+
+    assert call("train", run / "config.yaml", "--inline", "--out", run, "--set", "steps=6")[0] == 0
+    assert json.loads((run / "result.json").read_text())["tasks"]["depth"]["steps"] == 6
+    assert "goes on from step 4" in (run / "metrics.jsonl").read_text()
+    assert call("train", job, "--inline", "--out", run, "--resume", "never")[0] == 0
+    assert "goes on from step" not in (run / "metrics.jsonl").read_text()
+
+
+def test_evaluate_measures_the_checkpoints_again_and_keeps_the_rest(call, job, tmp_path):
+    run = tmp_path / "run"
+    assert call("train", job, "--inline", "--out", run)[0] == 0
+    before = json.loads((run / "result.json").read_text())
+    code, out, _ = call("evaluate", run, "--set", "evaluation.data={test: test, own: labelled}")
+    assert code == 0
+    assert "AbsRel" in out
+    after = json.loads((run / "result.json").read_text())
+    assert after["evaluated_steps"] == {"depth": 4, "normals": 4}
+    for name, task in after["tasks"].items():
+        metrics = task["metrics"]
+        assert metrics == pytest.approx(before["tasks"][name]["metrics"], rel=1e-4)
+        assert set(task["evaluations"]) == {"test", "own"}
+        assert {k: v for k, v in task.items() if k not in ("metrics", "evaluations")} == {
+            k: v for k, v in before["tasks"][name].items() if k not in ("metrics", "evaluations")
+        }
+    assert {k for k in after if k not in before} == {"evaluated_steps"}
+    assert "own" in (run / "report.html").read_text()
+
+
+def test_evaluate_refuses_what_it_cannot_measure(call, job, tmp_path):
+    assert "not a run folder: no config.yaml" in call("evaluate", tmp_path)[2]
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(job.read_text())
+    assert "no checkpoint of task 'depth'" in call("evaluate", run)[2]
+    assert call("train", job, "--inline", "--out", run)[0] == 0
+    before = (run / "result.json").read_bytes()
+    for setting, problem in (
+        ("tasks.normals.model.base=16", "normals/step_4: from another model"),
+        ("evaluation.data={}", "evaluation.data: empty"),
+        ("evaluation.data.test=tset", "no dataset 'tset'"),
+    ):
+        code, _, stderr = call("evaluate", run, "--set", setting)
+        assert (code, stderr.count("\n")) == (2, 1)
+        assert problem in stderr
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_report_compares_two_runs(call, job, tmp_path):
+    for name in ("one", "two"):
+        assert call("train", job, "--inline", "--out", tmp_path / name)[0] == 0
+    code, out, _ = call("report", tmp_path / "two", "--baseline", tmp_path / "one")
+    assert code == 0
+    assert "one" in out
+    assert "two" in out
+    assert call("report", tmp_path / "none")[0] == 2
+
+
+# ---- data ---------------------------------------------------------------------------------
+
+
+def test_data_world_builds_shows_and_converts(call, tmp_path):
+    out = tmp_path / "world"
+    size = ("--height", 16, "--width", 24, "--frames", 2)
+    code, text, _ = call("data", "world", "--num-samples", 5, *size, "--out", out, "--inline")
+    assert code == 0
+    assert f"{out}: 5 rows" in text
+    assert "camera_motion" in text
+
+    code, text, _ = call("data", "show", out, "--save", tmp_path / "sheet.png")
+    assert code == 0
+    assert "5 rows" in text
+    assert "0 corrupt rows" in text
+    assert "float32 1x16x24" in text
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 1000
+
+    few = tmp_path / "few"
+    words = ("parquet", f"path={out}", "--limit", 3, "--out", few, "--inline")
+    assert call("data", "convert", *words)[0] == 0
+    assert "3 rows" in call("data", "show", few)[1]
+    assert "looked at the first 2" in call("data", "show", few, "--limit", 2)[1]
+
+
+def test_data_show_takes_a_dataset_of_a_job(call, job):
+    code, text, _ = call("data", "show", job, "--dataset", "test")
+    assert code == 0
+    assert "test: 8 rows" in text
+
+
+def test_data_show_counts_corrupt_rows_and_says_why(call, tmp_path):
+    text = call("data", "show", parquet(tmp_path / "data", image=b"no picture"))[1]
+    assert "4 corrupt rows" in text
+    assert "k1: image is not a picture in any known format" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["show", "nowhere"], "nowhere: no such file"),
+        (["show", "."], "no *.parquet files in this folder"),
+        (["show", "JOB"], "has several datasets; name one: --dataset labelled|unlabelled|test"),
+        (["show", "JOB", "--dataset", "tset"], "no dataset 'tset'; did you mean 'test'?"),
+        (
+            ["show", "JOB", "--dataset", "test", "--save", "sheet.txt"],
+            "expected the name of a pict",
+        ),
+        (["world", "--frames", "5", "--inline"], "reader.frames: expected 1, 2 or 3 (got 5)"),
+        (["world", "--num-samples", "0", "--inline"], "num_samples: expected at least 1 (got 0)"),
+        (["convert", "wrold", "--out", "x"], "unknown reader 'wrold'; did you mean 'world'?"),
+        (["convert", "world", "frames", "--out", "x"], "'frames': expected key=value"),
+        (["convert", "world", "framse=2", "--out", "x"], "framse: unknown key; did you mean 'fra"),
+        (["convert", "parquet", "path=nowhere", "--out", "x"], "nowhere: no such file or folder"),
+        (["convert", "world", "--out", "JOB"], "job.yaml: is a file, expected a folder"),
+        (["convert", "world", "num_samples=2", "--inline", "--out", "."], "will not be replaced"),
+    ],
+)
+def test_data_tells_what_is_wrong_in_one_line(call, job, tmp_path, monkeypatch, words, problem):
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = call("data", *[str(job) if word == "JOB" else word for word in words])
+    assert (code, stderr.count("\n")) == (2, 1), stderr
+    assert problem in stderr
+    assert job.exists()
+
+
+# ---- doctor -------------------------------------------------------------------------------
+
+
+def test_doctor_says_what_a_job_is_made_of_and_needs(call, job):
+    code, out, _ = call("doctor", job)
+    assert code == 0
+    assert "depth_normals: depth <- normals (normals)" in out
+    assert "depth_normals: normals <- depth (depth)" in out
+    assert "object store (/dev/shm)" in out
+    assert "this job can run" in out
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("tasks.depth.gpus=64", "64 GPUs asked for"),
+        ("tasks.depth.cpus=4096", "4096 CPUs asked for"),
+        ("data.test.reader={name: parquet, path: /nowhere}", "/nowhere: no such file or folder"),
+        ("consistency.depth_normals.relation=dn", "unknown relation 'dn'"),
+        ("mediator.data=tset", "no dataset 'tset'"),
+        ("checkpoint.path=nothing://x", "checkpoint.path: cannot open"),
+        ("tasks.depth.task.loss=l5", "unknown loss 'l5'"),
+    ],
+)
+def test_doctor_ends_with_2_where_a_job_cannot_work(call, job, setting, problem):
+    code, _, stderr = call("doctor", job, "--set", setting)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert problem in stderr
+
+
+def test_doctor_warns_of_an_evaluation_that_measures_nothing(call, job, tmp_path):
+    file = parquet(tmp_path / "data") / "part-00000.parquet"
+    pq.write_table(pq.read_table(file).drop(["normals"]), file)
+    setting = f"data.test.reader={{name: parquet, path: {file.parent}}}"
+    code, out, _ = call("doctor", job, "--set", setting)
+    assert code == 0
+    assert "! evaluation 'test' has no normals: task 'normals' is not measured on it" in out
+    assert "this job can run, with the remarks above" in out
+
+
+def jobs() -> list[Path]:
+    files = sorted((ROOT / "jobs").rglob("*.yaml"))
+    return [file for file in files if "tasks" in yaml.safe_load(file.read_text())]
+
+
+@pytest.mark.parametrize("path", jobs(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_job_of_the_project_passes_the_doctor(call, path):
+    job = load_job(path)
+    paths = [Path(d.reader.arguments.get("path", ROOT)).expanduser() for d in job.data.values()]
+    if not all(p.exists() for p in paths):
+        pytest.skip("its data is not here")
+    assert job.description
+    code, out, stderr = call("doctor", path)
+    assert code == 0, stderr
+    assert "this job can run" in out
+
+
+# ---- submit -------------------------------------------------------------------------------
+
+
+def test_the_cluster_runs_the_same_job_with_its_own_ray():
+    command = submission.entrypoint(
+        Path("jobs/my job.yaml"), ["steps=3", "description=it's 5 > 4; rm -rf ~"], "~/runs/a b"
+    )
+    assert command == (
+        "python -m taskray train 'jobs/my job.yaml' --set steps=3 "
+        "--set 'description=it'\"'\"'s 5 > 4; rm -rf ~' --set runtime.address=auto "
+        "--out ~/'runs/a b'"
+    )
+    assert submission.entrypoint(Path("j.yaml"), [], "s3://x", "/opt/py").startswith("/opt/py -m")
+
+
+def test_what_travels_is_the_folder_of_the_project_and_never_a_home(tmp_path, monkeypatch):
+    (tmp_path / "jobs").mkdir()
+    job = tmp_path / "jobs" / "job.yaml"
+    job.touch()
+    monkeypatch.chdir(tmp_path)
+    assert submission.working_folder(Path("jobs/job.yaml")) == tmp_path
+    monkeypatch.chdir(tmp_path / "jobs")
+    assert submission.working_folder(job) == tmp_path / "jobs"
+    monkeypatch.chdir("/")
+    with pytest.raises(InputError, match="this whole folder would be sent"):
+        submission.working_folder(job)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="this whole folder would be sent"):
+        submission.working_folder(job)
+    excluded = submission.runtime_environment(tmp_path)["excludes"]
+    assert {"runs", ".venv", ".git"} <= set(excluded)
+
+
+def test_a_folder_that_ray_would_refuse_is_refused_first_with_its_largest_part(tmp_path):
+    for name in ("data/a.bin", "runs/x/b.bin", ".venv/c.bin", "big/d.bin", "job.yaml"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(2000 if name == "big/d.bin" else 1000))
+    submission.check_size(tmp_path, most=4500)
+    with pytest.raises(InputError, match="the largest part is 'big'"):
+        submission.check_size(tmp_path, most=2500)
+    (tmp_path / ".rayignore").write_text("# data\nbig/\n*.yaml\n")
+    submission.check_size(tmp_path, most=2500)
+
+
+class Client:
+    """Stands for Ray's client: refuses a few times, then takes the job."""
+
+    def __init__(self, *refusals: str) -> None:
+        self.refusals = list(refusals)
+        self.taken: list[dict[str, Any]] = []
+
+    def submit_job(self, **job: Any) -> str:
+        if self.refusals:
+            raise RuntimeError(self.refusals.pop(0))
+        self.taken.append(job)
+        return "job-1"
+
+    def get_job_info(self, name: str) -> SimpleNamespace:
+        status = SimpleNamespace(is_terminal=lambda: True, value="FAILED")
+        return SimpleNamespace(status=status, driver_exit_code=2, message="x\ntaskray: bad key\n")
+
+    async def tail_job_logs(self, name: str):
+        yield "some log\n"
+
+
+def test_a_cluster_that_has_just_started_is_asked_again(tmp_path):
+    waits: list[float] = []
+    client = Client("500: No available agent to submit job", "No available agent to submit job")
+    name = submission._submit(client, "run", tmp_path, sleep=waits.append)
+    assert name == "job-1"
+    assert len(waits) == 2
+    assert client.taken[0]["entrypoint"] == "run"
+    with pytest.raises(TaskrayError, match="did not take the job: disk full"):
+        submission._submit(Client("Request failed: Traceback ...\ndisk full"), "run", tmp_path)
+    with pytest.raises(TaskrayError, match="No available agent"):
+        submission._submit(Client("No available agent"), "run", tmp_path, patience=0)
+
+
+def test_following_a_job_ends_with_its_exit_code(capsys):
+    with pytest.raises(TaskrayError, match="job job-1 failed: bad key") as error:
+        submission._follow(Client(), "job-1")
+    assert error.value.exit_code == 2
+    assert capsys.readouterr().out == "some log\n"
+    assert submission.exit_code("SUCCEEDED", 0) == 0
+    assert submission.exit_code("STOPPED", None) == 130
+    assert submission.exit_code("FAILED", 137) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "mode", "token", "problem"),
+    [
+        (200, None, None, None),
+        (401, None, None, "asks for a token; put it into RAY_AUTH_TOKEN"),
+        (401, "disabled", "secret", "asks for a token, but RAY_AUTH_MODE=disabled here"),
+        (401, None, "secret", None),
+        (404, None, None, "expected Ray's dashboard, got HTTP status 404"),
+    ],
+)
+def test_client_and_cluster_agree_on_tokens_or_say_why_not(
+    monkeypatch, tmp_path, status, mode, token, problem
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in (("RAY_AUTH_MODE", mode), ("RAY_AUTH_TOKEN", token)):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(submission, "_status", lambda url: status)
+    if problem:
+        with pytest.raises(InputError, match=problem):
+            submission.agree_on_token("http://x")
+        return
+    submission.agree_on_token("http://x")
+    assert submission.os.environ.get("RAY_AUTH_MODE") == ("token" if status == 401 else None)
+
+
+def test_no_cluster_at_the_address(call, job):
+    code, _, stderr = call("submit", job, "--address", "127.0.0.1:9")
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "--address http://127.0.0.1:9: no cluster answers" in stderr

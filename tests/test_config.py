@@ -1,0 +1,177 @@
+"""The job file: what is refused, in which words, and what it means."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from collectives import tiny_job
+from pydantic import BaseModel
+
+from taskray import config
+from taskray.config import dump_yaml, load_job, parse_job
+from taskray.errors import InputError
+from taskray.yaml_values import override, read_yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A good job file."""
+    file = tmp_path / "job.yaml"
+    file.write_text(dump_yaml(tiny_job()))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        # unknown keys, at any depth, and the nearest known one
+        ("stepps=3", "stepps: unknown key; did you mean 'steps'?"),
+        ("tasks.depth.optimiser.lr=1", "tasks.depth.optimiser: unknown key; did you mean 'opt"),
+        ("tasks.depth.optimizer.lrr=1", "tasks.depth.optimizer.lrr: unknown key; did you mean 'lr"),
+        ("mediator.windw=3", "mediator.windw: unknown key; did you mean 'window'?"),
+        ("cache.zzzzz=3", "cache.zzzzz: unknown key; known: dtype, max_bytes"),
+        ("data.test.redaer=world", "data.test.redaer: unknown key; did you mean 'reader'?"),
+        # wrong types
+        ("steps=1.5", "steps: expected a whole number (got 1.5)"),
+        ("tasks.depth.batch_size=many", "tasks.depth.batch_size: expected a whole number (got 'ma"),
+        ("tasks.depth.optimizer.lr=fast", "tasks.depth.optimizer.lr: expected a number (got 'fast"),
+        ("tasks.depth=3", "tasks.depth: expected a section of keys (got 3)"),
+        ("tasks=[depth]", "tasks: expected a section of keys (got ['depth'])"),
+        ("evaluation.data=test", "evaluation.data: expected a section of keys (got 'test')"),
+        ("mediator.window=x", "mediator.window: expected a whole number or 'all' (got 'x')"),
+        ("tasks.depth.optimizer.betas=3", "tasks.depth.optimizer.betas: expected a list (got 3)"),
+        ("name=", "name: expected text (got null)"),
+        # impossible values
+        ("steps=0", "steps: expected at least 1 (got 0)"),
+        ("mediator.window=0", "mediator.window: expected at least 1 or 'all' (got 0)"),
+        ("tasks.depth.optimizer.lr=-1", "tasks.depth.optimizer.lr: expected more than 0 (got -1)"),
+        ("tasks.depth.optimizer.lr=.nan", "tasks.depth.optimizer.lr: expected a finite number"),
+        ("tasks.depth.optimizer.betas=[0, 2]", "betas.1: expected less than 1 (got 2)"),
+        ("tasks.depth.cpus=-1", "tasks.depth.cpus: expected at least 0 (got -1)"),
+        ("tasks.depth.precision=fp8", "expected 'float32' or 'bfloat16' (got 'fp8')"),
+        ("tasks={}", "tasks: expected at least 1 of them (got {})"),
+        ("name=a/b", "name: expected a name of letters, digits, '_', '-' and '.' (got 'a/b')"),
+        ("tasks.a/b={task: depth}", "tasks.a/b: expected a name of letters, digits"),
+        # what does not go together
+        ("mediator.data=nothing", "mediator.data: no dataset 'nothing' under 'data'; known: label"),
+        ("evaluation.data.x=tset", "evaluation.data.x: no dataset 'tset' under 'data'; did you me"),
+        ("tasks.depth.dedicated=labeled", "did you mean 'labelled'?"),
+        ("mediator={data: unlabelled, supervised_steps: 0, consistency_steps: 0}", "mediator: "),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line_that_names_file_key_and_expectation(
+    job, setting, problem
+):
+    with pytest.raises(InputError) as error:
+        load_job(job, [setting])
+    text = str(error.value)
+    assert text.startswith(f"{job}: ")
+    assert problem in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("steps", "expected dotted.path=value"),
+        ("=3", "expected dotted.path=value"),
+        ("a..b=3", "expected dotted.path=value"),
+        ("steps=[1", "the value is not valid YAML"),
+        ("steps.more=3", "'more' lies under a value, not under a section"),
+        ("tasks.depth.optimizer.betas.0=0.5", "'0' lies under a value, not under a section"),
+    ],
+)
+def test_a_malformed_override_is_named(job, setting, problem):
+    with pytest.raises(InputError) as error:
+        load_job(job, [setting])
+    assert str(error.value) == f"--set {setting!r}: {problem}"
+
+
+def test_overrides_reach_below_what_is_null_and_below_short_forms(job):
+    found = load_job(
+        job,
+        [
+            "mediator=null", "mediator.data=unlabelled", "mediator.window=all",
+            "tasks.depth.model=unet", "tasks.depth.model.base=16",
+            "tasks.depth.optimizer.lr=1e-4", "tasks.depth.task.max_depth=2e1",
+        ],
+    )  # fmt: skip
+    assert found.mediator is not None
+    assert found.mediator.window == "all"
+    assert found.tasks["depth"].model.arguments == {"base": 16}
+    assert found.tasks["depth"].optimizer.lr == 1e-4
+    assert found.tasks["depth"].task.arguments == {"max_depth": 20.0}
+
+
+def test_words_that_look_like_special_numbers_stay_words():
+    assert override({}, ["a=nan", "b=infinity", "c=1e3"]) == {"a": "nan", "b": "infinity", "c": 1e3}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("a: [1, 2", "line 1: malformed YAML: expected ',' or ']'"),
+        ("a: 1\n\tb: 2", "line 2: malformed YAML: found character '\\t'"),
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "line 4: malformed YAML: the key 'c' stands there twice"),
+        ("", "expected a mapping of keys, got nothing"),
+        ("- a\n- b\n", "expected a mapping of keys, got list"),
+        ("a: !!python/object:os.system {}", "line 1: malformed YAML: could not determine a const"),
+        (b"\xff\xfe\x00", "not a text file in UTF-8"),
+    ],
+)
+def test_malformed_yaml_is_named_with_its_line(tmp_path, content, problem):
+    file = tmp_path / "job.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as error:
+        read_yaml(file)
+    assert str(error.value).startswith(f"{file}: {problem}")
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_told_apart(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
+        read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="is a folder, expected a YAML file"):
+        read_yaml(tmp_path)
+
+
+def test_the_resolved_job_is_itself_a_job_file(tmp_path):
+    job = tiny_job("tasks.depth.augment.noise=0.1", "staleness.max_steps=0")
+    (tmp_path / "config.yaml").write_text(dump_yaml(job))
+    assert load_job(tmp_path / "config.yaml") == job
+
+
+def test_a_shared_key_of_yaml_may_be_overridden(tmp_path):
+    values = read_yaml_text(tmp_path, "base: &b {lr: 1e-2, name: sgd}\nmine: {<<: *b, lr: 1}\n")
+    assert values["mine"] == {"lr": 1, "name": "sgd"}
+    assert values["base"]["lr"] == 0.01
+
+
+def read_yaml_text(folder: Path, text: str) -> dict:
+    (folder / "values.yaml").write_text(text)
+    return read_yaml(folder / "values.yaml")
+
+
+def sections() -> list[type[BaseModel]]:
+    classes = [c for _, c in inspect.getmembers(config, inspect.isclass)]
+    return [c for c in classes if issubclass(c, config.Settings)]
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda c: c.__name__)
+def test_every_field_says_what_it_means(section):
+    assert section.__doc__
+    for name, field in section.model_fields.items():
+        assert field.description, f"{section.__name__}.{name}"
+
+
+def test_a_task_without_labels_needs_a_mediator():
+    with pytest.raises(InputError, match=r"tasks\.depth\.dedicated: a task without labels"):
+        tiny_job("tasks.depth.dedicated=null", "mediator=null")
+
+
+def test_values_need_no_file():
+    with pytest.raises(InputError, match=r"^here: data: required, but not given$"):
+        parse_job({"name": "x", "tasks": {"a": {"task": "depth"}}}, "here")
