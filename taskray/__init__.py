@@ -25,12 +25,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from taskray.commands.train import train
     from taskray.config import Job, load_job
     from taskray.consistency.relation import Relation
     from taskray.data.reader import Reader
     from taskray.errors import InputError, TaskrayError, TrainingError
     from taskray.tasks.task import Task
-    from taskray.train import train
 
 _HOMES = {
     "InputError": "taskray.errors",
@@ -41,7 +41,7 @@ _HOMES = {
     "TaskrayError": "taskray.errors",
     "TrainingError": "taskray.errors",
     "load_job": "taskray.config",
-    "train": "taskray.train",
+    "train": "taskray.commands.train",
 }
 
 

@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--baseline", type=Path, help="a run to compare with, in report and table")
 
     sub = command("data", run_data, "build, look at or convert datasets")
-    from taskray.data_command import add_arguments
+    from taskray.commands.data import add_arguments
 
     add_arguments(sub)
 
@@ -139,10 +139,10 @@ def parser() -> argparse.ArgumentParser:
 def run_train(arguments: argparse.Namespace) -> int:
     """``taskray train``."""
     job = load_job(arguments.job, arguments.overrides)  # before the slow imports
+    from taskray.commands.train import train
     from taskray.report.compare import comparison_table
     from taskray.report.render import to_rich
     from taskray.report.run_folder import ERRORS
-    from taskray.train import train
 
     folder = arguments.out or Path("runs") / job.name
     console = Console()
@@ -163,7 +163,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """``taskray evaluate``."""
-    from taskray.evaluate import evaluate_run
+    from taskray.commands.evaluate import evaluate_run
     from taskray.report.compare import comparison_table
     from taskray.report.render import to_rich
 
@@ -204,7 +204,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
 
 def run_submit(arguments: argparse.Namespace) -> int:
     """``taskray submit``."""
-    from taskray.submit import submit
+    from taskray.commands.submit import submit
 
     return submit(
         arguments.job,
@@ -236,7 +236,7 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 def run_data(arguments: argparse.Namespace) -> int:
     """``taskray data``."""
-    from taskray.data_command import run
+    from taskray.commands.data import run
 
     return run(arguments)
 
@@ -244,7 +244,7 @@ def run_data(arguments: argparse.Namespace) -> int:
 def run_doctor(arguments: argparse.Namespace) -> int:
     """``taskray doctor``."""
     job = load_job(arguments.job, arguments.overrides)  # before the slow imports
-    from taskray.doctor import doctor
+    from taskray.commands.doctor import doctor
 
     return doctor(job, Console())
 

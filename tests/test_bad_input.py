@@ -247,7 +247,7 @@ def test_an_error_that_nobody_foresaw_leaves_its_traceback_in_a_file(train, monk
     def surprise(*arguments, **keywords):
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr("taskray.train.train", surprise)
+    monkeypatch.setattr("taskray.commands.train.train", surprise)
     line = told(train(), 1, "unexpected: ZeroDivisionError: surprise (log: ")
     log = Path(line.split("log: ")[1].rstrip(")\n"))
     assert "Traceback" in log.read_text()

@@ -36,9 +36,8 @@ def test_a_benchmark_explains_itself(name, capsys):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_quick_settings_are_settings_of_the_benchmark(name, capsys, monkeypatch):
+def test_quick_settings_are_settings_of_the_benchmark(name, capsys):
     module = importlib.import_module(name)
-    monkeypatch.setattr(sys, "argv", [name])
     with pytest.raises(SystemExit):
         module.main(["--help"])
     shown = capsys.readouterr().out

@@ -83,7 +83,7 @@ def test_where_all_are_damaged_the_file_is_named(store, tmp_path):
     store.save("depth", 10, network(), state(10))
     model = tmp_path / "depth" / "step_10" / MODEL
     model.write_bytes(bytes(model.stat().st_size))
-    with pytest.raises(InputError, match="step_10.*cannot be read"):
+    with pytest.raises(InputError, match=r"step_10.*cannot be read"):
         store.latest("depth")
 
 
@@ -91,7 +91,9 @@ def test_weights_of_another_model_are_refused_with_the_first_that_differs(store)
     store.save("depth", 10, network(8), state(10))
     with pytest.raises(InputError, match=r"another model: weight '0.weight' has shape \(8, 3\)"):
         load_into(network(4), store.latest("depth"))
-    with pytest.raises(InputError, match="another model: the file has an unknown weight '1.bias'"):
+    with pytest.raises(
+        InputError, match=r"another model: the file has an unknown weight '1\.bias'"
+    ):
         load_into(nn.Sequential(nn.Linear(3, 8)), store.latest("depth"))
 
 

@@ -17,8 +17,8 @@ from collectives import tiny_job
 from PIL import Image
 from test_bad_input import parquet
 
-from taskray import submit as submission
 from taskray.cli import main
+from taskray.commands import submit as submission
 from taskray.config import dump_yaml, load_job
 from taskray.errors import InputError, TaskrayError
 

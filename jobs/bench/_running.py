@@ -13,10 +13,10 @@ from typing import Any
 from _common import PATIENCE
 from rich.console import Console
 
+from taskray.commands.train import Recorder, make_collective
 from taskray.config import Job
 from taskray.report.live import Live
 from taskray.report.run_folder import RunFolder
-from taskray.train import Recorder, make_collective
 
 
 @dataclass(frozen=True)

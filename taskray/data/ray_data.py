@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.data import Dataset
 
+    Block = ObjectRef["Arrays"]
+
 MOST_BLOCKS = 256
 """Into how many tasks a plan is cut at most; each costs the driver about a millisecond."""
 

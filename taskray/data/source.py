@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +29,6 @@ from taskray.data.prefetch import Prefetcher
 from taskray.data.reader import Sample
 from taskray.data.store import read_manifest
 from taskray.errors import InputError
-
-if TYPE_CHECKING:
-    from ray import ObjectRef
 
 BLOCK_BYTES = 32 << 20
 """Decoded size up to which rows are decoded together."""
@@ -142,7 +139,7 @@ class RayHandle:
     """A dataset decoded into Ray's object store; it lives as long as the process that did it."""
 
     info: DatasetInfo
-    blocks: list[ObjectRef[Columns]] = field(repr=False)
+    blocks: list[ray_data.Block] = field(repr=False)
 
     def open(self) -> MemorySource:
         return MemorySource(self.info, ray_data.fetch(self.blocks))

@@ -52,7 +52,11 @@ class WeightedRelation:
         since = step - self.config.start_step
         if since < 0:
             return 0.0
-        return self.scale * self.config.weight * min(1.0, (since + 1) / max(1, self.config.warmup_steps))
+        return (
+            self.scale
+            * self.config.weight
+            * min(1.0, (since + 1) / max(1, self.config.warmup_steps))
+        )
 
 
 class Trainer:

@@ -27,6 +27,9 @@ from taskray.runtime.supervision import Decision, judge, traceback_of
 SERVE_SECONDS = 1.0
 """How long a task that is done serves its peers before it answers the driver again."""
 
+START_TIMEOUT = 30.0
+"""Seconds that tasks wait for the slowest to be ready. Afterwards nobody waits for anybody."""
+
 SAVE_TIMEOUT = 60.0
 """Seconds that an interrupted task has to end its chunk and write its checkpoint."""
 
@@ -83,6 +86,8 @@ class Collective:
         self.data = data
         pending = {self._start(name): name for name in self.states}
         try:
+            # Tasks that begin together find each other's predictions from the start.
+            ray.wait(list(pending), num_returns=len(pending), timeout=START_TIMEOUT)
             while pending:
                 answered, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
                 for call in answered:

@@ -13,13 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
+from taskray.commands.train import check, prepare_datasets
 from taskray.config import Job, dump_yaml, read_yaml
 from taskray.errors import InputError
 from taskray.report.html import write_report
 from taskray.report.render import to_rich
 from taskray.report.run_folder import read_result, write_text
 from taskray.report.tables import Cell, Table, study_table, write_table
-from taskray.train import check, prepare_datasets
 from taskray.tuning.gain import delta_m
 from taskray.tuning.record import record
 from taskray.tuning.runs import Fate, Layer, Run, check_metric, fate, resolve, value_of

@@ -22,10 +22,10 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
+from taskray.commands.train import train
 from taskray.config import Job
 from taskray.errors import TaskrayError
 from taskray.report.run_folder import RESULT, read_metrics, read_result
-from taskray.train import train
 from taskray.tuning.runs import Fate, Run, fate, value_of
 
 PROGRESS_SECONDS = 5.0

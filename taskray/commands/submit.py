@@ -112,7 +112,7 @@ def entrypoint(job: Path, overrides: Sequence[str], out: str, python: str = "pyt
 
 def runtime_environment(folder: Path) -> dict[str, Any]:
     """What the job finds on the cluster: the folder, and this taskray."""
-    package = str(Path(__file__).parent)
+    package = str(Path(__file__).parent.parent)
     return {
         "working_dir": str(folder),
         "py_modules": [package],

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from taskray.commands.train import check
 from taskray.config import DataConfig, Job
 from taskray.data.codec import ArraySpec, encode
 from taskray.data.parquet import columns_of, parquet_files
@@ -35,7 +36,6 @@ from taskray.report.metrics import NOTHING, count, size
 from taskray.runtime.checkpoints import open_filesystem
 from taskray.runtime.placement import Share, plan
 from taskray.tasks.task import Task
-from taskray.train import check
 
 OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "sgd": 1}
 """Numbers that the optimizer keeps for each weight."""

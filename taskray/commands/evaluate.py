@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from taskray.commands.train import Opener
 from taskray.config import Job, override, parse_job, read_yaml
 from taskray.data.source import Handle
 from taskray.data.store import prepare
@@ -21,7 +22,6 @@ from taskray.report.progress import dataset_progress
 from taskray.report.run_folder import CONFIG, RunFolder, read_panels, read_result
 from taskray.runtime.checkpoints import CheckpointStore, load_into
 from taskray.runtime.member import NUM_SAMPLES, choose_device
-from taskray.train import Opener
 
 
 def evaluate_run(

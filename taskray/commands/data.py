@@ -101,8 +101,8 @@ def _show(source: str, dataset: str | None, limit: int, save: Path | None) -> in
     """Look at a stored dataset, or at one of a job's."""
     from rich.console import Console
 
+    from taskray.commands.data_show import show
     from taskray.data.store import prepare
-    from taskray.data_show import show
     from taskray.report.progress import dataset_progress
 
     console = Console()
