@@ -128,7 +128,7 @@ def test_a_forward_server_may_be_killed(tmp_path, settings):
 
     if settings == "on_stale":
         settings = "staleness={max_steps: 30, on_stale: forward_server}"
-    job = tiny_job("steps=400", "runtime.chunk_steps=5", settings)
+    job = tiny_job("steps=2000", "runtime.chunk_steps=5", settings)
     watch = Watch(act)
     result = run(job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.servers["normals"])))
     assert not pids

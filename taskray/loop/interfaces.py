@@ -5,7 +5,7 @@ Whoever implements them (Ray, or one process) is none of the loop's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -80,18 +80,6 @@ class Peers(Protocol):
     def stepped(self, step: int, model: nn.Module) -> None:
         """Called after each step: a chance to refresh a stale copy of the model."""
         ...
-
-
-def freshest(
-    predictions: Iterable[tuple[float, Prediction]], wanted: Iterable[str]
-) -> dict[str, Prediction]:
-    """For each wanted quantity the prediction that was made last, of (made at, prediction)."""
-    by_quantity: dict[str, Prediction] = {}
-    wanted = set(wanted)
-    for _, prediction in sorted(predictions, key=lambda item: -item[0]):
-        for quantity in wanted & set(prediction.tensors):
-            by_quantity.setdefault(quantity, prediction)
-    return by_quantity
 
 
 class NoPeers:

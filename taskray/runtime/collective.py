@@ -119,9 +119,14 @@ class Collective:
             return self._serve(name)
         if "values" in report:
             state.report = report
+        again = self._go_on(name)  # asked for before anybody looks on: the actor must not idle
+        if "values" in report:
             self.observer.report(report, state.restarts)
         elif state.step:
             self.observer.event(f"task {name!r} goes on from step {state.step}", name, state.step)
+        return again
+
+    def _go_on(self, name: str) -> Any:
         if self._has_ended(name):
             return self._serve(name)
         return self.actors[name].train.remote(self.job.runtime.chunk_steps)

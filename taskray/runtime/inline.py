@@ -17,8 +17,8 @@ from taskray.config import Job
 from taskray.data.batch import Batch
 from taskray.data.source import Handle
 from taskray.errors import TaskrayError, TrainingError
-from taskray.loop.interfaces import PeerPredictions, freshest
-from taskray.runtime.cache import PredictionCache
+from taskray.loop.interfaces import PeerPredictions
+from taskray.runtime.cache import PredictionCache, newest
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.collective import Observer, TaskState, summarize
 from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
@@ -49,16 +49,15 @@ class LocalPeers:
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
         assert batch.id is not None
-        misses: dict[str, str] = {}
-        predictions = []
         found = self.cache.look_up(batch.id, self.wanted, self.name, self.job.staleness)
-        for task, peer in found.items():
-            if peer.miss is not None or peer.version is None:
-                misses[task] = peer.miss or "absent"
-                continue
+        misses = {task: f.miss for task, f in found.items() if f.miss is not None}
+        usable = {task: f for task, f in found.items() if f.miss is None}
+        chosen = {}
+        for quantity, task in newest(usable, self.wanted).items():
+            peer = usable[task]
             tensors = {q: torch.from_numpy(a).float() for q, a in peer.arrays.items()}
-            predictions.append((peer.version.produced_at, peer.prediction(task, tensors)))
-        return PeerPredictions(freshest(predictions, self.wanted), misses)
+            chosen[quantity] = peer.prediction(task, tensors)
+        return PeerPredictions(chosen, misses)
 
     def stepped(self, step: int, model: nn.Module) -> None: ...
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from taskray.config import Job
 from taskray.data.batch import Batch
-from taskray.loop.interfaces import PeerPredictions, freshest
-from taskray.runtime.cache import NOT_ANNOUNCED, Answer, Found
+from taskray.loop.interfaces import PeerPredictions, Prediction
+from taskray.runtime.cache import NOT_ANNOUNCED, Answer, Found, newest
 
 log = logging.getLogger(__name__)
 
@@ -164,11 +164,12 @@ class CachePeers:
         if not self.by_server and self.bound.on_stale != "forward_server":
             return False
         fills = []
-        inputs: dict[str, np.ndarray] = {}
+        inputs = None
         for peer in found.values():
             if peer.server is None or (peer.miss is None and not self.by_server):
                 continue
-            inputs = inputs or {k: v.cpu().numpy() for k, v in batch.tensors.items()}
+            if inputs is None:  # put once, for all the servers that are asked
+                inputs = ray.put({k: v.cpu().numpy() for k, v in batch.tensors.items()})
             cached = peer.version.producer_step if peer.version else None
             fills.append(peer.server.fill.remote(batch.id, inputs, cached, batch.window))
         done, _ = (
@@ -177,24 +178,27 @@ class CachePeers:
         return bool(done)
 
     def _fetch(self, answer: Answer) -> PeerPredictions:
-        misses: dict[str, str] = {}
-        predictions = []
-        for task, peer in answer.found.items():
-            if peer.miss is not None or peer.version is None:
-                misses[task] = peer.miss or "absent"
-                continue
+        """The arrays of those predictions that will be used: the newest for each quantity."""
+        misses = {t: f.miss for t, f in answer.found.items() if f.miss is not None}
+        usable = {t: f for t, f in answer.found.items() if f.miss is None}
+        chosen: dict[str, Prediction] = {}
+        for quantity, task in newest(usable, self.wanted).items():
             try:
-                arrays = ray.get(peer.arrays, timeout=CALL_TIMEOUT)
+                known = [p for p in chosen.values() if p.task == task]
+                chosen[quantity] = known[0] if known else self._get(task, usable[task])
             except ray.exceptions.GetTimeoutError:
                 misses[task] = "timeout"
-                continue
             except ray.exceptions.RayError:  # evicted or lost with its node since the look-up
                 misses[task] = "unavailable"
-                continue
-            # arrays from the object store are read-only: they are copied
-            tensors = {q: torch.from_numpy(np.array(a)).float() for q, a in arrays.items()}
-            predictions.append((peer.version.produced_at, peer.prediction(task, tensors)))
-        return PeerPredictions(freshest(predictions, self.wanted), misses, answer.front)
+        return PeerPredictions(chosen, misses, answer.front)
+
+    def _get(self, task: str, peer: Found) -> Prediction:
+        arrays = peer.arrays
+        if isinstance(arrays, ray.ObjectRef):
+            arrays = ray.get(arrays, timeout=CALL_TIMEOUT)
+        # arrays that came through Ray are read-only: they are copied
+        tensors = {q: torch.from_numpy(np.array(a)).float() for q, a in arrays.items()}
+        return peer.prediction(task, tensors)
 
     def _all_missing(self, reason: str) -> PeerPredictions:
         return PeerPredictions({}, dict.fromkeys(self._known or {"cache"}, reason))

@@ -11,7 +11,7 @@ import ray
 
 from taskray.config import Job
 from taskray.errors import InputError
-from taskray.runtime.cache import WaitingCache
+from taskray.runtime.cache import WaitingCache, keep_small
 from taskray.runtime.task_actor import ForwardServer, TaskActor
 
 
@@ -55,7 +55,7 @@ def place_cache(job: Job) -> Any:
     return (
         ray.remote(WaitingCache)
         .options(num_cpus=0, max_restarts=-1, max_concurrency=1000)
-        .remote(job.cache.max_bytes, ray.put)
+        .remote(job.cache.max_bytes, keep_small(ray.put))
     )
 
 

@@ -18,6 +18,10 @@ from taskray.runtime import environment
 
 CONNECT_SECONDS = 10.0
 
+CALL_BYTES = 1 << 20
+"""Up to this size arguments and answers travel with the call itself. Ray's own limit of 100 kB
+sends a batch of small predictions through the object store twice: half as dear again."""
+
 
 @contextmanager
 def session(address: str | None = None, **options: Any) -> Iterator[None]:
@@ -34,7 +38,12 @@ def session(address: str | None = None, **options: Any) -> Iterator[None]:
         if address is None:
             environment.for_own_ray()
             # "local", or else a file that a killed driver left behind would be obeyed
-            ray.init(address="local", include_dashboard=False, **_quiet(options))
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                _system_config={"max_direct_call_object_size": CALL_BYTES},
+                **_quiet(options),
+            )
         else:
             _knock(address)
             with _core_muted():
