@@ -295,3 +295,13 @@ def test_a_reset_metric_has_forgotten_everything(name: str) -> None:
     metric.reset()
     metric.update(truth, truth)
     assert float(metric.compute()["abs_rel" if name == "depth" else "mean_deg"]) < 1e-4
+
+
+def test_inverse_depth_stays_in_bounds_and_makes_planes_of_linear_outputs():
+    depth = Depth(output="inverse", min_depth=0.1, max_depth=80.0)
+    values = depth.predict(row(-50.0, 0.0, 3.0, 50.0))["depth"].flatten()
+    assert values.min() >= 0.1
+    assert values.max() <= 80.0
+    output = torch.linspace(1.0, 4.0, 7).view(1, 1, 1, -1)  # nearer than 1 m: linear
+    steps = (1 / depth.predict(output)["depth"]).diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, 0.5), atol=1e-4, rtol=0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from taskray import plugins
 from taskray.errors import InputError
@@ -16,6 +17,9 @@ from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
     from taskray.tasks.metrics import DepthMetrics
+
+SHARPNESS = 10.0
+"""Of the softplus under inverse depth: linear for what is nearer than about 5 m."""
 
 Metres = Annotated[float, Field(gt=0)]
 
@@ -28,7 +32,8 @@ class Depth(Task):
         output: what the network's one channel o means. ``log``: depth is
             ``min_depth * (max_depth / min_depth) ** sigmoid(o)``, so a change of o scales depth
             rather than adding metres to it, and depth lies between the bounds from the first
-            step on. ``metres``: o is depth, clamped to the bounds (published metric networks).
+            step on. ``inverse``: 1 / depth is ``1 / max_depth + softplus(o)``; a plane's inverse
+            depth is linear in the pixel, so flat things come out flat. ``metres``: o is depth, clamped to the bounds (published metric networks).
         min_depth: nearest depth in metres that is predicted; nearer labels do not count.
         max_depth: farthest depth in metres that is predicted; farther labels do not count.
         median_scaling: scale each predicted map by the ratio of medians (label to prediction)
@@ -42,7 +47,7 @@ class Depth(Task):
     def __init__(
         self,
         loss: str = "mse",
-        output: Literal["log", "metres"] = "log",
+        output: Literal["log", "inverse", "metres"] = "log",
         min_depth: Metres = 0.1,
         max_depth: Metres = 80.0,
         median_scaling: bool = False,
@@ -59,6 +64,9 @@ class Depth(Task):
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         if self.output == "metres":
             return {"depth": output.clamp(self.min_depth, self.max_depth)}
+        if self.output == "inverse":
+            inverse = 1 / self.max_depth + functional.softplus(output, beta=SHARPNESS)
+            return {"depth": 1 / inverse.clamp(max=1 / self.min_depth)}
         span = math.log(self.max_depth / self.min_depth)
         return {"depth": self.min_depth * torch.exp(span * torch.sigmoid(output))}
 
