@@ -33,7 +33,8 @@ class Depth(Task):
             ``min_depth * (max_depth / min_depth) ** sigmoid(o)``, so a change of o scales depth
             rather than adding metres to it, and depth lies between the bounds from the first
             step on. ``inverse``: 1 / depth is ``1 / max_depth + softplus(o)``; a plane's inverse
-            depth is linear in the pixel, so flat things come out flat. ``metres``: o is depth, clamped to the bounds (published metric networks).
+            depth is linear in the pixel, so flat things come out flat. ``metres``: o is depth,
+            clamped to the bounds (published metric networks).
         min_depth: nearest depth in metres that is predicted; nearer labels do not count.
         max_depth: farthest depth in metres that is predicted; farther labels do not count.
         median_scaling: scale each predicted map by the ratio of medians (label to prediction)
