@@ -220,16 +220,19 @@ def run_submit(arguments: argparse.Namespace) -> int:
 def run_report(arguments: argparse.Namespace) -> int:
     """``taskray report``."""
     from taskray.report.compare import comparison_table
+    from taskray.report.history import Run
     from taskray.report.html import write_report
     from taskray.report.render import to_rich
     from taskray.report.run_folder import read_result
+    from taskray.report.sections import labels
 
     path = write_report(arguments.folder, arguments.baseline)
     console = Console()
     if arguments.baseline:
         folders = (arguments.baseline, arguments.folder)
-        results = {folder.name: read_result(folder) or {} for folder in folders}
-        console.print(to_rich(comparison_table(results)))
+        names = labels(Run(arguments.folder), Run(arguments.baseline))
+        results = [read_result(folder) or {} for folder in folders]
+        console.print(to_rich(comparison_table(dict(zip(names, results, strict=True)))))
     console.print(f"report: {path}", soft_wrap=True)
     return DONE
 

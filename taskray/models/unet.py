@@ -22,6 +22,9 @@ class UNet(nn.Module):
     64x96 a step with patches of 2 x 2 pixels takes a quarter of the time of one on single
     pixels, and in equal time the network errs less on the domain it was trained on.
 
+    Each frame is first brought to mean 0 and deviation 1: brightness and contrast are what
+    differs most between two domains.
+
     Takes frames of any height and width: they are padded to whole patches, and each level is
     brought back to the size of the one above it.
 
@@ -60,7 +63,8 @@ class UNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """``[B, out_channels, H, W]`` from ``[B, in_channels, H, W]``."""
         height, width = image.shape[-2:]
-        x = functional.pixel_unshuffle(pad_to_multiple(image, self.patch), self.patch)
+        image = pad_to_multiple(standardize(image), self.patch)
+        x = functional.pixel_unshuffle(image, self.patch)
         skips = []
         for level, block in enumerate(self.encoder):
             x = block(functional.max_pool2d(x, 2, ceil_mode=True) if level else x)
@@ -73,6 +77,13 @@ class UNet(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             output = self.head(x.float())
         return functional.pixel_shuffle(output, self.patch)[..., :height, :width]
+
+
+def standardize(image: Tensor) -> Tensor:
+    """Every frame of a batch ``[B, C, H, W]`` to mean 0 and deviation 1, colours kept. A frame of
+    one colour becomes 0."""
+    deviation = image.std(dim=(1, 2, 3), keepdim=True)
+    return (image - image.mean(dim=(1, 2, 3), keepdim=True)) / (deviation + 0.02)
 
 
 def double_conv(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
