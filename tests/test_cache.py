@@ -167,7 +167,16 @@ def test_waiting_goes_by_the_consumers_own_step():
 def test_nobody_waits_for_a_task_that_has_ended(cache):
     bound = StalenessConfig(max_steps=0, on_stale="wait")
     assert cache.must_wait(0, ["depth"], "normals", 5, bound)
-    cache.retire("depth")
+    cache.retire("depth", ["depth"])
+    assert not cache.must_wait(0, ["depth"], "normals", 5, bound)
+
+
+def test_nobody_waits_for_a_task_that_failed_before_it_began(clock):
+    cache = PredictionCache(1000, clock=clock)
+    bound = StalenessConfig(max_steps=0, on_stale="wait")
+    cache.announce("normals", ["normals"])
+    assert cache.must_wait(0, ["depth"], "normals", 5, bound)
+    cache.retire("depth", ["depth"])
     assert not cache.must_wait(0, ["depth"], "normals", 5, bound)
 
 
@@ -210,7 +219,7 @@ def test_a_look_up_tells_how_far_the_peers_have_come(clock):
         for task, window in (("a", 32), ("b", 16), ("c", 0), ("a", 32)):
             answer = await cache.look_up(0, ["depth"], task, 1, 1, window, ANY_AGE)
             fronts.append(answer.front)
-        await cache.retire("a")
+        await cache.retire("a", ["depth"])
         fronts.append((await cache.look_up(0, ["depth"], "c", 1, 1, 0, ANY_AGE)).front)
         return fronts
 

@@ -72,13 +72,15 @@ class Agree(Relation):
     """Depth is 2 where normals look at the camera. Simple enough to check by hand."""
 
     quantities = ("depth", "normals")
+    scale = 1.0
 
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         assert predictions["depth"].requires_grad
         assert not predictions["normals"].requires_grad
-        return {"off": (predictions["depth"] + 2 * predictions["normals"][:, 2:]).abs().mean()}
+        off = predictions["depth"] + 2 * predictions["normals"][:, 2:]
+        return {"off": (self.scale * off).abs().mean()}
 
 
 def trainer(peers: Scripted, *, supervised: int = 1, consistency: int = 1, **task: Any) -> Trainer:
@@ -126,7 +128,7 @@ def test_supervised_and_consistency_steps_alternate_in_the_given_ratio():
     assert (totals["supervised_steps"], totals["consistency_steps"]) == (8, 4)
 
 
-def test_each_batch_is_asked_for_a_round_before_it_is_used():
+def test_each_batch_is_asked_for_a_step_before_it_is_used():
     peers = Scripted(fresh_normals())
     trainer(peers).train(4)
     assert peers.calls == [
@@ -136,8 +138,35 @@ def test_each_batch_is_asked_for_a_round_before_it_is_used():
         ("request", 1, 3),
         ("publish", 1, 3),
         ("collect", 1, 3),
-        ("request", 2, 5),
     ]
+
+
+def test_a_look_up_is_sent_one_step_ahead_however_long_the_round():
+    peers = Scripted(fresh_normals())
+    loop = trainer(peers, supervised=5)
+    loop.train(4)
+    assert peers.calls == []
+    loop.train(1)
+    assert peers.calls == [("request", 0, 5)]
+
+
+def test_a_task_that_gives_its_relations_no_weight_trains_on_its_labels_alone():
+    peers = Scripted(fresh_normals())
+    loop = trainer(peers, consistency_weight=0.0)
+    loop.relations = [WeightedRelation(r.name, r.relation, r.config, 0.0) for r in loop.relations]
+    assert loop.train(12)["totals"]["supervised_steps"] == 12
+    assert peers.calls == []
+
+
+def test_an_absurd_prediction_of_a_peer_is_a_skipped_step_and_no_failure():
+    absurd = Prediction("normals", {"normals": NORMALS * 3e38}, 7, 0, 0.0)
+    loop = trainer(Scripted(PeerPredictions({"normals": absurd})), supervised=0)
+    loop.relations[0].relation.scale = 1e30
+    before = [p.clone() for p in loop.model.parameters()]
+    totals = loop.train(3)["totals"]
+    assert totals["misses"] == {"unusable": 3}
+    assert totals["skipped_consistency_steps"] == 3
+    assert all(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
 
 
 def test_a_step_without_peers_publishes_and_learns_nothing_and_is_counted():

@@ -242,7 +242,7 @@ def test_runs_that_share_a_checkpoint_address_get_folders_of_their_own_there(
 ) -> None:
     runs = planned(tmp_path, set={"checkpoint.path": "s3://bucket/checkpoints/"})
     paths = [r.run.job.checkpoint.path for r in runs]
-    assert paths[0] == "s3://bucket/checkpoints/alone/seed_0"
+    assert paths[0] == "s3://bucket/checkpoints/out/runs/alone/seed_0"
     assert len({*paths}) == 4
 
 

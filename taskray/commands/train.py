@@ -62,11 +62,12 @@ def train(
     console = console or Console()
     models = check(job)
     checkpoints = job.checkpoint.path or str(folder / "checkpoints")
-    if resume == "never":
-        start_over(folder, checkpoints)
-    check_checkpoints(job, checkpoints, models)
     if inline:
         check_gpus(job)
+    if resume == "never":
+        start_over(folder, checkpoints, job)
+    check_checkpoints(job, checkpoints, models)
+    (folder / RESULT).unlink(missing_ok=True)  # what is cut off from here on has no result
     with ray_session(job, inline), RunFolder(folder) as files:
         files.write_config(job)
         live = Live({n: job.steps_of(n) for n in job.tasks}, job.name, console)
@@ -150,9 +151,10 @@ def make_collective(job: Job, checkpoints: str, recorder: Recorder, inline: bool
     return Collective(job, checkpoints, recorder)
 
 
-def start_over(folder: Path, checkpoints: str) -> None:
-    """Remove what an earlier run left in the folder (only files that taskray writes)."""
-    CheckpointStore(checkpoints).clear()
+def start_over(folder: Path, checkpoints: str, job: Job) -> None:
+    """Remove what an earlier run of the job left (only what taskray writes)."""
+    for task in job.tasks:
+        CheckpointStore(checkpoints).clear(task)
     for name in (METRICS, RESULT, PANELS, ERRORS, "report.html"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)

@@ -55,10 +55,12 @@ class PeerPredictions:
 
     by_quantity: dict[str, Prediction] = field(default_factory=dict)
     misses: dict[str, str] = field(default_factory=dict)
-    """Peer task (or quantity, where no task is known) -> ``absent``, ``stale`` (beyond the
+    """Peer task -> ``absent``, ``stale`` (beyond the
     bound), ``timeout``, ``unavailable`` (the cache did not answer)."""
     front: int = -1
     """The farthest mediator window that another task has come to (see ``Batch.window``)."""
+    asked_at: float = 0.0
+    """When, by ``time.monotonic``, the predictions had the ages that they state."""
 
 
 class Peers(Protocol):

@@ -6,7 +6,7 @@
                                         ▼
                                      relations(live prediction, peers' stale predictions)
                                         │       ▲
-                                        ▼       └──collect── peers   (asked for one round ahead)
+                                        ▼       └──collect── peers   (asked for a step ahead)
                                      backward · update
 
 Gradients never leave the task. The same loop runs inside a Ray actor and in one process: it
@@ -59,6 +59,10 @@ class WeightedRelation:
         )
 
 
+class NotFinite(TaskrayError):
+    """A loss or a gradient that is NaN or infinite; nothing was updated."""
+
+
 class Trainer:
     """Trains one task. Call :meth:`train`; or :meth:`begin` and :meth:`finish` for half steps."""
 
@@ -99,7 +103,7 @@ class Trainer:
         self.start_clock()
         self._upcoming: Batch | None = None  # the mediator batch that peers are being asked about
         self._mediator_state: dict[str, Any] | None = None  # its position, were it not yet drawn
-        self._served: set[int] = set()  # batches predicted on after the last step
+        self._served: set[tuple[int, int]] = set()  # (window, batch) predicted on after the end
         self._live: tuple[Batch, dict[str, Tensor]] | None = None  # between begin and finish
 
     # ---- the loop -------------------------------------------------------------------------
@@ -134,14 +138,15 @@ class Trainer:
     def begin(self) -> None:
         """First half of a step: on the mediator, predict and publish. Needs no peer."""
         with self._naming_errors():
-            if self._upcoming is None and self._is_tied:
-                self._ask_ahead(self.step)
-            if not self.is_consistency_step(self.step):
+            use = self.step if self.is_consistency_step(self.step) else self.step + 1
+            if self._upcoming is None and self.is_consistency_step(use):
+                self._ask_ahead(use)
+            if use != self.step or not self.is_consistency_step(use):
                 return
             batch = self._take_upcoming()
             prediction = self.predict(batch)
             self.peers.publish(batch, self.step, {k: v.detach() for k, v in prediction.items()})
-            self._live = (batch, prediction)
+            self._live = (self._to_device(batch), prediction)
 
     def finish(self) -> None:
         """Second half: the loss, its gradient, the update."""
@@ -176,23 +181,34 @@ class Trainer:
         self.meter.wait_seconds += time.perf_counter() - waiting
         assert self.mediator is not None
         self.mediator.keep_up(found.front)
-        self._ask_ahead(self.step + 1)
+        if self.is_consistency_step(self.step + 1):
+            self._ask_ahead(self.step + 1)
         self._count(found)
         stale = {q: self._on_device(p.tensors[q]) for q, p in found.by_quantity.items()}
         known = {**stale, **prediction}  # what this task predicts itself is live
-        loss = None
+        loss, values = None, {}
         for weighted in self.relations:
             weight = weighted.weight(self.step)
             if weight == 0 or not known.keys() >= set(weighted.relation.quantities):
                 continue
             value = self._evaluate(weighted, known, batch)
-            self.meter.add(f"loss/consistency/{weighted.name}", value.detach())
+            values[weighted.name] = value.detach()
             loss = weight * value if loss is None else loss + weight * value
         if loss is None:  # nobody to be consistent with: no backward pass, and it is counted
             self.totals.skipped_consistency_steps += 1
             return
+        try:
+            self._update(loss)
+        except NotFinite:
+            if not all(bool(torch.isfinite(p).all()) for p in prediction.values()):
+                raise
+            # This task's own prediction is sound: the peer's was absurd. Its bad luck, not ours.
+            self.totals.skipped_consistency_steps += 1
+            self.totals.misses["unusable"] = self.totals.misses.get("unusable", 0) + 1
+            return
         self.meter.add("loss/consistency", loss.detach())
-        self._update(loss)
+        for name, value in values.items():
+            self.meter.add(f"loss/consistency/{name}", value)
 
     def _evaluate(
         self, weighted: WeightedRelation, known: Mapping[str, Tensor], batch: Batch
@@ -214,12 +230,12 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         clip = self.config.optimizer.clip_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
-        self.meter.add("grad_norm", norm.detach())
         # On a CPU the check is free. On a GPU it would make every step wait: there the sums of
         # the chunk are looked at when it ends, before any checkpoint is written.
         if self.device.type == "cpu" and not torch.isfinite(norm):
             what = "its gradient" if torch.isfinite(loss) else "the loss"
-            raise TaskrayError(f"{what} is not finite (loss {float(loss.detach()):g})")
+            raise NotFinite(f"{what} is not finite (loss {float(loss.detach()):g})")
+        self.meter.add("grad_norm", norm.detach())
         rate = learning_rate(self.config.optimizer, self.step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -244,9 +260,10 @@ class Trainer:
                     self.peers.request(batch, self.step, self.step)
                     continue
                 self._upcoming = None
-                if batch.window == front and batch.id not in self._served:
-                    self._served.add(batch.id)
+                if batch.window == front and (front, batch.id) not in self._served:
+                    self._served.add((front, batch.id))
                     self.peers.publish(batch, self.step, self.infer(batch))
+            self.start_clock()  # serving is no training
 
     # ---- prediction -----------------------------------------------------------------------
 
@@ -288,12 +305,10 @@ class Trainer:
 
     # ---- the mediator, one batch ahead ----------------------------------------------------
 
-    def _ask_ahead(self, first: int) -> None:
-        """Draw the next mediator batch and ask for its peers, well before the step that uses it."""
+    def _ask_ahead(self, use: int) -> None:
+        """Draw the next mediator batch and ask for its peers, a step before the one that uses it:
+        long enough to hide the way there and back, short enough that they are still fresh."""
         assert self.mediator is not None
-        use = first
-        while not self.is_consistency_step(use):
-            use += 1
         waiting = time.perf_counter()
         self._mediator_state = self.mediator.state_dict()
         self._upcoming = self.mediator.next()
@@ -303,7 +318,7 @@ class Trainer:
     def _take_upcoming(self) -> Batch:
         assert self._upcoming is not None
         batch, self._upcoming = self._upcoming, None
-        return self._to_device(batch)
+        return batch
 
     # ---- bookkeeping ----------------------------------------------------------------------
 

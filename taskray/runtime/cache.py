@@ -125,10 +125,15 @@ class PredictionCache:
     # ---- producers ------------------------------------------------------------------------
 
     def announce(
-        self, task: str, quantities: Sequence[str], step: int = 0, server: Any = None
+        self,
+        task: str,
+        quantities: Sequence[str],
+        step: int = 0,
+        server: Any = None,
+        active: bool = True,
     ) -> None:
         """A task joins, or comes back from its checkpoint at ``step``."""
-        self.producers[task] = Producer(tuple(quantities), step, True, server)
+        self.producers[task] = Producer(tuple(quantities), step, active, server)
 
     def progress(self, task: str, step: int, window: int = -1) -> None:
         """A task has come to ``step``, which is what staleness is measured against, and to this
@@ -141,10 +146,10 @@ class PredictionCache:
         others = (p for t, p in self.producers.items() if t != consumer and p.active)
         return max((p.window for p in others), default=-1)
 
-    def retire(self, task: str) -> None:
-        """A task has ended: its predictions stay, but nobody waits for new ones."""
-        if task in self.producers:
-            self.producers[task].active = False
+    def retire(self, task: str, quantities: Sequence[str]) -> None:
+        """A task has ended, before it began perhaps: its predictions stay, but nobody waits for
+        new ones."""
+        self.producers.setdefault(task, Producer(tuple(quantities))).active = False
 
     # ---- predictions ----------------------------------------------------------------------
 
@@ -244,7 +249,8 @@ class PredictionCache:
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the cache began, as in the result file."""
-        counts = {n: self.counts[n] for n in ("publishes", "refused", "evictions", "look_ups")}
+        names = ("publishes", "refused", "evictions", "look_ups", "waits_given_up")
+        counts = {name: self.counts[name] for name in names}
         return {
             "entries": len(self.entries),
             "bytes": self.num_bytes,
@@ -286,13 +292,18 @@ class WaitingCache:
         self.waiting = 0
 
     async def announce(
-        self, task: str, quantities: Sequence[str], step: int = 0, server: Any = None
+        self,
+        task: str,
+        quantities: Sequence[str],
+        step: int = 0,
+        server: Any = None,
+        active: bool = True,
     ) -> None:
-        self.cache.announce(task, quantities, step, server)
+        self.cache.announce(task, quantities, step, server, active)
         await self._wake()
 
-    async def retire(self, task: str) -> None:
-        self.cache.retire(task)
+    async def retire(self, task: str, quantities: Sequence[str]) -> None:
+        self.cache.retire(task, quantities)
         await self._wake()
 
     async def publish(

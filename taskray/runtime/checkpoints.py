@@ -94,9 +94,12 @@ class CheckpointStore:
             raise damaged
         return None
 
-    def clear(self) -> None:
-        """Remove all checkpoints of the run."""
-        self._delete(self.root)
+    def clear(self, task: str) -> None:
+        """Remove all checkpoints of a task, complete or not, and nothing else."""
+        selector = fs.FileSelector(f"{self.root}/{task}", allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.base_name.startswith("step_"):
+                self._delete(info.path)
 
     def _is_complete(self, folder: str) -> bool:
         try:

@@ -18,6 +18,7 @@ import ray
 
 from taskray.config import Job
 from taskray.errors import TaskrayError
+from taskray.loop.assembly import build_task
 from taskray.loop.evaluation import Evaluation
 from taskray.loop.meters import Edge
 from taskray.runtime.member import NUM_SAMPLES
@@ -150,7 +151,8 @@ class Collective:
         self.observer.event(verdict.reason, name, state.step)
         if verdict.decision is Decision.FAIL:
             state.error, state.traceback = verdict.error, traceback_of(error)
-            self.cache.retire.remote(name)  # its peers must not wait for it
+            # its peers must not wait for it
+            self.cache.retire.remote(name, build_task(self.job, name).quantities)
             return None
         state.restarts += 1
         self.actors[name] = place_task(self.job, name, self.shares[name])
@@ -205,10 +207,6 @@ class Collective:
             cache = {}
         return summarize(self.job, self.states, cache, seconds)
 
-    def pids(self) -> dict[str, int]:
-        """Process ids of the tasks that have answered at least once."""
-        return {n: s.report["pid"] for n, s in self.states.items() if s.report}
-
     def close(self) -> None:
         """End the processes of this run (and of no other on the same Ray)."""
         for actor in (*self.actors.values(), *self.servers.values(), self.cache):
@@ -220,7 +218,10 @@ def summarize(
 ) -> dict[str, Any]:
     """The result of a run from what each task last reported."""
     failed = [s.error for s in states.values() if s.error is not None]
-    complete = all(s.step >= job.steps_of(n) for n, s in states.items())
+    complete = all(
+        s.step >= job.steps_of(n) and s.evaluations.keys() >= job.evaluation.data.keys()
+        for n, s in states.items()
+    )
     staleness = {}
     for name, state in states.items():
         edges = state.report["totals"]["edges"] if state.report else {}

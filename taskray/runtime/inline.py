@@ -6,8 +6,11 @@ step: the synchronous algorithm, staleness 0. It is what the asynchronous runs a
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,6 +89,8 @@ class InlineCollective:
             self.states[name].step = step = member.resume()
             if step:
                 self.observer.event(f"task {name!r} goes on from step {step}", name, step)
+            if member.finished:
+                self.states[name].report = member.trainer.report()
             self.members[name] = member
 
     def train(self, data: Mapping[str, Handle]) -> None:
@@ -98,24 +103,30 @@ class InlineCollective:
         try:
             self._train()
         except KeyboardInterrupt:
-            for member in self.members.values():
-                member.save()
+            for name, member in self.members.items():
+                if self.states[name].error is None:
+                    member.save()
             raise
 
     def _train(self) -> None:
         while living := self._living():
             for _ in range(self.job.runtime.chunk_steps):
-                for name in list(living):
-                    self._guard(living, name, living[name].trainer.begin)
-                for name in list(living):
-                    self._guard(living, name, living[name].trainer.finish)
-                for name in [n for n, m in living.items() if m.finished]:
-                    self.cache.retire(name)
-                    self._report(name, living.pop(name))
+                with between_steps():
+                    self._step(living)
                 if not living:
                     break
             for name, member in living.items():
                 self._report(name, member)
+
+    def _step(self, living: dict[str, Member]) -> None:
+        """One step of all tasks, whole; those that are done or have failed leave ``living``."""
+        for name in list(living):
+            self._guard(living, name, living[name].trainer.begin)
+        for name in list(living):
+            self._guard(living, name, living[name].trainer.finish)
+        for name in [n for n, m in living.items() if m.finished]:
+            self.cache.retire(name, living[name].trainer.task.quantities)
+            self._report(name, living.pop(name))
 
     def _living(self) -> dict[str, Member]:
         return {
@@ -128,18 +139,18 @@ class InlineCollective:
             half_step()
         except TrainingError as error:
             self._fail(name, error)
-            self.cache.retire(name)
             living.pop(name)
 
     def _fail(self, name: str, error: TaskrayError) -> None:
+        self.cache.retire(name, self.members[name].trainer.task.quantities)
         self.states[name].error, self.states[name].traceback = error, traceback_of(error)
         self.observer.event(str(error), name, self.states[name].step)
 
     def _report(self, name: str, member: Member) -> None:
         try:
             report = member.after_steps(member.trainer.report())
-        except TaskrayError as error:
-            self._fail(name, error)
+        except Exception as error:
+            self._fail(name, _named(name, member, error))
             return
         self.states[name].step, self.states[name].report = report["step"], report
         self.observer.report(report, 0)
@@ -154,7 +165,11 @@ class InlineCollective:
             for number, title in enumerate(self.job.evaluation.data):
                 if self.states[name].error is None:
                     samples = NUM_SAMPLES if number == 0 else 0
-                    evaluation = member.evaluate(title, samples)
+                    try:
+                        evaluation = member.evaluate(title, samples)
+                    except Exception as error:
+                        self._fail(name, _named(name, member, error))
+                        break
                     self.states[name].evaluations[title] = evaluation
 
     def result(self, seconds: float) -> dict[str, Any]:
@@ -164,3 +179,30 @@ class InlineCollective:
     def close(self) -> None:
         for member in self.members.values():
             member.close()
+
+
+def _named(name: str, member: Member, error: Exception) -> TaskrayError:
+    if isinstance(error, TaskrayError):
+        return error
+    return TrainingError(name, member.trainer.step, f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def between_steps() -> Iterator[None]:
+    """Holds Ctrl-C and SIGTERM back until the block has ended: a step is taken by all tasks or by
+    none, or they would be out of step for ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda received, frame: came.append(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class CachePeers:
         self._known: set[str] = set()
         self._weights: tuple[int, dict[str, np.ndarray]] | None = None
         self.dropped_publishes = 0
-        self.refused_publishes = 0
+        self.active = True  # peers may wait for this task
 
     # ---- what the loop calls --------------------------------------------------------------
 
@@ -76,6 +77,7 @@ class CachePeers:
         """Join the collective, or come back to it: peers may now look this task up."""
         if self.server is not None:
             self._refresh_server(step, model)
+        self.active = True
         self._tell(self._announce, step)
 
     def request(self, batch: Batch, now: int, use: int) -> None:
@@ -106,7 +108,7 @@ class CachePeers:
             self._late = True
             return self._all_missing("timeout")
         self._late = False
-        return found
+        return self._aged(found)
 
     def stepped(self, step: int, model: nn.Module) -> None:
         if self.server is None:
@@ -116,18 +118,15 @@ class CachePeers:
         elif step % SERVER_CHECK_EVERY == 0:
             self._tell(self._revive_server)
 
-    def retire(self, step: int) -> None:
-        """Training has ended: the predictions stay, but nobody should wait for new ones."""
-        self._tell(lambda: self._call(self.cache.retire, self.task))
-        self.flush()
-
-    def flush(self) -> None:
-        """Wait until everything told so far has arrived (or timed out)."""
-        self._telling.submit(lambda: None).result(CALL_TIMEOUT)
-
-    def close(self) -> None:
-        self._asking.shutdown(wait=False, cancel_futures=True)
-        self._telling.shutdown(wait=False, cancel_futures=True)
+    def retire(self) -> None:
+        """Training has ended: the predictions stay, but nobody should wait for new ones. Returns
+        when everything told so far has arrived, or should have."""
+        self.active = False
+        last = self._telling.submit(self._call, self.cache.retire, self.task, self.quantities)
+        try:
+            last.result(CALL_TIMEOUT)
+        except FutureTimeout:
+            log.info("%s: the cache is slow", self.task)
 
     # ---- asking, on its own thread --------------------------------------------------------
 
@@ -141,6 +140,9 @@ class CachePeers:
         except ray.exceptions.GetTimeoutError:
             return self._all_missing("timeout")
         except ray.exceptions.RayError:
+            return self._all_missing("unavailable")
+        except Exception:  # never the loop's business; but somebody should know
+            log.exception("%s: a look-up failed", self.task)
             return self._all_missing("unavailable")
         finally:
             self._asked.set()
@@ -190,7 +192,7 @@ class CachePeers:
                 misses[task] = "timeout"
             except ray.exceptions.RayError:  # evicted or lost with its node since the look-up
                 misses[task] = "unavailable"
-        return PeerPredictions(chosen, misses, answer.front)
+        return PeerPredictions(chosen, misses, answer.front, time.monotonic())
 
     def _get(self, task: str, peer: Found) -> Prediction:
         arrays = peer.arrays
@@ -201,7 +203,19 @@ class CachePeers:
         return peer.prediction(task, tensors)
 
     def _all_missing(self, reason: str) -> PeerPredictions:
-        return PeerPredictions({}, dict.fromkeys(self._known or {"cache"}, reason))
+        return PeerPredictions({}, dict.fromkeys(self._known, reason))
+
+    def _aged(self, found: PeerPredictions) -> PeerPredictions:
+        """As of now: a step, and sometimes an evaluation, lies between the look-up and the use."""
+        older = time.monotonic() - found.asked_at
+        usable, misses = {}, dict(found.misses)
+        for quantity, prediction in found.by_quantity.items():
+            age = prediction.age_seconds + older
+            if self.bound.max_seconds is not None and age > self.bound.max_seconds:
+                misses[prediction.task] = "stale"
+            else:
+                usable[quantity] = replace(prediction, age_seconds=age)
+        return replace(found, by_quantity=usable, misses=misses)
 
     # ---- telling, on its own thread -------------------------------------------------------
 
@@ -217,7 +231,7 @@ class CachePeers:
             return None
 
     def _announce(self, step: int) -> None:
-        self._call(self.cache.announce, self.task, self.quantities, step, self.server)
+        self._call(self.cache.announce, self.task, self.quantities, step, self.server, self.active)
 
     def _publish(self, batch: int, step: int, *prediction: Any) -> None:
         try:
@@ -229,7 +243,6 @@ class CachePeers:
                 self._announce(step)
                 refused = self._call(self.cache.publish, self.task, batch, step, *prediction)
             if refused:
-                self.refused_publishes += 1
                 log.warning("%s: prediction refused by the cache: %s", self.task, refused)
         finally:
             self._pending -= 1

@@ -55,6 +55,8 @@ class TaskActor:
         step = self.member.resume()
         if self.peers is not None:
             self.peers.announce(step, self.member.trainer.model)
+            if self.member.finished:  # it comes back to serve
+                self.peers.retire()
         self.member.trainer.start_clock()
         return {"step": step, "pid": os.getpid()}
 
@@ -70,7 +72,7 @@ class TaskActor:
         if self.peers is not None:
             report["values"]["publishes_dropped"] = float(self.peers.dropped_publishes)
             if member.finished:
-                self.peers.retire(member.trainer.step)
+                self.peers.retire()
         return report
 
     def serve(self, seconds: float) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def resolve(
     job = parse_job(dict(values), source)
     update: dict[str, Any] = {}
     if job.checkpoint.path:  # each run has checkpoints of its own
-        own = f"{job.checkpoint.path.rstrip('/')}/{folder.parent.name}/{folder.name}"
+        own = "/".join([job.checkpoint.path.rstrip("/"), *folder.parts[-4:]])
         update["checkpoint"] = job.checkpoint.model_copy(update={"path": own})
     return Run(folder.name, folder, job.model_copy(update=update))
 
@@ -90,7 +90,7 @@ def fate(run: Run) -> Fate:
     if _essence(before) != _essence(now):
         return Fate.START_OVER
     result = _result(run.folder)
-    same = before.get("evaluation") == now["evaluation"]
+    same = _measured(before) == _measured(now)
     return Fate.DONE if same and result.get("status") == "finished" else Fate.RESUME
 
 
@@ -107,6 +107,13 @@ def _result(folder: Path) -> dict[str, Any]:
         return read_result(folder) or {}
     except InputError:  # cut off by a crash: as good as none
         return {}
+
+
+def _measured(values: Mapping[str, Any]) -> Any:
+    """What a job evaluates, and on which data."""
+    evaluation = values.get("evaluation") or {}
+    data = values.get("data") or {}
+    return evaluation, {n: data.get(n) for n in (evaluation.get("data") or {}).values()}
 
 
 def _essence(values: Mapping[str, Any]) -> dict[str, Any]:
