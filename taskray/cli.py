@@ -230,7 +230,9 @@ def run_report(arguments: argparse.Namespace) -> int:
     console = Console()
     if arguments.baseline:
         folders = (arguments.baseline, arguments.folder)
-        names = labels(Run(arguments.folder), Run(arguments.baseline))
+        names = tuple(folder.resolve().name for folder in folders)
+        if len(set(names)) < 2:  # two runs of a study: .../alone/seed_0, .../collective/seed_0
+            names = labels(Run(arguments.folder), Run(arguments.baseline))
         results = [read_result(folder) or {} for folder in folders]
         console.print(to_rich(comparison_table(dict(zip(names, results, strict=True)))))
     console.print(f"report: {path}", soft_wrap=True)

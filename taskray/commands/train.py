@@ -67,9 +67,9 @@ def train(
     if resume == "never":
         start_over(folder, checkpoints, job)
     check_checkpoints(job, checkpoints, models)
-    (folder / RESULT).unlink(missing_ok=True)  # what is cut off from here on has no result
     with ray_session(job, inline), RunFolder(folder) as files:
         files.write_config(job)
+        (folder / RESULT).unlink(missing_ok=True)  # what is cut off from here on has no result
         live = Live({n: job.steps_of(n) for n in job.tasks}, job.name, console)
         recorder = Recorder(files, live, listener)
         with closing(make_collective(job, checkpoints, recorder, inline)) as collective:
