@@ -141,6 +141,8 @@ class Collective:
         """A task that is done goes on predicting for those that are not; None when all are."""
         if not self.job.active_relations or self.job.runtime.publisher != "trainer":
             return None
+        if self.job.staleness.on_stale == "wait":  # it is in step with its peers, or waits in vain
+            return None
         if all(self._has_ended(other) for other in self.states):
             return None
         return self.actors[name].serve.remote(SERVE_SECONDS)
