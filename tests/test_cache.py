@@ -187,7 +187,7 @@ def test_a_waiting_look_up_is_answered_by_the_publish_it_waits_for(clock):
         for task in ("depth", "normals"):
             await cache.announce(task, [task])
         await cache.publish("depth", 3, 2, 1.0, depth())
-        waiting = asyncio.create_task(cache.look_up(3, ["depth"], "normals", 3, 4, 0, bound))
+        waiting = asyncio.create_task(cache.answer(3, ["depth"], "normals", 3, 4, 0, bound))
         await asyncio.sleep(0.05)
         too_early = waiting.done()
         await cache.publish("depth", 3, 4, 2.0, depth())
@@ -205,25 +205,26 @@ def test_a_waiting_look_up_gives_up_in_time():
         bound = StalenessConfig(max_steps=0, on_stale="wait", wait_seconds=0.05)
         for task in ("depth", "normals"):
             await cache.announce(task, [task])
-        return (await cache.look_up(3, ["depth"], "normals", 3, 4, 0, bound)).found
+        return (await cache.answer(3, ["depth"], "normals", 3, 4, 0, bound)).found
 
     assert asyncio.run(scene())["depth"].miss == "absent"
 
 
-def test_a_look_up_tells_how_far_the_peers_have_come(clock):
-    async def scene() -> list[int]:
-        cache = WaitingCache(1000)
-        for task in ("a", "b", "c"):
-            await cache.announce(task, ["depth"])
-        fronts = []
-        for task, window in (("a", 32), ("b", 16), ("c", 0), ("a", 32)):
-            answer = await cache.look_up(0, ["depth"], task, 1, 1, window, ANY_AGE)
-            fronts.append(answer.front)
-        await cache.retire("a", ["depth"])
-        fronts.append((await cache.look_up(0, ["depth"], "c", 1, 1, 0, ANY_AGE)).front)
-        return fronts
+def test_an_answer_tells_how_far_the_peers_have_come():
+    cache = PredictionCache(1000)
+    for task in ("a", "b", "c"):
+        cache.announce(task, ["depth"])
+    fronts = [
+        cache.answer(0, ["depth"], task, 1, 1, window, ANY_AGE).front
+        for task, window in (("a", 32), ("b", 16), ("c", 0), ("a", 32))
+    ]
+    assert fronts == [-1, 32, 32, 16]
+    cache.retire("a", ["depth"])
+    assert cache.answer(0, ["depth"], "c", 1, 1, 0, ANY_AGE).front == 16
 
-    assert asyncio.run(scene()) == [-1, 32, 32, 16, 16]
+
+def test_a_restarted_cache_answers_nobody_it_does_not_know():
+    assert PredictionCache(1000).answer(0, ["depth"], "normals", 1, 1, 0, ANY_AGE) is None
 
 
 def test_memory_stays_flat_over_many_publishes(cache, clock):

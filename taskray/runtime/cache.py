@@ -224,6 +224,26 @@ class PredictionCache:
             answer[task] = found
         return answer
 
+    def answer(
+        self,
+        batch: int,
+        quantities: Sequence[str],
+        consumer: str,
+        now: int,
+        use: int,
+        window: int,
+        bound: StalenessConfig,
+        since: int = -1,
+    ) -> Answer | None:
+        """:meth:`look_up` by a consumer that is at step ``now``, in this mediator ``window``, and
+        will use the answer at step ``use``. None: this cache was restarted and does not know the
+        consumer any more."""
+        if consumer not in self.producers:
+            return None
+        self.progress(consumer, now, window)
+        found = self.look_up(batch, quantities, consumer, bound, since)
+        return Answer(found, self.front(consumer))
+
     def must_wait(
         self,
         batch: int,
@@ -284,7 +304,8 @@ class PredictionCache:
 
 
 class WaitingCache:
-    """The cache as an actor serves it: look-ups may wait for a publish. One event loop."""
+    """The cache where ``on_stale`` is ``wait``: a look-up waits for the publish it needs. It runs
+    on an event loop, which makes every call dearer; elsewhere the plain cache is the actor."""
 
     def __init__(self, max_bytes: int, put: Callable[[Arrays], Any] = dict) -> None:
         self.cache = PredictionCache(max_bytes, put)
@@ -319,7 +340,7 @@ class WaitingCache:
         await self._wake()
         return refused
 
-    async def look_up(
+    async def answer(
         self,
         batch: int,
         quantities: Sequence[str],
@@ -330,17 +351,12 @@ class WaitingCache:
         bound: StalenessConfig,
         since: int = -1,
     ) -> Answer | None:
-        """As :meth:`PredictionCache.look_up`, by a consumer that is at step ``now``, in this
-        mediator ``window``, and will use the answer at step ``use``. With ``on_stale: wait`` it
-        first waits until every peer has come far enough, or ``wait_seconds`` have passed. None:
-        this cache was restarted and does not know the consumer any more."""
-        if consumer not in self.cache.producers:
-            return None
-        self.cache.progress(consumer, now, window)
-        if bound.on_stale == "wait":
+        """As :meth:`PredictionCache.answer`, but it first waits until every peer has come far
+        enough, or ``wait_seconds`` have passed."""
+        if consumer in self.cache.producers:
+            self.cache.progress(consumer, now, window)
             await self._wait(batch, quantities, consumer, use, bound)
-        found = self.cache.look_up(batch, quantities, consumer, bound, since)
-        return Answer(found, self.cache.front(consumer))
+        return self.cache.answer(batch, quantities, consumer, now, use, window, bound, since)
 
     async def statistics(self) -> dict[str, Any]:
         return self.cache.statistics()

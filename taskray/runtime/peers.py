@@ -151,7 +151,7 @@ class CachePeers:
         bounded = self.job.mediator is not None and self.job.mediator.window != "all"
         since = batch.window if bounded else -1
         for _ in range(2):
-            call = self.cache.look_up.remote(
+            call = self.cache.answer.remote(
                 batch.id, self.wanted, self.task, now, use, batch.window, self.bound, since
             )
             self._asked.set()

@@ -11,7 +11,7 @@ import ray
 
 from taskray.config import Job
 from taskray.errors import InputError
-from taskray.runtime.cache import WaitingCache, keep_small
+from taskray.runtime.cache import PredictionCache, WaitingCache, keep_small
 from taskray.runtime.task_actor import ForwardServer, TaskActor
 
 
@@ -52,11 +52,11 @@ def plan(job: Job, available: dict[str, float]) -> dict[str, Share]:
 
 def place_cache(job: Job) -> Any:
     """The cache actor: it puts what it is given, so that it owns the arrays; Ray restarts it."""
-    return (
-        ray.remote(WaitingCache)
-        .options(num_cpus=0, max_restarts=-1, max_concurrency=1000)
-        .remote(job.cache.max_bytes, keep_small(ray.put))
+    waits = job.staleness.on_stale == "wait"
+    actor = ray.remote(WaitingCache if waits else PredictionCache).options(
+        num_cpus=0, max_restarts=-1, max_concurrency=1000 if waits else 1
     )
+    return actor.remote(job.cache.max_bytes, keep_small(ray.put))
 
 
 def place_task(job: Job, name: str, share: Share) -> Any:
