@@ -198,8 +198,8 @@ class CachePeers:
         arrays = peer.arrays
         if isinstance(arrays, ray.ObjectRef):
             arrays = ray.get(arrays, timeout=CALL_TIMEOUT)
-        # arrays that came through Ray are read-only: they are copied
-        tensors = {q: torch.from_numpy(np.array(a)).float() for q, a in arrays.items()}
+        # NumPy converts in this thread alone; torch would start a team of threads for it
+        tensors = {q: torch.from_numpy(np.array(a, np.float32)) for q, a in arrays.items()}
         return peer.prediction(task, tensors)
 
     def _all_missing(self, reason: str) -> PeerPredictions:
