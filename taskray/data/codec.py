@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from taskray.data.reader import Sample
-from taskray.errors import InputError
+from taskray.errors import one_line
 from taskray.schema import QUANTITIES, quantity_of
 
 KEY = "key"
@@ -141,14 +141,6 @@ def check_sample(sample: Sample) -> None:
                 f"{column} is {size[0]}x{size[1]} pixels, "
                 f"but {first} is {frames[first][0]}x{frames[first][1]}"
             )
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong, in one line, with the kind of error where its text says too little."""
-    text = " ".join(str(error).split())
-    if text and isinstance(error, (ValueError, OSError, InputError)):
-        return text
-    return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def _encode_value(column: str, array: np.ndarray) -> bytes:

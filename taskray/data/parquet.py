@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from taskray.data.codec import KEY, decode_row, one_line
+from taskray.data.codec import KEY, decode_row
 from taskray.data.reader import Reader, Row, Sample
-from taskray.errors import InputError
+from taskray.errors import InputError, one_line
 
 
 class ParquetFolder(Reader):

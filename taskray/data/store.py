@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from taskray import plugins
 from taskray.config import DataConfig, Plugin
 from taskray.data import ray_data
-from taskray.data.codec import ERROR, KEY, encode, one_line
+from taskray.data.codec import ERROR, KEY, encode
 from taskray.data.reader import Reader, Row
-from taskray.errors import InputError
+from taskray.errors import InputError, one_line
 
 MANIFEST = "_taskray.json"
 STORAGE_VERSION = 1
