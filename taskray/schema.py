@@ -11,11 +11,14 @@ Conventions
   of camera 2: the movement of the point seen there relative to the scene.
 * Normals are unit vectors in camera axes that face the camera: ``n . ray < 0``.
 * Segmentation is a class index per pixel; 255 is ignored.
+* Point clouds and boxes live in the axes of the LiDAR of their own frame: x forward, y left,
+  z up, metres; a box's heading theta is about z, from x towards y, in (-pi, pi].
 
 A dataset row holds one frame, a pair or a triplet. The columns of the first frame
 carry the plain name; those of frame k carry the suffix ``_k`` (``image_2``).
 ``camera_motion`` is 1 -> 2 and ``camera_motion_2`` is 2 -> 3. ``intrinsics`` is shared
-by all frames of a row.
+by all frames of a row. What a task predicts is named the same way: a network that sees one
+frame predicts ``depth``, and ``depth_2`` when it is shown the second.
 """
 
 from __future__ import annotations
@@ -100,6 +103,14 @@ QUANTITIES: dict[str, Quantity] = {
             "rigid motion of the camera to the next frame",
         ),
         Quantity(
+            "camera_motion_back",
+            (4, 4),
+            "float32",
+            "metres, camera k to camera k-1",
+            "none",
+            "rigid motion of the camera to the frame before",
+        ),
+        Quantity(
             "object_motion",
             (3, "H", "W"),
             "float32",
@@ -123,6 +134,30 @@ QUANTITIES: dict[str, Quantity] = {
             "nearest",
             "pixels of objects that move relative to the scene",
         ),
+        Quantity(
+            "points",
+            ("P", 4),
+            "float32",
+            "x y z in metres, reflectance in [0, 1]; rows of NaN hold no point",
+            "none",
+            "LiDAR sweep in the axes of its sensor",
+        ),
+        Quantity(
+            "boxes",
+            ("M", 9),
+            "float32",
+            "x y z l w h in metres, theta in radians, class index, track id; rows of NaN hold none",
+            "none",
+            "upright boxes around objects, in the axes of the frame's LiDAR; x y z is the centre",
+        ),
+        Quantity(
+            "lidar_motion",
+            (4, 4),
+            "float32",
+            "metres, LiDAR k to LiDAR k+1",
+            "none",
+            "rigid motion of the LiDAR to the next frame",
+        ),
     )
 }
 
@@ -132,7 +167,22 @@ PREDICTED_SHAPES: dict[str, tuple[int | str, ...]] = {
 """Where a prediction is shaped otherwise than its label."""
 
 
+SHARED = frozenset({"intrinsics"})
+"""Columns that all frames of a row have in common."""
+
+
 def quantity_of(column: str) -> str:
     """The quantity that a column holds: ``depth_2`` -> ``depth``."""
     base = re.sub(r"_[2-9]$", "", column)
     return base if base in QUANTITIES else column
+
+
+def frame_of(column: str) -> str:
+    """The suffix of a column's frame: ``depth_2`` -> ``_2``, ``depth`` -> an empty one."""
+    return column[len(quantity_of(column)) :]
+
+
+def at_frame(column: str, frame: str) -> str:
+    """The column of the first frame, for the frame of this suffix: ``image``, ``_2`` ->
+    ``image_2``. What frames share keeps its name."""
+    return column if column in SHARED else column + frame

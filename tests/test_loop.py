@@ -109,6 +109,7 @@ def trainer(peers: Scripted, *, supervised: int = 1, consistency: int = 1, **tas
         nn.Conv2d(3, 1, 1),
         seed=0,
         relations=[relation],
+        published=("depth",),
         dedicated=Frames(depth=torch.full((2, 1, 8, 12), 3.0)),
         mediator=Frames(),
         peers=peers,

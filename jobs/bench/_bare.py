@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,6 +20,7 @@ from taskray.config import Job, parse_job
 from taskray.data.augment import augment
 from taskray.data.batch import Batch
 from taskray.loop.interfaces import NoPeers
+from taskray.loop.predicting import FIRST, frames_of, predict
 from taskray.loop.trainer import Trainer
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member
@@ -38,6 +39,7 @@ class BareLoop:
         torch.set_num_threads(self.config.threads or 1)
         trainer = _trainer(job, name, data, nowhere)
         self.task, self.model, self.optimizer = trainer.task, trainer.forward, trainer.optimizer
+        self.frames = frames_of(trainer.published)
         self.parameters, self.layout = list(trainer.model.parameters()), trainer.layout
         self.relations = [(r.relation, r.weight(job.steps)) for r in trainer.relations]
         self.random = torch.Generator().manual_seed(0)
@@ -48,17 +50,15 @@ class BareLoop:
         trainer.close()
         others = [_trainer(job, other, data, nowhere) for other in job.tasks if other != name]
         self.peers = [
-            {q: p for other in others for q, p in other.infer(batch).items()}
+            {q: p for o in others for q, p in o.infer(batch, frames_of(o.published)).items()}
             for batch in self.unlabelled
         ]
         self.step = 0
 
-    def predict(self, batch: Batch) -> dict[str, Tensor]:
-        image = self.task.network_input(batch.tensors).contiguous(memory_format=self.layout)
+    def predict(self, batch: Batch, frames: Sequence[str] = FIRST) -> dict[str, Tensor]:
         low = self.config.precision == "bfloat16"
         with torch.autocast("cpu", torch.bfloat16) if low else nullcontext():
-            output = self.model(image)
-        return self.task.predict(output.float())
+            return predict(self.task, self.model, batch.tensors, frames, self.layout)
 
     def supervised(self) -> Tensor:
         batch = self.labelled[self.step % len(self.labelled)]
@@ -69,7 +69,7 @@ class BareLoop:
         number = self.step // 2 % len(self.unlabelled)
         batch = self.unlabelled[number]
         own = augment(batch, self.config.augment, self.random, labelled=False)
-        known = {**self.peers[number], **self.predict(own)}
+        known = {**self.peers[number], **self.predict(own, self.frames)}
         terms = [
             weight * torch.stack(list(relation(known, batch.tensors).values())).sum()
             for relation, weight in self.relations

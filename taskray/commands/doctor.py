@@ -100,7 +100,7 @@ def relations_of(job: Job, tasks: Mapping[str, Task]) -> list[str]:
     for name, task in tasks.items():
         for weighted in build_relations(job, name, task):
             for quantity in wanted_quantities(task, [weighted]):
-                peers = [p for p, t in tasks.items() if p != name and quantity in t.quantities]
+                peers = [p for p, t in tasks.items() if p != name and t.predicts(quantity)]
                 lines.append(f"{weighted.name}: {name} <- {', '.join(peers)} ({quantity})")
     return lines or ["no relation acts: each task trains alone"]
 

@@ -15,6 +15,7 @@ from taskray import plugins
 from taskray.config import Job, Plugin
 from taskray.errors import InputError
 from taskray.loop.interfaces import Peers, Stream
+from taskray.loop.predicting import frames_of, inputs_of
 from taskray.loop.trainer import Trainer, WeightedRelation
 from taskray.tasks.task import Task
 
@@ -54,26 +55,34 @@ def build_relations(job: Job, task_name: str, task: Task) -> list[WeightedRelati
     relations = []
     for name, config in job.active_relations.items():
         relation = _build("relation", config.relation, f"consistency.{name}.relation")
-        if set(relation.quantities) & set(task.quantities):
+        if any(task.predicts(q) for q in relation.quantities):
             scale = job.tasks[task_name].consistency_weight
             relations.append(WeightedRelation(name, relation, config, scale))
     return relations
 
 
+def published_quantities(task: Task, relations: list[WeightedRelation]) -> tuple[str, ...]:
+    """What this task predicts on the mediator: what relations ask of it, on any frame."""
+    return tuple(sorted(q for q in _related(relations) if task.predicts(q)))
+
+
 def wanted_quantities(task: Task, relations: list[WeightedRelation]) -> tuple[str, ...]:
     """What this task needs of its peers: what its relations need and it does not predict."""
-    needed = {q for weighted in relations for q in weighted.relation.quantities}
-    return tuple(sorted(needed - set(task.quantities)))
+    return tuple(sorted(q for q in _related(relations) if not task.predicts(q)))
+
+
+def _related(relations: list[WeightedRelation]) -> set[str]:
+    return {q for weighted in relations for q in weighted.relation.quantities}
 
 
 def build_tasks(job: Job) -> dict[str, Task]:
     """Every task of the job. Checks that each relation finds its quantities among them."""
     tasks = {name: build_task(job, name) for name in job.tasks}
-    predicted = {q for task in tasks.values() for q in task.quantities}
     for name, config in job.active_relations.items():
         relation = _build("relation", config.relation, f"consistency.{name}.relation")
         for quantity in relation.quantities:
-            if quantity not in predicted:
+            if not any(task.predicts(quantity) for task in tasks.values()):
+                predicted = {q for task in tasks.values() for q in task.quantities}
                 raise InputError(
                     f"consistency.{name}: needs {quantity!r}, which no task predicts "
                     f"(predicted: {', '.join(sorted(predicted))})"
@@ -97,8 +106,11 @@ def columns_of_datasets(job: Job, tasks: Mapping[str, Task]) -> dict[str, tuple[
 
 def mediator_columns(task: Task, relations: list[WeightedRelation]) -> tuple[str, ...]:
     """The columns of the mediator dataset that one task reads; never a label."""
-    inputs = {c for weighted in relations for c in weighted.relation.inputs}
-    return tuple(sorted({*task.inputs, *inputs})) if relations else ()
+    if not relations:
+        return ()
+    frames = frames_of(published_quantities(task, relations))
+    needed = {c for weighted in relations for c in weighted.relation.inputs}
+    return tuple(sorted({*inputs_of(task, frames), *needed}))
 
 
 def build_trainer(
@@ -120,6 +132,7 @@ def build_trainer(
         build_model(job, name, task),
         seed=seed_of(job, name),
         relations=relations,
+        published=published_quantities(task, relations),
         dedicated=dedicated,
         mediator=mediator,
         peers=peers,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taskray.data.batch import Batch
 from taskray.loop.trainer import Trainer
+from taskray.schema import QUANTITIES
 
 
 @dataclass
@@ -35,7 +36,8 @@ def evaluate(trainer: Trainer, batches: Iterable[Batch], num_samples: int = 0) -
         prediction = trainer.infer(batch)
         labels = {k: v.to(trainer.device) for k, v in batch.tensors.items()}
         metric.update(prediction, labels)
-        take = min(num_samples - have, batch.tensors["image"].shape[0])
+        pictures = labels.get("image")
+        take = 0 if pictures is None else min(num_samples - have, len(pictures))
         if take > 0:
             have += take
             _keep(kept, trainer, prediction, labels, take)
@@ -54,7 +56,7 @@ def _keep(
     pictures = (labels["image"][:take] * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     kept.setdefault("image", []).append(pictures)
     for quantity in trainer.task.quantities:
-        if quantity not in labels:
+        if quantity not in labels or "H" not in QUANTITIES[quantity].shape:
             continue
         predicted = prediction[quantity][:take]
         if predicted.shape[1] != labels[quantity].shape[1]:  # logits against indices

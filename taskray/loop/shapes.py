@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskray.data.batch import Batch
 from taskray.errors import TaskrayError
-from taskray.schema import PREDICTED_SHAPES, QUANTITIES
+from taskray.schema import PREDICTED_SHAPES, QUANTITIES, quantity_of
 
 
 def check_prediction(
@@ -21,15 +21,15 @@ def check_prediction(
     missing = [q for q in quantities if q not in prediction]
     if missing:
         raise TaskrayError(f"the task does not predict {missing[0]!r}, which it says it does")
+    size = {"B": next(iter(batch.tensors.values())).shape[0]}
     image = batch.tensors.get("image")
-    if image is None:
-        return
-    size = {"B": image.shape[0], "H": image.shape[-2], "W": image.shape[-1]}
+    if image is not None:
+        size |= {"H": image.shape[-2], "W": image.shape[-1]}
     for name, tensor in prediction.items():
-        quantity = QUANTITIES.get(name)
+        quantity = QUANTITIES.get(quantity_of(name))
         if quantity is None:
             continue
-        shape = ("B", *PREDICTED_SHAPES.get(name, quantity.shape))
+        shape = ("B", *PREDICTED_SHAPES.get(quantity.name, quantity.shape))
         expected = [size.get(d, d) if isinstance(d, str) else d for d in shape]
         got = list(tensor.shape)
         if len(got) != len(expected) or any(

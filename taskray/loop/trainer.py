@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +33,10 @@ from taskray.errors import TaskrayError, TrainingError
 from taskray.loop.interfaces import NoPeers, PeerPredictions, Peers, Stream
 from taskray.loop.meters import ChunkMeter, Edge, Totals
 from taskray.loop.optimization import build_optimizer, learning_rate
+from taskray.loop.predicting import FIRST, frames_of, predict
 from taskray.loop.shapes import check_prediction
-from taskray.tasks.task import Task
+from taskray.schema import at_frame
+from taskray.tasks.task import Output, Task
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Trainer:
         *,
         seed: int,
         relations: list[WeightedRelation] | None = None,
+        published: Sequence[str] = (),
         dedicated: Stream | None = None,
         mediator: Stream | None = None,
         peers: Peers | None = None,
@@ -89,12 +92,13 @@ class Trainer:
         }[self.config.memory_format]
         # torch declares no overload of `to` that takes a memory format alone with a device
         self.model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.forward: Callable[[Tensor], Tensor] = (
+        self.forward: Callable[[Tensor], Output] = (
             torch.compile(self.model) if self.config.compile else self.model
         )
         self.optimizer = build_optimizer(self.model.parameters(), self.config.optimizer)
         self.dedicated, self.mediator = dedicated, mediator
         self.relations = relations or []
+        self.published = tuple(published)
         self.peers: Peers = peers or NoPeers()
         self.random = torch.Generator().manual_seed(seed)
         self.step = 0
@@ -145,7 +149,7 @@ class Trainer:
                 return
             batch = self._take_upcoming()
             prediction = self.predict(batch)
-            self.peers.publish(batch, self.step, {k: v.detach() for k, v in prediction.items()})
+            self._publish(batch, prediction)
             self._live = (self._to_device(batch), prediction)
 
     def finish(self) -> None:
@@ -191,8 +195,11 @@ class Trainer:
             weight = weighted.weight(self.step)
             if weight == 0 or not known.keys() >= set(weighted.relation.quantities):
                 continue
-            value = self._evaluate(weighted, known, batch)
+            terms = self._evaluate(weighted, known, batch)
+            value = torch.stack(list(terms.values())).sum()
             values[weighted.name] = value.detach()
+            if len(terms) > 1:
+                values |= {f"{weighted.name}/{t}": v.detach() for t, v in terms.items()}
             loss = weight * value if loss is None else loss + weight * value
         if loss is None:  # nobody to be consistent with: no backward pass, and it is counted
             self.totals.skipped_consistency_steps += 1
@@ -212,10 +219,10 @@ class Trainer:
 
     def _evaluate(
         self, weighted: WeightedRelation, known: Mapping[str, Tensor], batch: Batch
-    ) -> Tensor:
-        """The relation's loss; where it fails, the shapes say more than the exception."""
+    ) -> dict[str, Tensor]:
+        """The relation's terms; where it fails, the shapes say more than the exception."""
         try:
-            terms = weighted.relation(known, batch.tensors)
+            return weighted.relation(known, batch.tensors)
         except Exception as error:
             shapes = ", ".join(
                 f"{q} {'x'.join(map(str, known[q].shape))}" for q in weighted.relation.quantities
@@ -223,7 +230,6 @@ class Trainer:
             raise TaskrayError(
                 f"relation {weighted.name!r} failed on {shapes}: {type(error).__name__}: {error}"
             ) from error
-        return torch.stack(list(terms.values())).sum()
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -262,7 +268,7 @@ class Trainer:
                 self._upcoming = None
                 if batch.window == front and (front, batch.id) not in self._served:
                     self._served.add((front, batch.id))
-                    self.peers.publish(batch, self.step, self.infer(batch))
+                    self._publish(batch, self.infer(batch, frames_of(self.published)))
             self.start_clock()  # serving is no training
 
     # ---- prediction -----------------------------------------------------------------------
@@ -270,22 +276,29 @@ class Trainer:
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """The live prediction on a mediator batch, photometrically augmented for this task."""
         own = augment(batch, self.config.augment, self.random, labelled=False)
-        return self._predict(self._to_device(own))
+        return self._predict(self._to_device(own), frames_of(self.published))
 
-    def _predict(self, batch: Batch) -> dict[str, Tensor]:
-        image = self.task.network_input(batch.tensors).contiguous(memory_format=self.layout)
-        with self._precision():
-            output = self.forward(image)
-        prediction = self.task.predict(output.float())
-        check_prediction(prediction, batch, self.task.quantities)
+    def _predict(self, batch: Batch, frames: Sequence[str] = FIRST) -> dict[str, Tensor]:
+        prediction = predict(self.task, self._network, batch.tensors, frames, self.layout)
+        expected = [at_frame(q, f) for q in self.task.quantities for f in frames]
+        check_prediction(
+            prediction, batch, expected if self.task.per_frame else self.task.quantities
+        )
         return prediction
 
+    def _network(self, inputs: Tensor) -> Output:
+        with self._precision():
+            return self.forward(inputs)
+
+    def _publish(self, batch: Batch, prediction: Mapping[str, Tensor]) -> None:
+        self.peers.publish(batch, self.step, {q: prediction[q].detach() for q in self.published})
+
     @torch.no_grad()
-    def infer(self, batch: Batch) -> dict[str, Tensor]:
+    def infer(self, batch: Batch, frames: Sequence[str] = FIRST) -> dict[str, Tensor]:
         """The prediction in evaluation mode, without augmentation or gradient."""
         self.model.eval()
         try:
-            return self._predict(self._to_device(batch))
+            return self._predict(self._to_device(batch), frames)
         finally:
             self.model.train()
 

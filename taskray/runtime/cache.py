@@ -25,7 +25,7 @@ from torch import Tensor
 from taskray.config import StalenessConfig
 from taskray.loop.interfaces import Prediction
 from taskray.loop.staleness import Version, within, worth_waiting_for
-from taskray.schema import PREDICTED_SHAPES, QUANTITIES
+from taskray.schema import PREDICTED_SHAPES, QUANTITIES, quantity_of
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -411,10 +411,10 @@ def _is_finite(array: np.ndarray) -> bool:
 
 def _has_shape(name: str, array: np.ndarray) -> bool:
     """Whether the sizes that ``schema`` fixes for this quantity are kept."""
-    quantity = QUANTITIES.get(name)
+    quantity = QUANTITIES.get(quantity_of(name))
     if quantity is None:
         return True
-    shape = ("B", *PREDICTED_SHAPES.get(name, quantity.shape))
+    shape = ("B", *PREDICTED_SHAPES.get(quantity.name, quantity.shape))
     return array.ndim == len(shape) and all(
         isinstance(wanted, str) or wanted == got
         for wanted, got in zip(shape, array.shape, strict=True)

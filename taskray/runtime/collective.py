@@ -18,7 +18,7 @@ import ray
 
 from taskray.config import Job
 from taskray.errors import TaskrayError
-from taskray.loop.assembly import build_task
+from taskray.loop.assembly import build_relations, build_task, published_quantities
 from taskray.loop.evaluation import Evaluation
 from taskray.loop.meters import Edge
 from taskray.runtime.member import NUM_SAMPLES
@@ -154,7 +154,9 @@ class Collective:
         if verdict.decision is Decision.FAIL:
             state.error, state.traceback = verdict.error, traceback_of(error)
             # its peers must not wait for it
-            self.cache.retire.remote(name, build_task(self.job, name).quantities)
+            task = build_task(self.job, name)
+            published = published_quantities(task, build_relations(self.job, name, task))
+            self.cache.retire.remote(name, published)
             return None
         state.restarts += 1
         self.actors[name] = place_task(self.job, name, self.shares[name])

@@ -26,27 +26,30 @@ from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.collective import Observer, TaskState, summarize
 from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
 from taskray.runtime.supervision import traceback_of
-from taskray.tasks.task import Task
 
 
 class LocalPeers:
     """Peers in the same process, behind the same cache."""
 
     def __init__(
-        self, job: Job, name: str, task: Task, wanted: Sequence[str], cache: PredictionCache
+        self,
+        job: Job,
+        name: str,
+        published: Sequence[str],
+        wanted: Sequence[str],
+        cache: PredictionCache,
     ):
-        self.job, self.name, self.task = job, name, task
+        self.job, self.name, self.published = job, name, tuple(published)
         self.wanted, self.cache = tuple(wanted), cache
         self.dtype = {"float16": torch.float16, "float32": torch.float32}[job.cache.dtype]
-        cache.announce(name, task.quantities)
+        cache.announce(name, self.published)
 
     def request(self, batch: Batch, now: int, use: int) -> None: ...
 
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
         assert batch.id is not None
         arrays = {
-            q: prediction[q].to("cpu", self.dtype).contiguous().numpy()
-            for q in self.task.quantities
+            q: prediction[q].to("cpu", self.dtype).contiguous().numpy() for q in self.published
         }
         self.cache.publish(self.name, batch.id, step, time.time(), arrays)
 
@@ -80,8 +83,10 @@ class InlineCollective:
         """Every task from the opened datasets (by name) and its latest checkpoint."""
         for name in self.job.tasks:
 
-            def make_peers(task: Task, wanted: tuple[str, ...], name: str = name) -> LocalPeers:
-                return LocalPeers(self.job, name, task, wanted, self.cache)
+            def make_peers(
+                published: tuple[str, ...], wanted: tuple[str, ...], name: str = name
+            ) -> LocalPeers:
+                return LocalPeers(self.job, name, published, wanted, self.cache)
 
             device = choose_device(self.job.tasks[name].gpus)
             member = Member(self.job, name, data, self.store, make_peers, device)
@@ -125,7 +130,7 @@ class InlineCollective:
         for name in list(living):
             self._guard(living, name, living[name].trainer.finish)
         for name in [n for n, m in living.items() if m.finished]:
-            self.cache.retire(name, living[name].trainer.task.quantities)
+            self.cache.retire(name, living[name].trainer.published)
             self._report(name, living.pop(name))
 
     def _living(self) -> dict[str, Member]:
@@ -142,7 +147,7 @@ class InlineCollective:
             living.pop(name)
 
     def _fail(self, name: str, error: TaskrayError) -> None:
-        self.cache.retire(name, self.members[name].trainer.task.quantities)
+        self.cache.retire(name, self.members[name].trainer.published)
         self.states[name].error, self.states[name].traceback = error, traceback_of(error)
         self.observer.event(str(error), name, self.states[name].step)
 

@@ -19,13 +19,13 @@ from taskray.loop.assembly import (
     build_task,
     build_trainer,
     mediator_columns,
+    published_quantities,
     seed_of,
     wanted_quantities,
 )
 from taskray.loop.evaluation import Evaluation, evaluate
 from taskray.loop.interfaces import Peers
 from taskray.runtime.checkpoints import CheckpointStore, load_into, serialize
-from taskray.tasks.task import Task
 
 NUM_SAMPLES = 4
 """Frames of the main evaluation that are kept to look at."""
@@ -40,7 +40,7 @@ class Member:
         name: str,
         data: Mapping[str, Handle],
         checkpoints: CheckpointStore,
-        make_peers: Callable[[Task, tuple[str, ...]], Peers],
+        make_peers: Callable[[tuple[str, ...], tuple[str, ...]], Peers],
         device: str = "cpu",
     ) -> None:
         self.job, self.name, self.checkpoints = job, name, checkpoints
@@ -66,7 +66,9 @@ class Member:
                 seed=job.seed,
                 columns=mediator_columns(task, relations),
             )
-        self.peers = make_peers(task, wanted_quantities(task, relations)) if relations else None
+        published = published_quantities(task, relations)
+        wanted = wanted_quantities(task, relations)
+        self.peers = make_peers(published, wanted) if relations else None
         self.trainer = build_trainer(
             job,
             name,

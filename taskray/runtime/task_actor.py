@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from taskray.config import parse_job
-from taskray.loop.assembly import build_model, build_task
+from taskray.loop.assembly import build_model, build_relations, build_task, published_quantities
 from taskray.loop.evaluation import Evaluation
+from taskray.loop.predicting import frames_of, predict
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member, choose_device
 from taskray.runtime.peers import CachePeers
-from taskray.tasks.task import Task
 
 
 def use_threads(count: int) -> None:
@@ -46,8 +46,8 @@ class TaskActor:
         """
         store = CheckpointStore(checkpoints, self.job.checkpoint.keep)
 
-        def make_peers(task: Task, wanted: tuple[str, ...]) -> CachePeers:
-            self.peers = CachePeers(self.job, self.name, task.quantities, wanted, cache, server)
+        def make_peers(published: tuple[str, ...], wanted: tuple[str, ...]) -> CachePeers:
+            self.peers = CachePeers(self.job, self.name, published, wanted, cache, server)
             return self.peers
 
         device = choose_device(self.job.tasks[self.name].gpus)
@@ -104,6 +104,8 @@ class ForwardServer:
         use_threads(threads)
         self.job, self.name, self.cache = parse_job(job, "job"), name, cache
         self.task = build_task(self.job, name)
+        relations = build_relations(self.job, name, self.task)
+        self.published = published_quantities(self.task, relations)
         self.device = choose_device(self.job.tasks[name].gpus)
         self.model = build_model(self.job, name, self.task).to(self.device).eval()
         self.step: int | None = None
@@ -132,11 +134,10 @@ class ForwardServer:
             return None
         tensors = {k: torch.from_numpy(v.copy()).to(self.device) for k, v in inputs.items()}
         with torch.inference_mode():
-            output = self.model(self.task.network_input(tensors)).float()
-            prediction = self.task.predict(output)
+            prediction = predict(self.task, self.model, tensors, frames_of(self.published))
         self.forward_passes += 1
         dtype = torch.float16 if self.job.cache.dtype == "float16" else torch.float32
-        arrays = {q: prediction[q].to("cpu", dtype).numpy() for q in self.task.quantities}
+        arrays = {q: prediction[q].to("cpu", dtype).numpy() for q in self.published}
         refused: str | None = await self.cache.publish.remote(
             self.name, batch, self.step, time.time(), arrays, window
         )

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from taskray.schema import quantity_of
+
 if TYPE_CHECKING:  # importing it takes longer than torch itself: only who measures pays
     from torchmetrics import Metric
+
+
+Output = Tensor | Mapping[str, Tensor]
+"""What a network gives: one tensor ``[B, C, H, W]``, or several by name; float32."""
 
 
 class Task(ABC):
@@ -21,6 +27,9 @@ class Task(ABC):
 
     quantities: tuple[str, ...]
     """Names of the predicted quantities (``schema.QUANTITIES``); the first names the task."""
+    per_frame: bool = True
+    """Whether the network sees one frame at a time. Then a relation may ask for its quantities on
+    any frame of the mediator's rows (``depth_2``); else they are predicted as they are named."""
     inputs: tuple[str, ...] = ("image",)
     """Dataset columns that the network needs."""
     labels: tuple[str, ...]
@@ -30,14 +39,18 @@ class Task(ABC):
     out_channels: int
     """Channels that the network must give."""
 
+    def predicts(self, quantity: str) -> bool:
+        """Whether this task can give a quantity: ``depth_2`` is depth on the second frame."""
+        return (quantity_of(quantity) if self.per_frame else quantity) in self.quantities
+
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The network's input ``[B, in_channels, H, W]`` from the columns of a batch."""
         return batch["image"]
 
     @abstractmethod
-    def predict(self, output: Tensor) -> dict[str, Tensor]:
-        """Quantities in the units of ``schema`` from the network's output
-        ``[B, out_channels, H, W]`` (float32)."""
+    def predict(self, output: Any) -> dict[str, Tensor]:
+        """Quantities in the units of ``schema`` from the network's output (:data:`Output`),
+        ``[B, out_channels, H, W]`` unless the network is made for this task."""
 
     @abstractmethod
     def loss(
