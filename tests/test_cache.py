@@ -9,9 +9,10 @@ import pytest
 
 from taskray.config import StalenessConfig
 from taskray.loop.staleness import Version, within, worth_waiting_for
-from taskray.runtime.cache import NOT_ANNOUNCED, PredictionCache, WaitingCache
+from taskray.runtime.cache import NOT_ANNOUNCED, PredictionCache, Publication, Query
+from taskray.runtime.waiting import WaitingCache
 
-ANY_AGE = StalenessConfig()
+WAIT = StalenessConfig(max_steps=0, on_stale="wait", wait_seconds=5)
 
 
 class Clock:
@@ -40,9 +41,9 @@ def cache(clock: Clock) -> PredictionCache:
 
 
 def test_a_peer_finds_what_was_published_with_its_version(cache, clock):
-    assert cache.publish("depth", 7, 40, clock.now, depth(3.0)) is None
+    assert cache.publish(Publication("depth", 7, 40, clock.now, depth(3.0))) is None
     cache.progress("depth", 65)
-    found = cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"]
+    found = cache.look_up(Query("normals", 7, ("depth",)))["depth"]
     assert found.miss is None
     assert found.version == Version(40, clock.now)
     assert found.staleness_steps == 25
@@ -50,61 +51,61 @@ def test_a_peer_finds_what_was_published_with_its_version(cache, clock):
 
 
 def test_a_task_never_finds_its_own_prediction(cache, clock):
-    cache.publish("depth", 7, 40, clock.now, depth())
-    assert cache.look_up(7, ["depth"], "depth", ANY_AGE) == {}
+    cache.publish(Publication("depth", 7, 40, clock.now, depth()))
+    assert cache.look_up(Query("depth", 7, ("depth",))) == {}
 
 
 def test_a_batch_nobody_predicted_on_is_absent(cache):
-    assert cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"].miss == "absent"
+    assert cache.look_up(Query("normals", 7, ("depth",)))["depth"].miss == "absent"
 
 
 def test_publishing_the_same_version_again_changes_nothing(cache, clock):
-    cache.publish("depth", 7, 40, clock.now, depth(1.0))
-    cache.publish("depth", 7, 40, clock.now, depth(2.0))
-    found = cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"]
+    cache.publish(Publication("depth", 7, 40, clock.now, depth(1.0)))
+    cache.publish(Publication("depth", 7, 40, clock.now, depth(2.0)))
+    found = cache.look_up(Query("normals", 7, ("depth",)))["depth"]
     assert found.arrays["depth"].max() == 1.0
     assert cache.statistics()["entries"] == 1
 
 
 def test_a_late_arrival_does_not_replace_a_newer_prediction(cache, clock):
-    cache.publish("depth", 7, 40, clock.now, depth(1.0))
-    cache.publish("depth", 7, 30, clock.now - 5, depth(2.0))
-    assert cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"].version.producer_step == 40
+    cache.publish(Publication("depth", 7, 40, clock.now, depth(1.0)))
+    cache.publish(Publication("depth", 7, 30, clock.now - 5, depth(2.0)))
+    assert cache.look_up(Query("normals", 7, ("depth",)))["depth"].version.producer_step == 40
 
 
 def test_a_task_that_went_back_to_its_checkpoint_replaces_its_old_predictions(cache, clock):
-    cache.publish("depth", 7, 40, clock.now, depth(1.0))
+    cache.publish(Publication("depth", 7, 40, clock.now, depth(1.0)))
     cache.announce("depth", ["depth"], step=20)
-    found = cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"]
+    found = cache.look_up(Query("normals", 7, ("depth",)))["depth"]
     assert found.staleness_steps == 0  # it is not younger than new
-    cache.publish("depth", 7, 30, clock.now + 5, depth(2.0))
-    found = cache.look_up(7, ["depth"], "normals", ANY_AGE)["depth"]
+    cache.publish(Publication("depth", 7, 30, clock.now + 5, depth(2.0)))
+    found = cache.look_up(Query("normals", 7, ("depth",)))["depth"]
     assert found.version.producer_step == 30
 
 
 def test_the_byte_budget_is_kept_by_evicting_the_oldest(cache, clock):
     for batch in range(10):
-        assert cache.publish("depth", batch, batch, clock.now + batch, depth()) is None
+        assert cache.publish(Publication("depth", batch, batch, clock.now + batch, depth())) is None
         assert cache.num_bytes <= 1000
     statistics = cache.statistics()
     assert statistics["entries"] == 5  # 192 bytes each
     assert statistics["bytes"] == 5 * 192
     assert statistics["evictions"] == 5
-    assert cache.look_up(0, ["depth"], "normals", ANY_AGE)["depth"].miss == "absent"
-    assert cache.look_up(9, ["depth"], "normals", ANY_AGE)["depth"].miss is None
+    assert cache.look_up(Query("normals", 0, ("depth",)))["depth"].miss == "absent"
+    assert cache.look_up(Query("normals", 9, ("depth",)))["depth"].miss is None
 
 
 def test_a_replaced_prediction_counts_as_young_again(cache, clock):
     for batch in range(5):
-        cache.publish("depth", batch, 0, clock.now + batch, depth())
-    cache.publish("depth", 0, 9, clock.now + 9, depth())
-    cache.publish("depth", 99, 10, clock.now + 10, depth())
-    assert cache.look_up(0, ["depth"], "normals", ANY_AGE)["depth"].miss is None
-    assert cache.look_up(1, ["depth"], "normals", ANY_AGE)["depth"].miss == "absent"
+        cache.publish(Publication("depth", batch, 0, clock.now + batch, depth()))
+    cache.publish(Publication("depth", 0, 9, clock.now + 9, depth()))
+    cache.publish(Publication("depth", 99, 10, clock.now + 10, depth()))
+    assert cache.look_up(Query("normals", 0, ("depth",)))["depth"].miss is None
+    assert cache.look_up(Query("normals", 1, ("depth",)))["depth"].miss == "absent"
 
 
 def test_a_prediction_beyond_the_whole_budget_is_refused(cache, clock):
-    reason = cache.publish("depth", 0, 0, clock.now, depth(batch=100))
+    reason = cache.publish(Publication("depth", 0, 0, clock.now, depth(batch=100)))
     assert "whole budget" in reason
     assert cache.statistics()["refused"] == 1
 
@@ -122,15 +123,15 @@ def test_a_prediction_beyond_the_whole_budget_is_refused(cache, clock):
     ],
 )
 def test_a_bad_prediction_is_refused_counted_and_named(cache, clock, arrays, reason):
-    answer = cache.publish("depth", 0, 0, clock.now, arrays)
+    answer = cache.publish(Publication("depth", 0, 0, clock.now, arrays))
     assert reason in answer
     assert cache.statistics()["refused"] == 1
     assert "depth" in next(iter(cache.statistics()["refusals"]))
-    assert cache.look_up(0, ["depth"], "normals", ANY_AGE)["depth"].miss == "absent"
+    assert cache.look_up(Query("normals", 0, ("depth",)))["depth"].miss == "absent"
 
 
-def test_a_restarted_cache_asks_publishers_to_announce_themselves(clock):
-    assert PredictionCache(1000, clock=clock).publish("depth", 0, 0, 0.0, depth()) == NOT_ANNOUNCED
+def test_a_restarted_cache_asks_publishers_to_announce_themselves():
+    assert PredictionCache(1000).publish(Publication("depth", 0, 0, 0.0, depth())) == NOT_ANNOUNCED
 
 
 @pytest.mark.parametrize(
@@ -151,9 +152,10 @@ def test_the_bound_holds_to_the_step_and_the_second(bound, steps_ago, seconds_ag
 
 
 def test_a_stale_prediction_is_named_and_withheld(cache, clock):
-    cache.publish("depth", 7, 40, clock.now, depth())
+    cache.publish(Publication("depth", 7, 40, clock.now, depth()))
     cache.progress("depth", 61)
-    found = cache.look_up(7, ["depth"], "normals", StalenessConfig(max_steps=20))["depth"]
+    cache.bound = StalenessConfig(max_steps=20)
+    found = cache.look_up(Query("normals", 7, ("depth",)))["depth"]
     assert (found.miss, found.arrays, found.staleness_steps) == ("stale", None, 21)
 
 
@@ -165,32 +167,32 @@ def test_waiting_goes_by_the_consumers_own_step():
 
 
 def test_nobody_waits_for_a_task_that_has_ended(cache):
-    bound = StalenessConfig(max_steps=0, on_stale="wait")
-    assert cache.must_wait(0, ["depth"], "normals", 5, bound)
+    cache.bound = WAIT
+    query = Query("normals", 0, ("depth",), use=5)
+    assert cache.must_wait(query)
     cache.retire("depth", ["depth"])
-    assert not cache.must_wait(0, ["depth"], "normals", 5, bound)
+    assert not cache.must_wait(query)
 
 
 def test_nobody_waits_for_a_task_that_failed_before_it_began(clock):
-    cache = PredictionCache(1000, clock=clock)
-    bound = StalenessConfig(max_steps=0, on_stale="wait")
+    cache = PredictionCache(1000, WAIT, clock=clock)
+    query = Query("normals", 0, ("depth",), use=5)
     cache.announce("normals", ["normals"])
-    assert cache.must_wait(0, ["depth"], "normals", 5, bound)
+    assert cache.must_wait(query)
     cache.retire("depth", ["depth"])
-    assert not cache.must_wait(0, ["depth"], "normals", 5, bound)
+    assert not cache.must_wait(query)
 
 
 def test_a_waiting_look_up_is_answered_by_the_publish_it_waits_for(clock):
     async def scene() -> tuple[bool, dict]:
-        cache = WaitingCache(1000)
-        bound = StalenessConfig(max_steps=0, on_stale="wait", wait_seconds=5)
+        cache = WaitingCache(1000, WAIT)
         for task in ("depth", "normals"):
             await cache.announce(task, [task])
-        await cache.publish("depth", 3, 2, 1.0, depth())
-        waiting = asyncio.create_task(cache.answer(3, ["depth"], "normals", 3, 4, 0, bound))
+        await cache.publish(Publication("depth", 3, 2, 1.0, depth()))
+        waiting = asyncio.create_task(cache.exchange([], Query("normals", 3, ("depth",), 3, 4)))
         await asyncio.sleep(0.05)
         too_early = waiting.done()
-        await cache.publish("depth", 3, 4, 2.0, depth())
+        await cache.publish(Publication("depth", 3, 4, 2.0, depth()))
         return too_early, (await waiting).found
 
     too_early, found = asyncio.run(scene())
@@ -201,11 +203,10 @@ def test_a_waiting_look_up_is_answered_by_the_publish_it_waits_for(clock):
 
 def test_a_waiting_look_up_gives_up_in_time():
     async def scene() -> dict:
-        cache = WaitingCache(1000)
-        bound = StalenessConfig(max_steps=0, on_stale="wait", wait_seconds=0.05)
+        cache = WaitingCache(1000, WAIT.model_copy(update={"wait_seconds": 0.05}))
         for task in ("depth", "normals"):
             await cache.announce(task, [task])
-        return (await cache.answer(3, ["depth"], "normals", 3, 4, 0, bound)).found
+        return (await cache.exchange([], Query("normals", 3, ("depth",), 3, 4))).found
 
     assert asyncio.run(scene())["depth"].miss == "absent"
 
@@ -215,20 +216,36 @@ def test_an_answer_tells_how_far_the_peers_have_come():
     for task in ("a", "b", "c"):
         cache.announce(task, ["depth"])
     fronts = [
-        cache.answer(0, ["depth"], task, 1, 1, window, ANY_AGE).front
+        cache.exchange([], Query(task, 0, ("depth",), window=window)).front
         for task, window in (("a", 32), ("b", 16), ("c", 0), ("a", 32))
     ]
     assert fronts == [-1, 32, 32, 16]
     cache.retire("a", ["depth"])
-    assert cache.answer(0, ["depth"], "c", 1, 1, 0, ANY_AGE).front == 16
+    assert cache.exchange([], Query("c", 0, ("depth",))).front == 16
 
 
 def test_a_restarted_cache_answers_nobody_it_does_not_know():
-    assert PredictionCache(1000).answer(0, ["depth"], "normals", 1, 1, 0, ANY_AGE) is None
+    assert PredictionCache(1000).exchange([], Query("normals", 0, ("depth",))) is None
 
 
 def test_memory_stays_flat_over_many_publishes(cache, clock):
     for step in range(20_000):
-        cache.publish("depth", step, step, clock.now + step, depth())
+        cache.publish(Publication("depth", step, step, clock.now + step, depth()))
     assert len(cache.entries) == 5
     assert cache.num_bytes <= 1000
+
+
+def test_a_prediction_that_came_with_a_question_is_kept_or_refused_with_a_reason(cache, clock):
+    good = Publication("normals", 7, 1, clock.now, {"normals": np.ones((2, 3, 4, 6), "float32")})
+    bad = Publication("normals", 8, 2, clock.now, {"normals": np.ones((2, 1, 4, 6), "float32")})
+    answer = cache.exchange([good, bad], Query("normals", 9, ("depth",), now=3))
+    assert [("shape" in reason) for reason in answer.refused] == [True]
+    assert cache.look_up(Query("depth", 7, ("normals",)))["normals"].staleness_steps == 2
+    assert cache.look_up(Query("depth", 8, ("normals",)))["normals"].miss == "absent"
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan, 65504.0, -65504.0, -0.0])
+def test_the_quick_look_at_float16_agrees_with_numpy(cache, clock, value):
+    arrays = depth(value, dtype="float16")
+    refused = cache.publish(Publication("depth", 0, 0, clock.now, arrays))
+    assert (refused is None) == bool(np.isfinite(arrays["depth"]).all())

@@ -42,7 +42,7 @@ from _running import (
     others_cpu,
 )
 
-from taskray.config import StalenessConfig
+from taskray.runtime.cache import Publication, Query
 from taskray.runtime.placement import place_cache
 
 KINDS = ("publish", "put", "look_up", "get")
@@ -60,7 +60,6 @@ class Client:
     def __init__(self, cache: Any) -> None:
         self.cache = cache
         self.refs: dict[tuple[str, int], Any] = {}
-        self.bound = StalenessConfig()
 
     def prepare(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Announce this client as a task and as its own peer, and publish each batch once."""
@@ -75,16 +74,16 @@ class Client:
     def publish(self, name: str, batch: int, arrays: dict[str, np.ndarray]) -> None:
         import ray
 
-        refused = ray.get(self.cache.publish.remote(name, batch, 0, time.time(), arrays))
+        refused = ray.get(
+            self.cache.publish.remote(Publication(name, batch, 0, time.time(), arrays))
+        )
         assert refused is None, refused
 
     def look_up(self, name: str, batch: int, arrays: dict[str, np.ndarray]) -> None:
         import ray
 
-        call = self.cache.answer.remote(
-            batch, list(arrays), f"{name}_peer", 0, 0, 0, self.bound, -1
-        )
-        found = ray.get(call).found[name]
+        query = Query(f"{name}_peer", batch, tuple(arrays))
+        found = ray.get(self.cache.exchange.remote([], query)).found[name]
         assert found.miss is None, found.miss
         if isinstance(found.arrays, ray.ObjectRef):  # small ones come with the answer
             ray.get(found.arrays)

@@ -1,9 +1,9 @@
 """The prediction cache: the newest prediction of every task on every mediator batch.
 
-    trainer ──publish(task, batch, step, arrays)──▶ ┌────────────────┐
-                                                    │ PredictionCache│  index here,
-    trainer ──look_up(batch, quantities)──────────▶ │                │  arrays in the object store
-            ◀──versions and object references────── └────────────────┘
+    trainer ──own prediction on batch b,         ┌────────────────┐
+              what do peers say of batch b + 1?─▶│ PredictionCache│  index here,
+            ◀──versions and arrays, or           │                │  arrays here (small ones)
+               references to them────────────────└────────────────┘  or in the object store
 
 The cache *owns* the arrays: an object dies with the process that put it, so the cache puts them,
 and a crashed task's last predictions go on serving its peers. This file is plain Python: ``put``
@@ -12,7 +12,6 @@ decides where the arrays live, and the Ray actor is made of it in ``runtime/plac
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,40 @@ HEAP_BYTES = 1 << 20
 
 NOT_ANNOUNCED = "the task has not announced itself"
 """The answer of a cache that was restarted: the publisher announces itself and publishes again."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A task's prediction on one mediator batch, on its way to the cache."""
+
+    task: str
+    batch: int
+    step: int
+    """Of the task, when it predicted."""
+    produced_at: float
+    """By ``time.time``."""
+    arrays: Arrays
+    """By quantity; on an actor call they travel by value."""
+    window: int = 0
+    """Mediator window of the batch (``Batch.window``)."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a task asks: its peers' predictions of these quantities on a mediator batch."""
+
+    consumer: str
+    batch: int
+    quantities: tuple[str, ...]
+    now: int = 0
+    """The step it is at."""
+    use: int = 0
+    """The step at which it will use the answer."""
+    window: int = 0
+    """The mediator window it is in."""
+    since: int = -1
+    """Predictions made in an earlier window do not count: so the window bounds staleness, however
+    soon the dataset comes round again."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +133,8 @@ class Answer:
 
     found: dict[str, Found]
     front: int
+    refused: tuple[str, ...] = ()
+    """Why predictions that came with the query were refused."""
 
 
 class PredictionCache:
@@ -112,10 +147,12 @@ class PredictionCache:
     def __init__(
         self,
         max_bytes: int,
+        bound: StalenessConfig | None = None,
         put: Callable[[Arrays], Any] = dict,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.max_bytes, self.put, self.clock = max_bytes, put, clock
+        self.bound = bound or StalenessConfig()
         self.entries: OrderedDict[tuple[str, int], Entry] = OrderedDict()  # oldest first
         self.producers: dict[str, Producer] = {}
         self.num_bytes = 0
@@ -153,66 +190,47 @@ class PredictionCache:
 
     # ---- predictions ----------------------------------------------------------------------
 
-    def publish(
-        self,
-        task: str,
-        batch: int,
-        step: int,
-        produced_at: float,
-        arrays: Arrays,
-        window: int = 0,
-    ) -> str | None:
+    def publish(self, new: Publication) -> str | None:
         """Keep a prediction unless a later one is here already. Returns why it was refused.
 
         Idempotent by (task, batch, step): publishing again what is here changes nothing.
         """
         self.counts["publishes"] += 1
-        reason = self._objection(task, arrays)
+        reason = self._objection(new.task, new.arrays)
         if reason is not None:
             self.counts["refused"] += 1
-            self.refusals[f"{task}: {reason}"] += 1
+            self.refusals[f"{new.task}: {reason}"] += 1
             return reason
-        producer = self.producers[task]
-        producer.step = max(producer.step, step)
-        key = (task, batch)
+        producer = self.producers[new.task]
+        producer.step = max(producer.step, new.step)
+        key = (new.task, new.batch)
         before = self.entries.get(key)
-        if before is not None and produced_at <= before.version.produced_at:
+        if before is not None and new.produced_at <= before.version.produced_at:
             return None
-        num_bytes = sum(a.nbytes for a in arrays.values())
+        num_bytes = sum(a.nbytes for a in new.arrays.values())
         if num_bytes > self.max_bytes:
             self.counts["refused"] += 1
-            self.refusals[f"{task}: larger than the whole budget"] += 1
+            self.refusals[f"{new.task}: larger than the whole budget"] += 1
             return f"{num_bytes} bytes are more than the whole budget of {self.max_bytes}"
         self._drop(key)
         while self.num_bytes + num_bytes > self.max_bytes:
             self._drop(next(iter(self.entries)))
             self.counts["evictions"] += 1
-        version = Version(step, produced_at)
-        self.entries[key] = Entry(version, self.put(arrays), num_bytes, window)
+        version = Version(new.step, new.produced_at)
+        self.entries[key] = Entry(version, self.put(new.arrays), num_bytes, new.window)
         self.num_bytes += num_bytes
         return None
 
-    def look_up(
-        self,
-        batch: int,
-        quantities: Sequence[str],
-        consumer: str,
-        bound: StalenessConfig,
-        since: int = -1,
-    ) -> dict[str, Found]:
-        """For every peer that predicts one of ``quantities``: its prediction, or why not. Those
-        made in a mediator window before ``since`` do not count: so the window bounds staleness,
-        however soon the dataset comes round again."""
+    def look_up(self, query: Query) -> dict[str, Found]:
+        """For every peer that predicts one of the quantities: its prediction, or why not."""
         self.counts["look_ups"] += 1
         now = self.clock()
         answer = {}
-        for task, producer in self.producers.items():
-            if task == consumer or not set(quantities) & set(producer.quantities):
-                continue
-            entry = self.entries.get((task, batch))
+        for task, producer in self._peers_of(query):
+            entry = self.entries.get((task, query.batch))
             found = Found(producer.quantities, miss="absent", server=producer.server)
-            if entry is not None and entry.window >= since:
-                fresh = within(bound, entry.version, producer.step, now)
+            if entry is not None and entry.window >= query.since:
+                fresh = within(self.bound, entry.version, producer.step, now)
                 found = Found(
                     producer.quantities,
                     None if fresh else "stale",
@@ -224,46 +242,32 @@ class PredictionCache:
             answer[task] = found
         return answer
 
-    def answer(
-        self,
-        batch: int,
-        quantities: Sequence[str],
-        consumer: str,
-        now: int,
-        use: int,
-        window: int,
-        bound: StalenessConfig,
-        since: int = -1,
-    ) -> Answer | None:
-        """:meth:`look_up` by a consumer that is at step ``now``, in this mediator ``window``, and
-        will use the answer at step ``use``. None: this cache was restarted and does not know the
-        consumer any more."""
-        if consumer not in self.producers:
-            return None
-        self.progress(consumer, now, window)
-        found = self.look_up(batch, quantities, consumer, bound, since)
-        return Answer(found, self.front(consumer))
+    def exchange(self, publications: Sequence[Publication], query: Query) -> Answer | None:
+        """The usual call of a consistency step, one way and back: what the task has predicted
+        since it last called, and what it wants to know for its next consistency step.
 
-    def must_wait(
-        self,
-        batch: int,
-        quantities: Sequence[str],
-        consumer: str,
-        step: int,
-        bound: StalenessConfig,
-    ) -> bool:
-        """Whether a consumer at ``step`` that waits should wait on: some quantity has no producer
-        yet, or a producer still in training has not come far enough on this batch."""
-        peers = {t: p for t, p in self.producers.items() if t != consumer}
-        promised = {q for p in peers.values() for q in p.quantities}
-        if set(quantities) - promised:
+        None: this cache was restarted and does not know the task any more.
+        """
+        if query.consumer not in self.producers:
+            return None
+        refused = tuple(r for r in map(self.publish, publications) if r is not None)
+        self.progress(query.consumer, query.now, query.window)
+        return Answer(self.look_up(query), self.front(query.consumer), refused)
+
+    def must_wait(self, query: Query) -> bool:
+        """Whether a consumer that waits should wait on: some quantity has no producer yet, or a
+        producer still in training has not come far enough on this batch."""
+        promised = {
+            q for t, p in self.producers.items() if t != query.consumer for q in p.quantities
+        }
+        if set(query.quantities) - promised:
             return True
-        for task, producer in peers.items():
-            if not producer.active or not set(quantities) & set(producer.quantities):
+        for task, producer in self._peers_of(query):
+            if not producer.active:
                 continue
-            entry = self.entries.get((task, batch))
+            entry = self.entries.get((task, query.batch))
             version = entry.version if entry else None
-            if worth_waiting_for(bound, version, step, self.clock()):
+            if worth_waiting_for(self.bound, version, query.use, self.clock()):
                 return True
         return False
 
@@ -279,6 +283,13 @@ class PredictionCache:
         }
 
     # ---- inside ---------------------------------------------------------------------------
+
+    def _peers_of(self, query: Query) -> list[tuple[str, Producer]]:
+        return [
+            (task, producer)
+            for task, producer in self.producers.items()
+            if task != query.consumer and set(query.quantities) & set(producer.quantities)
+        ]
 
     def _drop(self, key: tuple[str, int]) -> None:
         entry = self.entries.pop(key, None)
@@ -303,92 +314,6 @@ class PredictionCache:
         return None
 
 
-class WaitingCache:
-    """The cache where ``on_stale`` is ``wait``: a look-up waits for the publish it needs. It runs
-    on an event loop, which makes every call dearer; elsewhere the plain cache is the actor."""
-
-    def __init__(self, max_bytes: int, put: Callable[[Arrays], Any] = dict) -> None:
-        self.cache = PredictionCache(max_bytes, put)
-        self.changed = asyncio.Condition()
-        self.waiting = 0
-
-    async def announce(
-        self,
-        task: str,
-        quantities: Sequence[str],
-        step: int = 0,
-        server: Any = None,
-        active: bool = True,
-    ) -> None:
-        self.cache.announce(task, quantities, step, server, active)
-        await self._wake()
-
-    async def retire(self, task: str, quantities: Sequence[str]) -> None:
-        self.cache.retire(task, quantities)
-        await self._wake()
-
-    async def publish(
-        self,
-        task: str,
-        batch: int,
-        step: int,
-        produced_at: float,
-        arrays: Arrays,
-        window: int = 0,
-    ) -> str | None:
-        refused = self.cache.publish(task, batch, step, produced_at, arrays, window)
-        await self._wake()
-        return refused
-
-    async def answer(
-        self,
-        batch: int,
-        quantities: Sequence[str],
-        consumer: str,
-        now: int,
-        use: int,
-        window: int,
-        bound: StalenessConfig,
-        since: int = -1,
-    ) -> Answer | None:
-        """As :meth:`PredictionCache.answer`, but it first waits until every peer has come far
-        enough, or ``wait_seconds`` have passed."""
-        if consumer in self.cache.producers:
-            self.cache.progress(consumer, now, window)
-            await self._wait(batch, quantities, consumer, use, bound)
-        return self.cache.answer(batch, quantities, consumer, now, use, window, bound, since)
-
-    async def statistics(self) -> dict[str, Any]:
-        return self.cache.statistics()
-
-    async def _wait(
-        self,
-        batch: int,
-        quantities: Sequence[str],
-        consumer: str,
-        step: int,
-        bound: StalenessConfig,
-    ) -> None:
-        async with self.changed:
-            self.waiting += 1
-            try:
-                await asyncio.wait_for(
-                    self.changed.wait_for(
-                        lambda: not self.cache.must_wait(batch, quantities, consumer, step, bound)
-                    ),
-                    bound.wait_seconds,
-                )
-            except TimeoutError:
-                self.cache.counts["waits_given_up"] += 1
-            finally:
-                self.waiting -= 1
-
-    async def _wake(self) -> None:
-        if self.waiting:
-            async with self.changed:
-                self.changed.notify_all()
-
-
 def keep_small(put: Callable[[Arrays], Any], limit: int = HEAP_BYTES) -> Callable[[Arrays], Any]:
     """A ``put`` that keeps predictions of up to ``limit`` bytes in the cache's own memory, and
     leaves the others to ``put``: for small ones the object store costs more than a copy."""
@@ -403,9 +328,11 @@ def keep_small(put: Callable[[Arrays], Any], limit: int = HEAP_BYTES) -> Callabl
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """As ``np.isfinite(array).all()``; ten times faster on float16, whose exponent bits tell."""
-    if array.dtype == np.float16:
-        return not ((array.view(np.uint16) & 0x7C00) == 0x7C00).any()
+    """As ``np.isfinite(array).all()``. For float16, twenty times as fast by its bits: infinities
+    and NaN are the largest positive values as int16, and the largest of all as uint16."""
+    if array.dtype == np.float16 and array.size:
+        bits = array.view(np.int16)
+        return bool(bits.max() < 0x7C00 and bits.view(np.uint16).max() < 0xFC00)
     return bool(np.isfinite(array).all())
 
 

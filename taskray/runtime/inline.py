@@ -21,7 +21,7 @@ from taskray.data.batch import Batch
 from taskray.data.source import Handle
 from taskray.errors import TaskrayError, TrainingError
 from taskray.loop.interfaces import PeerPredictions
-from taskray.runtime.cache import PredictionCache, newest
+from taskray.runtime.cache import PredictionCache, Publication, Query, newest
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.collective import Observer, TaskState, summarize
 from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
@@ -51,11 +51,11 @@ class LocalPeers:
         arrays = {
             q: prediction[q].to("cpu", self.dtype).contiguous().numpy() for q in self.published
         }
-        self.cache.publish(self.name, batch.id, step, time.time(), arrays)
+        self.cache.publish(Publication(self.name, batch.id, step, time.time(), arrays))
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
         assert batch.id is not None
-        found = self.cache.look_up(batch.id, self.wanted, self.name, self.job.staleness)
+        found = self.cache.look_up(Query(self.name, batch.id, self.wanted))
         misses = {task: f.miss for task, f in found.items() if f.miss is not None}
         usable = {task: f for task, f in found.items() if f.miss is None}
         chosen = {}
@@ -74,7 +74,7 @@ class InlineCollective:
     def __init__(self, job: Job, checkpoints: str, observer: Observer) -> None:
         self.job, self.observer = job, observer
         self.store = CheckpointStore(checkpoints, job.checkpoint.keep)
-        self.cache = PredictionCache(job.cache.max_bytes)
+        self.cache = PredictionCache(job.cache.max_bytes, job.staleness)
         self.states = {name: TaskState() for name in job.tasks}
         self.members: dict[str, Member] = {}
         self.evaluations: dict[str, Handle] = {}

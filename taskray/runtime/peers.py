@@ -1,8 +1,9 @@
 """The other tasks, as one task sees them: through the cache, off the training step's path.
 
-Two threads beside the training loop: one asks (look-up, fetch, conversion to tensors) a round
-ahead of the step that uses the answer, one tells (publishing, refreshing the forward server). No
-failure of a peer, a server or the cache reaches the loop: it is a miss, with a reason, counted.
+A thread beside the training loop asks a step ahead of the step that uses the answer, and takes
+with it what the task has predicted: one call to the cache in each consistency step. A second
+thread tells what cannot wait for the next question. No failure of a peer, a server or the cache
+reaches the loop: it is a miss, with a reason, counted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from taskray.config import Job
 from taskray.data.batch import Batch
 from taskray.loop.interfaces import PeerPredictions, Prediction
-from taskray.runtime.cache import NOT_ANNOUNCED, Answer, Found, newest
+from taskray.runtime.cache import NOT_ANNOUNCED, Answer, Found, Publication, Query, newest
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +56,8 @@ class CachePeers:
         self.wanted = tuple(wanted)
         self.cache, self.server = cache, server
         self.bound = job.staleness
-        self.patience = job.runtime.peer_timeout
-        if self.bound.on_stale == "wait":
-            self.patience += self.bound.wait_seconds
+        self.waits = self.bound.on_stale == "wait"
+        self.patience = job.runtime.peer_timeout + (self.bound.wait_seconds if self.waits else 0)
         self.dtype = {"float16": torch.float16, "float32": torch.float32}[job.cache.dtype]
         self.by_server = job.runtime.publisher == "forward_server"
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="ask")
@@ -65,7 +66,7 @@ class CachePeers:
         self._asked = threading.Event()  # the look-up for the next publish is on its way
         self._asked.set()
         self._late = False  # an answer is overdue: no step waits until the cache is back
-        self._pending = 0
+        self._outbox: deque[Publication] = deque()  # predictions not yet on their way
         self._known: set[str] = set()
         self._weights: tuple[int, dict[str, np.ndarray]] | None = None
         self.dropped_publishes = 0
@@ -89,13 +90,16 @@ class CachePeers:
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
         if self.by_server:
             return
-        if self._pending >= MAX_PENDING_PUBLISHES:
+        if len(self._outbox) >= MAX_PENDING_PUBLISHES:
             self.dropped_publishes += 1
             return
+        assert batch.id is not None
         tensors = {q: prediction[q].to("cpu", self.dtype) for q in self.quantities}
         arrays = {q: t.contiguous().numpy() for q, t in tensors.items()}
-        self._pending += 1
-        self._tell(self._publish, batch.id, step, time.time(), arrays, batch.window)
+        new = Publication(self.task, batch.id, step, time.time(), arrays, batch.window)
+        self._outbox.append(new)
+        if self.waits:  # a peer may be waiting for it now
+            self._tell(self._send)
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
         answer, self._answer = self._answer, None
@@ -111,6 +115,8 @@ class CachePeers:
         return self._aged(found)
 
     def stepped(self, step: int, model: nn.Module) -> None:
+        if self._outbox and self._outbox[0].step < step - 1:  # no question has taken it along
+            self._tell(self._send)
         if self.server is None:
             return
         if step % self.job.forward_server.refresh_every == 0:
@@ -122,6 +128,7 @@ class CachePeers:
         """Training has ended: the predictions stay, but nobody should wait for new ones. Returns
         when everything told so far has arrived, or should have."""
         self.active = False
+        self._tell(self._send)
         last = self._telling.submit(self._call, self.cache.retire, self.task, self.quantities)
         try:
             last.result(CALL_TIMEOUT)
@@ -132,9 +139,10 @@ class CachePeers:
 
     def _ask(self, batch: Batch, now: int, use: int) -> PeerPredictions:
         try:
-            answer = self._look_up(batch, now, use)
+            query = self._query(batch, now, use)
+            answer = self._exchange(query)
             if self._ask_servers(batch, answer.found):
-                answer = self._look_up(batch, now, use)
+                answer = self._exchange(query)
             self._known |= set(answer.found)
             return self._fetch(answer)
         except ray.exceptions.GetTimeoutError:
@@ -147,19 +155,36 @@ class CachePeers:
         finally:
             self._asked.set()
 
-    def _look_up(self, batch: Batch, now: int, use: int) -> Answer:
+    def _query(self, batch: Batch, now: int, use: int) -> Query:
+        assert batch.id is not None
         bounded = self.job.mediator is not None and self.job.mediator.window != "all"
         since = batch.window if bounded else -1
+        return Query(self.task, batch.id, self.wanted, now, use, batch.window, since)
+
+    def _exchange(self, query: Query) -> Answer:
+        publications = [] if self.waits else self._take_outbox()
         for _ in range(2):
-            call = self.cache.answer.remote(
-                batch.id, self.wanted, self.task, now, use, batch.window, self.bound, since
-            )
+            call = self.cache.exchange.remote(publications, query)
             self._asked.set()
             answer: Answer | None = ray.get(call, timeout=CALL_TIMEOUT + self.patience)
             if answer is not None:
+                self._warn(answer.refused)
                 return answer
-            self._announce(now)  # the cache was restarted and has forgotten us
+            self._announce(query.now)  # the cache was restarted and has forgotten us
         return Answer({}, -1)
+
+    def _take_outbox(self) -> list[Publication]:
+        taken = []
+        while self._outbox:
+            try:
+                taken.append(self._outbox.popleft())
+            except IndexError:  # the other thread was faster
+                break
+        return taken
+
+    def _warn(self, refused: Sequence[str]) -> None:
+        for reason in refused:
+            log.warning("%s: prediction refused by the cache: %s", self.task, reason)
 
     def _ask_servers(self, batch: Batch, found: Mapping[str, Found]) -> bool:
         """Let forward servers fill what is missing; whether there is anything new to look up."""
@@ -233,19 +258,16 @@ class CachePeers:
     def _announce(self, step: int) -> None:
         self._call(self.cache.announce, self.task, self.quantities, step, self.server, self.active)
 
-    def _publish(self, batch: int, step: int, *prediction: Any) -> None:
-        try:
-            # A waiting look-up must reach the cache before the publish that sets the peer free
-            # to move on, or the peer's next step would make its own prediction stale.
-            self._asked.wait(CALL_TIMEOUT)
-            refused = self._call(self.cache.publish, self.task, batch, step, *prediction)
+    def _send(self) -> None:
+        # A waiting look-up must reach the cache before the publish that sets the peer free
+        # to move on, or the peer's next step would make its own prediction stale.
+        self._asked.wait(CALL_TIMEOUT)
+        for new in self._take_outbox():
+            refused = self._call(self.cache.publish, new)
             if refused == NOT_ANNOUNCED:
-                self._announce(step)
-                refused = self._call(self.cache.publish, self.task, batch, step, *prediction)
-            if refused:
-                log.warning("%s: prediction refused by the cache: %s", self.task, refused)
-        finally:
-            self._pending -= 1
+                self._announce(new.step)
+                refused = self._call(self.cache.publish, new)
+            self._warn([refused] if refused else [])
 
     def _refresh_server(self, step: int, model: nn.Module) -> None:
         state = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}

@@ -11,8 +11,9 @@ import ray
 
 from taskray.config import Job
 from taskray.errors import InputError
-from taskray.runtime.cache import PredictionCache, WaitingCache, keep_small
+from taskray.runtime.cache import PredictionCache, keep_small
 from taskray.runtime.task_actor import ForwardServer, TaskActor
+from taskray.runtime.waiting import WaitingCache
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def place_cache(job: Job) -> Any:
     actor = ray.remote(WaitingCache if waits else PredictionCache).options(
         num_cpus=0, max_restarts=-1, max_concurrency=1000 if waits else 1
     )
-    return actor.remote(job.cache.max_bytes, keep_small(ray.put))
+    return actor.remote(job.cache.max_bytes, job.staleness, keep_small(ray.put))
 
 
 def place_task(job: Job, name: str, share: Share) -> Any:

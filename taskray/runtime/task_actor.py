@@ -12,6 +12,7 @@ from taskray.config import parse_job
 from taskray.loop.assembly import build_model, build_relations, build_task, published_quantities
 from taskray.loop.evaluation import Evaluation
 from taskray.loop.predicting import frames_of, predict
+from taskray.runtime.cache import Publication
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member, choose_device
 from taskray.runtime.peers import CachePeers
@@ -139,6 +140,6 @@ class ForwardServer:
         dtype = torch.float16 if self.job.cache.dtype == "float16" else torch.float32
         arrays = {q: prediction[q].to("cpu", dtype).numpy() for q in self.published}
         refused: str | None = await self.cache.publish.remote(
-            self.name, batch, self.step, time.time(), arrays, window
+            Publication(self.name, batch, self.step, time.time(), arrays, window)
         )
         return refused

@@ -1,0 +1,72 @@
+"""The prediction cache where ``on_stale`` is ``wait``: a look-up waits for the publish it needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from taskray.config import StalenessConfig
+from taskray.runtime.cache import Answer, Arrays, PredictionCache, Publication, Query
+
+
+class WaitingCache:
+    """The calls of :class:`PredictionCache` on an event loop, which makes each of them dearer;
+    where nobody waits, the plain cache is the actor."""
+
+    def __init__(
+        self, max_bytes: int, bound: StalenessConfig, put: Callable[[Arrays], Any] = dict
+    ) -> None:
+        self.cache = PredictionCache(max_bytes, bound, put)
+        self.wait_seconds = bound.wait_seconds
+        self.changed = asyncio.Condition()
+        self.waiting = 0
+
+    async def announce(self, *producer: Any) -> None:
+        """As :meth:`PredictionCache.announce`."""
+        self.cache.announce(*producer)
+        await self._wake()
+
+    async def retire(self, task: str, quantities: Sequence[str]) -> None:
+        """As :meth:`PredictionCache.retire`."""
+        self.cache.retire(task, quantities)
+        await self._wake()
+
+    async def publish(self, new: Publication) -> str | None:
+        """As :meth:`PredictionCache.publish`."""
+        refused = self.cache.publish(new)
+        await self._wake()
+        return refused
+
+    async def exchange(self, publications: Sequence[Publication], query: Query) -> Answer | None:
+        """As :meth:`PredictionCache.exchange`, but the answer waits until every peer has come far
+        enough, or ``wait_seconds`` have passed."""
+        if query.consumer not in self.cache.producers:
+            return None
+        refused = [reason for new in publications if (reason := await self.publish(new))]
+        self.cache.progress(query.consumer, query.now, query.window)
+        await self._wait(query)
+        found = self.cache.look_up(query)
+        return Answer(found, self.cache.front(query.consumer), tuple(refused))
+
+    async def statistics(self) -> dict[str, Any]:
+        """As :meth:`PredictionCache.statistics`."""
+        return self.cache.statistics()
+
+    async def _wait(self, query: Query) -> None:
+        async with self.changed:
+            self.waiting += 1
+            try:
+                await asyncio.wait_for(
+                    self.changed.wait_for(lambda: not self.cache.must_wait(query)),
+                    self.wait_seconds,
+                )
+            except TimeoutError:
+                self.cache.counts["waits_given_up"] += 1
+            finally:
+                self.waiting -= 1
+
+    async def _wake(self) -> None:
+        if self.waiting:
+            async with self.changed:
+                self.changed.notify_all()
