@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -246,3 +247,13 @@ def test_the_learning_rate_follows_its_schedule(schedule, rates):
     steps = [0, 1, 2, 4, 11]
     got = [learning_rate(config, step, 11) for step in steps]
     assert got == pytest.approx(rates, abs=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own
+def test_a_compiled_network_takes_the_same_steps():
+    runs = [trainer(Scripted(fresh_normals()), compile=on) for on in (False, True)]
+    losses = [[run.train(1)["values"] for _ in range(4)] for run in runs]
+    for plain, compiled in zip(*losses, strict=True):
+        for name in plain.keys() & {"loss/supervised", "loss/consistency"}:
+            assert compiled[name] == pytest.approx(plain[name], rel=1e-4)
