@@ -18,6 +18,7 @@ from taskray.errors import InputError
 from taskray.report import panels
 from taskray.report.charts import Line, line_chart
 from taskray.report.compare import comparison_table
+from taskray.report.curves import read_curves, write_curves
 from taskray.report.history import Run
 from taskray.report.html import write_report
 from taskray.report.live import Live
@@ -266,6 +267,26 @@ def test_a_study_folder_gets_a_report_that_links_its_runs(tmp_path: Path) -> Non
     assert 'href="runs/b%20%231/report.html"' in page
     assert "0.250 ± 0.071" in page
     assert "<script>alert" not in page
+
+
+def test_a_study_draws_all_variants_in_one_plot_over_steps_and_over_seconds(tmp_path: Path) -> None:
+    key = "depth/real_test/abs_rel"
+    results = {"a": {key: [0.4, 0.5], "seconds": 3.0}, "b": {key: [0.3, 0.2], "seconds": 4.0}}
+    table = study_table("Study", results)
+    write_table(table, tmp_path)
+    assert write_curves(read_curves(tmp_path, table), tmp_path) is None
+    for run in ("a/seed_0", "a/seed_1", "b/seed_0"):
+        make_run(tmp_path / "runs" / run)
+    curves = read_curves(tmp_path, table)
+    assert {key: ["a", "b"]} == {k: [*v] for k, v in curves.items()}
+    assert curves[key]["a"].steps == list(range(25, 201, 25))
+    assert curves[key]["a"].values[0] == pytest.approx(1 / 25)
+    picture = write_curves(curves, tmp_path)
+    assert picture is not None
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    parse(page)
+    assert page.count("<svg") >= 2
 
 
 def test_charts_cope_with_one_point_constants_and_thousands_of_points() -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from taskray.commands.train import check, prepare_datasets
 from taskray.config import Job, dump_yaml, read_yaml
 from taskray.errors import InputError
+from taskray.report.curves import read_curves, write_curves
 from taskray.report.html import write_report
 from taskray.report.render import to_rich
 from taskray.report.run_folder import read_result, write_text
@@ -162,6 +163,7 @@ def write_study(
     """Write the table and the report of what the run folders hold."""
     table = table_of(config, runs, errors)
     write_table(table, folder)
+    write_curves(read_curves(folder, table), folder)
     write_report(folder)
     return table
 
