@@ -1,39 +1,51 @@
 """The embedded world: procedural scenes, ray cast, with exact truth for every quantity.
 
 ``scene`` says what stands where and moves how, ``views`` where cameras go, ``render`` what
-their rays meet, ``truth`` turns that into the columns of ``schema``, and ``appearance`` with
-``texture`` into colours. Nothing is downloaded; the same arguments always give the same data.
+their rays meet, ``truth`` turns that into the columns of ``schema``, ``appearance`` with
+``texture`` into colours; ``lidar`` measures the same scenes with a laser. Nothing is downloaded;
+the same arguments always give the same data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from taskray.data.labelling import WhichRows, mark_labelled
 from taskray.data.reader import Reader, Row, Sample
 from taskray.data.world.appearance import Look, build_look
+from taskray.data.world.lidar import LidarSensor, lidar_columns
 from taskray.data.world.render import Snapshot
-from taskray.data.world.scene import CLASSES, MOVABLE, Domain, Scene, build_scene
+from taskray.data.world.scene import CLASSES, MOVABLE, Domain, Kind, Scene, build_scene
 from taskray.data.world.truth import camera_motion, image_of, labels_of, motion_of, take_frame
-from taskray.data.world.views import CLIP_LENGTH, FOCAL_LENGTH, camera_matrix, clip_views
+from taskray.data.world.views import (
+    CLIP_LENGTH,
+    FOCAL_LENGTH,
+    View,
+    camera_matrix,
+    clip_views,
+)
+from taskray.errors import InputError
 from taskray.schema import IGNORE, quantity_of
 
-__all__ = ["CLASSES", "MOVABLE", "World"]
+__all__ = ["CLASSES", "MOVABLE", "LidarSensor", "World"]
 
 Split = Literal["train", "validation", "test"]
 _VERSION = 1
 """Raise it whenever the same arguments begin to give other data."""
 _DOMAINS, _SPLITS = ("sim", "real"), ("train", "validation", "test")
+_LIDAR_STREAM = 0x11DA2
 _UNLABELLED = {
     "depth": 0, "normals": 0, "segmentation": IGNORE, "edges": IGNORE, "object_motion": 0,
-    "object_motion_back": 0, "motion_mask": IGNORE,
+    "object_motion_back": 0, "motion_mask": IGNORE, "boxes": np.nan,
 }  # fmt: skip
-"""Labels, and the value that says there is none. Camera motion and intrinsics are measured, not
-labelled: they stay."""
+"""Labels, and the value that says there is none. Motion of the sensors, intrinsics and points are
+measured, not labelled: they stay."""
 
 
 class World(Reader):
@@ -41,7 +53,7 @@ class World(Reader):
 
     Every sample is a clip of its own: a camera put somewhere in a scene, moving 0.15-0.4 m and
     about half a degree per frame while some bodies move. What a sample shows depends on ``seed``,
-    ``domain``, ``split``, its number and ``frames_per_scene``, and on nothing else.
+    ``domain``, ``split``, its number, ``frames_per_scene`` and ``scenes``, and on nothing else.
     Classes are :data:`CLASSES`; what can move is :data:`MOVABLE`.
 
     Args:
@@ -55,8 +67,18 @@ class World(Reader):
         frames: 1 (frames), 2 (pairs with motion) or 3 (triplets).
         seed: of everything; another seed is another world.
         label_fraction: share of samples that keep their labels, chosen by ``seed``; a smaller
-            share is part of a larger one. The others' labels are marked invalid.
+            share is part of a larger one. The others' labels are marked invalid; boxes are all
+            NaN, as they are where there is nothing to box: ``rows`` tells the two apart.
         frames_per_scene: samples that share a scene.
+        rows: ``labelled`` or ``unlabelled`` keeps those of the ``num_samples`` rows alone.
+        scenes: ``rooms`` or ``streets``, ``any`` of the two, or ``traffic``: wide squares with
+            some ten cars within 35 m on all sides, for detection.
+        cameras: false leaves out all that cameras see, which is most of the work.
+        lidar: also give a LiDAR's sweeps, the boxes of what can move, and its motion.
+        sensor: the LiDAR; see :class:`LidarSensor`.
+        lidar_points: rows of ``points``; of more returns a random subset is kept.
+        max_boxes: rows of ``boxes``; of more the nearest are kept.
+        min_box_points: boxes of bodies with fewer kept returns are left out.
     """
 
     def __init__(
@@ -71,33 +93,72 @@ class World(Reader):
         seed: Annotated[int, Field(ge=0)] = 0,
         label_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0,
         frames_per_scene: Annotated[int, Field(ge=1)] = 8,
+        rows: WhichRows = "all",
+        scenes: Kind = "any",
+        cameras: bool = True,
+        lidar: bool = False,
+        sensor: LidarSensor = LidarSensor(),  # noqa: B008 - it is frozen
+        lidar_points: Annotated[int, Field(ge=1)] = 8192,
+        max_boxes: Annotated[int, Field(ge=1)] = 32,
+        min_box_points: Annotated[int, Field(ge=1)] = 5,
     ) -> None:
+        if not (cameras or lidar):
+            raise InputError("lidar: expected true where cameras is false, or nothing is left")
         self.domain, self.split, self.seed = domain, split, seed
         self.num_samples, self.frames_per_scene = num_samples, frames_per_scene
         self.size, self.frames, self.label_fraction = (height, width), frames, label_fraction
-        self.focal = focal
-        self.columns = columns_of(frames)
+        self.focal, self.which, self.scenes = focal, rows, scenes
+        self.cameras, self.sensor = cameras, sensor if lidar else None
+        self.room = {
+            "num_points": lidar_points, "max_boxes": max_boxes, "min_box_points": min_box_points
+        }  # fmt: skip
+        self.columns = columns_of(frames, cameras, lidar)
 
     def index(self) -> list[Row]:
-        labelled = self._labelled()
         rows: list[Row] = []
         for number in range(self.num_samples):
             scene, frame = divmod(number, self.frames_per_scene)
             key = f"{self.domain}-{self.split}-{self.seed}-{scene:06d}-{frame:04d}"
-            rows.append(
-                {"key": key, "scene": scene, "frame": frame, "labelled": number in labelled}
-            )
-        return rows
+            rows.append({"key": key, "scene": scene, "frame": frame})
+        return mark_labelled(rows, self.label_fraction, self.seed, self.which)
 
     def load(self, row: Row) -> Sample:
         names = (self.seed, self.domain, self.split, row["scene"])
-        scene, look, snapshots = _build(*names)
+        scene, look, snapshots = _build(*names, self.scenes)
         rng = _rng(*names, 1 + row["frame"])
         views = clip_views(rng, scene, snapshots)
         noises = rng.spawn(CLIP_LENGTH)
+        views = views[: self.frames]
+        sample: Sample = {}
+        if self.cameras:
+            sample |= self._camera_columns(views, snapshots, look, noises)
+        if self.sensor is not None:
+            stream = _rng(*names, 1 + row["frame"], _LIDAR_STREAM)
+            sample |= lidar_columns(scene, snapshots, views, self.sensor, stream, **self.room)
+        if not row["labelled"]:
+            for name, values in sample.items():
+                if quantity_of(name) in _UNLABELLED:
+                    values.fill(_UNLABELLED[quantity_of(name)])
+        return {name: sample[name] for name in self.columns}
+
+    def group(self, rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
+        """Whole scenes together, since building one is work that its samples share."""
+        scenes = max(1, 16 // self.frames_per_scene)
+        return [list(group) for _, group in groupby(rows, lambda row: row["scene"] // scenes)]
+
+    def fingerprint(self) -> Any:
+        return {"world": _VERSION}
+
+    def _camera_columns(
+        self,
+        views: Sequence[View],
+        snapshots: Sequence[Snapshot],
+        look: Look,
+        noises: Sequence[np.random.Generator],
+    ) -> Sample:
         taken = [
             take_frame(view, snapshot, self.size, self.focal)
-            for view, snapshot, _ in zip(views, snapshots, range(self.frames), strict=False)
+            for view, snapshot in zip(views, snapshots, strict=False)
         ]
         sample: Sample = {"intrinsics": camera_matrix(*self.size, self.focal).astype(np.float32)}
         for number, frame in enumerate(taken):
@@ -113,35 +174,23 @@ class World(Reader):
                 back, mask = motion_of(frame, taken[number - 1])
                 sample["object_motion_back" + suffix] = back
                 sample["motion_mask" + suffix] = mask
-        if not row["labelled"]:
-            for name, values in sample.items():
-                if quantity_of(name) in _UNLABELLED:
-                    values.fill(_UNLABELLED[quantity_of(name)])
-        return {name: sample[name] for name in self.columns}
-
-    def group(self, rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
-        """Whole scenes together, since building one is work that its samples share."""
-        step = self.frames_per_scene * max(1, 16 // self.frames_per_scene)
-        return [rows[start : start + step] for start in range(0, len(rows), step)]
-
-    def fingerprint(self) -> Any:
-        return {"world": _VERSION}
-
-    def _labelled(self) -> set[int]:
-        draw = np.random.default_rng([self.seed, 0x1ABE1]).random(self.num_samples)
-        kept = round(self.label_fraction * self.num_samples)
-        return set(np.argsort(draw, kind="stable")[:kept].tolist())
+        return sample
 
 
-def columns_of(frames: int) -> tuple[str, ...]:
+def columns_of(frames: int, cameras: bool = True, lidar: bool = False) -> tuple[str, ...]:
     """Columns of a world row of 1, 2 or 3 frames."""
-    columns = ["image", "depth", "normals", "segmentation", "edges", "intrinsics"]
+    seen = ["image", "depth", "normals", "segmentation", "edges"] if cameras else []
+    measured = ["points", "boxes"] if lidar else []
+    columns = [*seen, *(["intrinsics"] if cameras else []), *measured]
     for number in range(1, frames):
         before, here = _suffix(number - 1), _suffix(number)
-        columns += [name + here for name in columns[:5]]
-        columns += ["camera_motion" + before, "object_motion" + before]
-        columns += ["motion_mask"] if number == 1 else []
-        columns += ["object_motion_back" + here, "motion_mask" + here]
+        columns += [name + here for name in seen]
+        if cameras:
+            columns += ["camera_motion" + before, "object_motion" + before]
+            columns += ["motion_mask"] if number == 1 else []
+            columns += ["object_motion_back" + here, "motion_mask" + here]
+        columns += [name + here for name in measured]
+        columns += ["lidar_motion" + before] if lidar else []
     return tuple(columns)
 
 
@@ -149,17 +198,18 @@ def _suffix(number: int) -> str:
     return "" if number == 0 else f"_{number + 1}"
 
 
-def _rng(seed: int, domain: str, split: str, scene: int, what: int) -> np.random.Generator:
+def _rng(seed: int, domain: str, split: str, scene: int, *what: int) -> np.random.Generator:
     """Random numbers of one scene (``what`` 0) or of one of its clips (1, 2 ...)."""
-    return np.random.default_rng([seed, _DOMAINS.index(domain), _SPLITS.index(split), scene, what])
+    names = [seed, _DOMAINS.index(domain), _SPLITS.index(split), scene]
+    return np.random.default_rng([*names, *what])
 
 
 @lru_cache(maxsize=2)
 def _build(
-    seed: int, domain: Domain, split: str, number: int
+    seed: int, domain: Domain, split: str, number: int, kind: Kind
 ) -> tuple[Scene, Look, tuple[Snapshot, ...]]:
     """A scene, its look, and what rays meet at the times of a clip."""
     rng = _rng(seed, domain, split, number, 0)
-    scene = build_scene(rng, domain)
+    scene = build_scene(rng, domain, kind)
     look = build_look(rng, scene, domain)
     return scene, look, tuple(Snapshot(scene, time) for time in range(CLIP_LENGTH))

@@ -15,6 +15,7 @@ import numpy as np
 from taskray.data.world.shapes import Floats, ShapeName
 
 Domain = Literal["sim", "real"]
+Kind = Literal["any", "rooms", "streets", "traffic"]
 CLASSES: tuple[str, ...] = (
     "ground", "wall", "ceiling", "block", "pillar", "ramp", "ball", "pedestrian", "car", "sky",
 )  # fmt: skip
@@ -76,11 +77,15 @@ class Scene:
     """Range of downward tilts."""
 
 
-def build_scene(rng: np.random.Generator, domain: Domain) -> Scene:
-    """A random room or street; the two domains differ mildly in what they hold."""
+def build_scene(rng: np.random.Generator, domain: Domain, kind: Kind = "any") -> Scene:
+    """A random room or street (``any``), or one of that kind; the two domains differ mildly in
+    what they hold."""
     crowd = 1.0 if domain == "sim" else 1.25
     pitch = np.radians((5.0, 12.0) if domain == "sim" else (3.0, 13.0))
-    make = _room if rng.random() < 0.5 else _street
+    drawn = "rooms" if rng.random() < 0.5 else "streets"
+    make = {"rooms": _room, "streets": _street, "traffic": _traffic}[
+        drawn if kind == "any" else kind
+    ]
     return make(rng, crowd, (float(pitch[0]), float(pitch[1])))
 
 
@@ -136,6 +141,32 @@ def _street(rng: np.random.Generator, crowd: float, pitch: tuple[float, float]) 
     )
 
 
+def _traffic(rng: np.random.Generator, crowd: float, pitch: tuple[float, float]) -> Scene:
+    """A wide square with cars on all sides of the lane that cameras drive along."""
+    width, length, lane = rng.uniform(24, 36), rng.uniform(48, 60), 8.0
+    shell = [_slab("ground", (120, 0.4, 140), (0, 0.2, 0))]
+    for side in (-1, 1):
+        z = -length / 2
+        while z < length / 2:
+            depth, height = rng.uniform(5, 12), rng.uniform(5, 10)
+            x = side * (width / 2 + 4 + rng.uniform(0, 3))
+            shell.append(_slab("wall", (6, height, depth), (x, -height / 2, z + depth / 2)))
+            z += depth + (rng.uniform(2, 6) if rng.random() < 0.4 else 0.0)
+        shell.append(_slab("wall", (width + 14, 8, 2), (0, -4, side * (length / 2 + 2))))
+    makers = (*5 * (_car,), _pedestrian, _pedestrian, _pillar, _crate, _tree)
+    number = int(crowd * rng.integers(20, 33))
+    region = (-width / 2, width / 2), (-length / 2, length / 2)
+    free = [(0.0, float(z), 2.5) for z in np.arange(-lane, lane + 2, 2)]
+    return Scene(
+        bodies=(*shell, *_populate(rng, number, makers, *region, free)),
+        indoor=False,
+        camera_x=(-0.5, 0.5),
+        camera_z=(-lane, lane),
+        camera_yaw=(-0.3, 0.3),
+        camera_pitch=pitch,
+    )
+
+
 def _slab(label: str, size: tuple[float, float, float], centre: tuple[float, float, float]) -> Body:
     return Body(label, (Part("box", size, centre),))
 
@@ -159,9 +190,11 @@ def _populate(
     makers: Sequence[_Maker],
     x: tuple[float, float],
     z: tuple[float, float],
+    free: Sequence[tuple[float, float, float]] = (),
 ) -> list[Body]:
-    """Put bodies where nothing else stands, two thirds of the movable ones on the move."""
-    taken: list[tuple[float, float, float]] = []
+    """Put bodies where nothing else stands, two thirds of the movable ones on the move; the
+    circles ``free`` (x, z, radius) are left empty."""
+    taken = list(free)
     bodies = []
     for _ in range(number):
         model = makers[int(rng.integers(len(makers)))](rng)
