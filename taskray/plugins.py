@@ -27,6 +27,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "world": "taskray.data.world:World",
         "seven_scenes": "taskray.data.seven_scenes:SevenScenes",
         "nyuv2": "taskray.data.nyuv2:NYUv2",
+        "kitti_tracking": "taskray.data.kitti_tracking:KittiTracking",
         "parquet": "taskray.data.parquet:ParquetFolder",
     },
     "model": {

@@ -20,10 +20,11 @@ from taskray.data.rows import rows_of
 from taskray.data.source import DatasetInfo, open_source
 from taskray.data.store import read_manifest
 from taskray.errors import InputError
+from taskray.report.birds_eye import birds_eye, reach_of
 from taskray.report.metrics import NOTHING, size
 from taskray.report.panels import paint
 from taskray.report.run_folder import atomic_write
-from taskray.schema import IGNORE, QUANTITIES, quantity_of
+from taskray.schema import IGNORE, QUANTITIES, frame_of, quantity_of
 
 SHEET_ROWS = 6
 """Samples on a contact sheet."""
@@ -128,17 +129,18 @@ def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
 
 
 def write_sheet(file: Path, rows: Sequence[Sample], columns: Sequence[str]) -> None:
-    """A picture with one line a sample and one picture a column that has pixels."""
+    """A picture with one line a sample and one picture a column that has pixels, or that holds
+    a point cloud: that one from above, with the boxes of its frame."""
     from PIL import Image, ImageDraw
 
     if file.suffix.lower() not in Image.registered_extensions():
         raise InputError(f"--save {file}: expected the name of a picture, such as sheet.png")
-    shown = [c for c in columns if "H" in getattr(QUANTITIES.get(quantity_of(c)), "shape", ())]
+    shown = [c for c in columns if _can_be_drawn(c)]
     if not rows or not shown:
         raise InputError(f"--save {file}: there is nothing to draw in {', '.join(columns)}")
-    painted = {c: _paint(c, np.stack([row[c] for row in rows])) for c in shown}
-    height, width = painted[shown[0]].shape[1:3]
-    tall, gap, head = max(1, TILE * height // width), 4, 18
+    painted = {c: _paint(c, rows) for c in shown}
+    heights = {c: max(1, TILE * p.shape[1] // p.shape[2]) for c, p in painted.items()}
+    tall, gap, head = max(heights.values()), 4, 18
     sheet = Image.new(
         "RGB", ((TILE + gap) * len(shown) + gap, head + (tall + gap) * len(rows)), (24, 26, 30)
     )
@@ -147,14 +149,24 @@ def write_sheet(file: Path, rows: Sequence[Sample], columns: Sequence[str]) -> N
         left = gap + x * (TILE + gap)
         draw.text((left, 3), column, fill=(220, 224, 230))
         for y, pixels in enumerate(painted[column]):
-            tile = Image.fromarray(pixels).resize((TILE, tall), Image.Resampling.NEAREST)
+            size = (TILE, heights[column])
+            tile = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
             sheet.paste(tile, (left, head + y * (tall + gap)))
     kind = Image.registered_extensions()[file.suffix.lower()]
     atomic_write(file, lambda path: sheet.save(path, format=kind))
 
 
-def _paint(column: str, values: np.ndarray) -> np.ndarray:
-    quantity = quantity_of(column)
+def _can_be_drawn(column: str) -> bool:
+    known = QUANTITIES.get(quantity_of(column))
+    return known is not None and ("H" in known.shape or known.name == "points")
+
+
+def _paint(column: str, rows: Sequence[Sample]) -> np.ndarray:
+    """Pictures ``[N, h, w, 3]`` of a column in all rows."""
+    quantity, values = quantity_of(column), np.stack([row[column] for row in rows])
+    if quantity == "points":
+        reach, boxes = reach_of(values), "boxes" + frame_of(column)
+        return np.stack([birds_eye(row[column], row.get(boxes), reach, TILE) for row in rows])
     return values if quantity == "image" else paint(quantity, values)(values)
 
 

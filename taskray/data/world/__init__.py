@@ -75,7 +75,7 @@ class World(Reader):
             some ten cars within 35 m on all sides, for detection.
         cameras: false leaves out all that cameras see, which is most of the work.
         lidar: also give a LiDAR's sweeps, the boxes of what can move, and its motion.
-        sensor: the LiDAR; see :class:`LidarSensor`.
+        sensor: settings of the LiDAR; see :class:`LidarSensor`.
         lidar_points: rows of ``points``; of more returns a random subset is kept.
         max_boxes: rows of ``boxes``; of more the nearest are kept.
         min_box_points: boxes of bodies with fewer kept returns are left out.
@@ -97,7 +97,7 @@ class World(Reader):
         scenes: Kind = "any",
         cameras: bool = True,
         lidar: bool = False,
-        sensor: LidarSensor = LidarSensor(),  # noqa: B008 - it is frozen
+        sensor: LidarSensor | None = None,
         lidar_points: Annotated[int, Field(ge=1)] = 8192,
         max_boxes: Annotated[int, Field(ge=1)] = 32,
         min_box_points: Annotated[int, Field(ge=1)] = 5,
@@ -108,7 +108,7 @@ class World(Reader):
         self.num_samples, self.frames_per_scene = num_samples, frames_per_scene
         self.size, self.frames, self.label_fraction = (height, width), frames, label_fraction
         self.focal, self.which, self.scenes = focal, rows, scenes
-        self.cameras, self.sensor = cameras, sensor if lidar else None
+        self.cameras, self.sensor = cameras, (sensor or LidarSensor()) if lidar else None
         self.room = {
             "num_points": lidar_points, "max_boxes": max_boxes, "min_box_points": min_box_points
         }  # fmt: skip
