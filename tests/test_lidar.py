@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from taskray import plugins
+from taskray.cli import main
+from taskray.config import DataConfig
 from taskray.data.codec import check_sample
 from taskray.data.reader import Sample
+from taskray.data.source import load_in_process
+from taskray.data.store import prepare
 from taskray.data.world import CLASSES, MOVABLE, LidarSensor, World, columns_of
 from taskray.data.world.lidar import (
     REFLECTANCE,
@@ -29,6 +35,8 @@ from taskray.data.world.truth import take_frame
 from taskray.data.world.views import CLIP_LENGTH, View, camera_matrix, clip_views
 from taskray.errors import InputError
 from taskray.geometry.boxes import ground_corners, points_in_boxes, transform_boxes
+from taskray.report.birds_eye import birds_eye, reach_of
+from taskray.report.panels import PALETTE
 from taskray.schema import quantity_of
 
 EXACT = LidarSensor(range_noise=0.0, dropout=0.0)
@@ -387,6 +395,64 @@ def test_settings_of_the_sensor_are_checked_and_named() -> None:
         build(dropout=1.0)
     with pytest.raises(InputError, match=r"reader.sensor: highest_deg must be at least"):
         build(lowest_deg=10.0)
+
+
+SMALL = {
+    "name": "world", "lidar": True, "cameras": False, "scenes": "traffic", "num_samples": 3,
+    "lidar_points": 2000, "sensor": {"beams": 8, "azimuth_steps": 90}, "label_fraction": 0.4,
+}  # fmt: skip
+
+
+def test_stored_sweeps_come_back_as_they_were(cache: Path) -> None:
+    config = DataConfig.model_validate({"reader": SMALL})
+    folder = prepare(config, name="drive", use_ray=False)
+    stored = load_in_process(folder, config, ["points", "boxes"]).open().take(range(3))
+    sensor = LidarSensor(beams=8, azimuth_steps=90)
+    reader = world(num_samples=3, lidar_points=2000, sensor=sensor, label_fraction=0.4)
+    labelled = 0
+    for number, row in enumerate(reader.index()):
+        for name, values in reader.load(row).items():
+            np.testing.assert_array_equal(stored[name][number], values)
+        assert np.isfinite(stored["boxes"][number]).any() == row["labelled"]
+        labelled += row["labelled"]
+    assert labelled == 1
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_data_show_draws_sweeps_from_above(
+    tmp_path: Path, cache: Path, frames: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, sheet = tmp_path / "drive", tmp_path / "sheet.png"
+    words = [f"{key}={value}" for key, value in SMALL.items() if key not in ("name", "sensor")]
+    words += ["sensor.beams=8", "sensor.azimuth_steps=90", f"frames={frames}"]
+    assert main(["data", "convert", "world", *words, "--out", str(job), "--inline"]) == 0
+    capsys.readouterr()
+    assert main(["data", "show", str(job), "--save", str(sheet)]) == 0
+    shown = capsys.readouterr().out
+    assert "float32 2000x4" in shown
+    assert "0 corrupt rows" in shown
+    with Image.open(sheet) as picture:
+        assert picture.size == (164 * frames + 4, 18 + 164 * 3)
+
+
+def test_seen_from_above_forward_is_up_and_left_is_left() -> None:
+    boxes = np.full((2, 9), np.nan)
+    boxes[0] = [-20, -20, 0, 10, 6, 2, 0, CAR, 1]
+    points = np.array([[30.0, 0, -2, 1], [0, 30, 1, 1], [900, 0, 0, 1], [np.nan] * 4])
+    picture = birds_eye(points, boxes, reach=40.0, size=80)
+    empty = picture[0, 0]
+    assert picture.shape == (80, 80, 3)
+    assert picture[10, 40].tolist() == [90, 90, 90]
+    assert picture[40, 10].tolist() == [255, 255, 255]
+    car = (picture == PALETTE[CAR]).all(axis=-1)
+    rows, columns = np.nonzero(car)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (55, 65, 57, 63)
+    assert car[57, 60], "a line to its front"
+    assert not car[63, 60]
+    assert ((picture == empty).all(axis=-1) | car).sum() == 80 * 80 - 2
+    assert reach_of(points[None]) > 30
+    assert reach_of(points[3:]) == 1.0
+    assert (birds_eye(points[3:], None, 10.0, 20) == empty).all()
 
 
 def test_boxes_seen_from_another_frame_are_turned_and_shifted() -> None:
