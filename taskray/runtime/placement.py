@@ -55,7 +55,10 @@ def place_cache(job: Job) -> Any:
     """The cache actor: it puts what it is given, so that it owns the arrays; Ray restarts it."""
     waits = job.staleness.on_stale == "wait"
     actor = ray.remote(WaitingCache if waits else PredictionCache).options(
-        num_cpus=0, max_restarts=-1, max_concurrency=1000 if waits else 1
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=1000 if waits else 1,
+        enable_task_events=False,  # a record of each of its many calls costs more than it tells
     )
     return actor.remote(job.cache.max_bytes, job.staleness, keep_small(ray.put))
 
