@@ -41,6 +41,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     },
     "relation": {
         "depth_normals": "taskray.consistency.depth_normals:DepthNormals",
+        "scene_photometric": "taskray.consistency.scene_photometric:ScenePhotometric",
+        "segmentation_warp": "taskray.consistency.segmentation_warp:SegmentationWarp",
     },
     "loss": {
         "mse": "taskray.tasks.losses:mse",

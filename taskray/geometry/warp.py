@@ -10,13 +10,18 @@ motions, mask and sampled values; validity is boolean and carries no gradient.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from taskray.geometry.camera import backproject, project, transform
+from taskray.geometry.camera import pixel_grid
+
+NEAREST = 1e-3
+"""Metres. Points nearer than this to the camera's plane, or behind it, are not valid; they are
+projected as if they stood here, which keeps gradients finite."""
 
 
 class Warp(NamedTuple):
@@ -27,7 +32,7 @@ class Warp(NamedTuple):
     depth_b1hw: Tensor
     """z' in metres."""
     valid_b1hw: Tensor
-    """bool: depth was measured, z' > 0, and p' lies within frame 2. A point hidden in frame 2 is
+    """bool: depth was measured, z' is positive, and p' lies within frame 2. A point hidden there is
     still valid: compare ``depth_b1hw`` with the other depth sampled at ``pixels_b2hw``."""
 
 
@@ -41,24 +46,48 @@ def warp(
     """Move every pixel of frame 1 to frame 2 (Taskology eq. 9).
 
     ``motion_b44`` is ``camera_motion`` 1 -> 2; ``object_motion_b3hw`` is in metres in axes of
-    camera 2, and without ``mask_b1hw`` (m in [0, 1]) it counts everywhere.
+    camera 2, and without ``mask_b1hw`` (m in [0, 1]) it counts everywhere. The intrinsics must
+    be invertible.
     """
-    points = transform(motion_b44, backproject(depth_b1hw, intrinsics_b33))
+    height, width = depth_b1hw.shape[-2:]
+    turn = intrinsics_b33 @ motion_b44[:, :3, :3] @ invert_intrinsics(intrinsics_b33)
+    turned = turn @ _homogeneous_pixels(height, width, depth_b1hw.dtype, depth_b1hw.device)
+    shift = (intrinsics_b33 @ motion_b44[:, :3, 3:])[..., None]
     if object_motion_b3hw is not None:
         moved = object_motion_b3hw if mask_b1hw is None else mask_b1hw * object_motion_b3hw
-        points = points + moved
-    pixels, depth = project(points, intrinsics_b33)
-    height, width = depth_b1hw.shape[-2:]
-    valid = (depth_b1hw > 0) & (depth > 0) & in_bounds(pixels, height, width)
+        shift = shift + (intrinsics_b33 @ moved.flatten(2)).view_as(moved)
+    projected = torch.addcmul(shift, depth_b1hw, turned.view(-1, 3, height, width))
+    depth = projected[:, 2:]
+    pixels = projected[:, :2] / depth.clamp(min=NEAREST)
+    valid = (depth_b1hw > 0) & (depth > NEAREST) & in_bounds(pixels, height, width)
     return Warp(pixels, depth, valid)
+
+
+def invert_intrinsics(intrinsics_b33: Tensor) -> Tensor:
+    """``K^-1`` of upper triangular camera matrices ``[b, 3, 3]`` whose last row is (0, 0, 1)."""
+    fx, fy = intrinsics_b33[:, 0, 0], intrinsics_b33[:, 1, 1]
+    skew, x0, y0 = intrinsics_b33[:, 0, 1], intrinsics_b33[:, 0, 2], intrinsics_b33[:, 1, 2]
+    zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+    rows = [1 / fx, -skew / (fx * fy), (skew * y0 - fy * x0) / (fx * fy)]
+    rows += [zero, 1 / fy, -y0 / fy, zero, zero, one]
+    return torch.stack(rows, dim=1).view(-1, 3, 3)
+
+
+@lru_cache(maxsize=8)
+def _homogeneous_pixels(
+    height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """``(j, i, 1)`` of every pixel, ``[3, h * w]``; the same frames come again and again."""
+    grid = pixel_grid(height, width, torch.empty(0, dtype=dtype, device=device))
+    return torch.cat([grid, torch.ones_like(grid[:1])]).flatten(1)
 
 
 def in_bounds(pixels_b2hw: Tensor, height: int, width: int) -> Tensor:
     """bool ``[b, 1, h, w]``: the pixel lies between the outermost pixel centres of the frame, up
     to a thousandth of a pixel, so that rounding does not void the border of a frame at rest."""
-    size = pixels_b2hw.new_tensor([width, height])[:, None, None]
-    inside = (pixels_b2hw >= -1e-3) & (pixels_b2hw <= size - 1 + 1e-3)
-    return inside.all(dim=1, keepdim=True)
+    column, row = pixels_b2hw[:, :1], pixels_b2hw[:, 1:]
+    inside = (column >= -1e-3) & (column <= width - 1 + 1e-3)
+    return inside & (row >= -1e-3) & (row <= height - 1 + 1e-3)
 
 
 def sample(values_bchw: Tensor, pixels_b2hw: Tensor, mode: str = "bilinear") -> Tensor:
@@ -69,7 +98,7 @@ def sample(values_bchw: Tensor, pixels_b2hw: Tensor, mode: str = "bilinear") -> 
     """
     height, width = values_bchw.shape[-2:]
     size = pixels_b2hw.new_tensor([width, height])[:, None, None]
-    grid = (2 * pixels_b2hw + 1) / size - 1
+    grid = torch.addcmul(1 / size - 1, pixels_b2hw, 2 / size)
     return functional.grid_sample(
         values_bchw, grid.movedim(1, -1), mode=mode, padding_mode="border", align_corners=False
     )

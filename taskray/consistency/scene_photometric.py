@@ -1,0 +1,183 @@
+"""Depth, camera motion, object motion and segmentation: moved into the other frame of a pair, the
+colours of a scene stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from taskray.consistency.relation import Relation
+from taskray.consistency.two_views import (
+    CLASSES,
+    OBJECTS,
+    SCENE,
+    TwoViews,
+    both,
+    movable_indices,
+    swapped,
+)
+from taskray.errors import InputError
+from taskray.geometry.photometric import (
+    edge_aware_smoothness,
+    field_smoothness,
+    weighted_dissimilarity,
+)
+from taskray.geometry.warp import sample
+
+Weight = Annotated[float, Field(ge=0)]
+
+LEAST_DEPTH_VARIANCE = 1e-4
+"""Square metres, added to the mean squared depth difference that SSIM's weights are relative to."""
+LEAST_MOTION = 1e-8
+"""Square metres, and squared entries of a rotation: keeps the cycle terms of cameras at rest
+finite."""
+
+
+class ScenePhotometric(Relation):
+    """Photometric consistency of two frames (Taskology eq. 3 and 9, supplement 6.2), with the
+    loss terms of Gordon et al. (ICCV 2019, arXiv 1904.04998), summed over both directions.
+
+    The pixels p of frame 1 are moved to ``z' p' = K R K^-1 z p + K (m delta + T)``; frame 2 is
+    sampled there. A point is *visible* where p' lies in frame 2 and z' is less than frame 2's
+    depth there: what is hidden does not count, nor what only seems so, which the other direction
+    judges. Each argument below weights one term; 0 leaves the term out. What the loss is on the
+    truth: ``rgb``, ``ssim``, ``depth`` and the cycles vanish up to occlusion borders, smoothness
+    is a prior and does not.
+
+    The gradient reaches depth, camera motion and object motion, of either frame. The mask m is a
+    step function: a segmentation that is live gets a gradient of zeros.
+
+    Args:
+        segmentation: what can move is where the segmentation says so (m of eq. 7); without,
+            everything can.
+        object_motion: things move by themselves; without, the scene is static (delta = 0, and
+            no segmentation is needed).
+        movable: classes that can move: their indices, or a class map (a name or a YAML file).
+        rgb: |I1' - I1| where visible, mean over all pixels and channels.
+        ssim: 1/2 of (1 - SSIM)/2 of windows of 3x3 pixels, weighted by how well the depths
+            agree: s / (dz^2 + s), s the mean of dz^2 over visible pixels (no gradient).
+        depth: |z' - z2(p')| in metres where visible, mean over all pixels.
+        smoothness: slope of normalised disparity, exempt at image edges.
+        rotation_cycle: |R21 R12 - I|^2 / (|R12 - I|^2 + |R21 - I|^2).
+        translation_cycle: |R21 t12 + t21(p')|^2 / (|t12|^2 + |t21(p')|^2) where visible, with
+            t = m delta + T; no gradient through p'.
+        motion_smoothness: slope of delta between pixels that can both move, relative to the root
+            mean square of m delta + T.
+    """
+
+    inputs = ("image", "image_2", "intrinsics")
+
+    def __init__(
+        self,
+        segmentation: bool = True,
+        object_motion: bool = True,
+        movable: str | list[int] = "world",
+        rgb: Weight = 0.85,
+        ssim: Weight = 3.0,
+        depth: Weight = 1e-2,
+        smoothness: Weight = 1e-2,
+        rotation_cycle: Weight = 1e-3,
+        translation_cycle: Weight = 1e-2,
+        motion_smoothness: Weight = 1e-3,
+    ) -> None:
+        weights = {
+            "rgb": rgb,
+            "ssim": ssim,
+            "depth": depth,
+            "smoothness": smoothness,
+            "rotation_cycle": rotation_cycle,
+            "translation_cycle": translation_cycle,
+            "motion_smoothness": motion_smoothness if object_motion else 0.0,
+        }
+        self.weights = {term: weight for term, weight in weights.items() if weight}
+        if not self.weights:
+            raise InputError("every term has weight 0: nothing is left")
+        self.object_motion = object_motion
+        masked = segmentation and object_motion
+        self.movable = movable_indices(movable) if masked else None
+        self.quantities = (
+            *SCENE,
+            *(OBJECTS if object_motion else ()),
+            *(CLASSES if masked else ()),
+        )
+
+    def __call__(
+        self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        views = TwoViews(predictions, batch, self.object_motion, self.movable)
+        image = both(batch, "image", "image_2").to(views.depth.dtype)
+        terms = self._photometric(views, image)
+        if "smoothness" in self.weights:
+            terms["smoothness"] = edge_aware_smoothness(views.depth, image)
+        if "rotation_cycle" in self.weights:
+            terms["rotation_cycle"] = rotation_cycle(views)
+        if "motion_smoothness" in self.weights:
+            terms["motion_smoothness"] = motion_smoothness(views)
+        # means over a batch of 2B: twice that is the sum of both directions
+        return {t: 2 * self.weights[t] * terms[t] for t in self.weights}
+
+    def _photometric(self, views: TwoViews, image: Tensor) -> dict[str, Tensor]:
+        """The terms that compare what stands at p' with what stands at p."""
+        there = views.sample(torch.cat([image, views.depth], dim=1))
+        image_there, depth_there = there[:, :3], there[:, 3:]
+        visible = views.visible(depth_there)
+        difference = depth_there - views.warped.depth_b1hw
+        terms = {}
+        if "rgb" in self.weights:
+            terms["rgb"] = torch.where(visible, (image_there - image).abs(), 0.0).mean()
+        if "depth" in self.weights:
+            terms["depth"] = torch.where(visible, difference.abs(), 0.0).mean()
+        if "ssim" in self.weights:
+            weight = agreement(difference.detach(), visible) * views.warped.valid_b1hw
+            dissimilarity, weight = weighted_dissimilarity(image_there, image, weight)
+            terms["ssim"] = 0.5 * (dissimilarity * weight).mean()
+        if "translation_cycle" in self.weights:
+            terms["translation_cycle"] = translation_cycle(views, visible)
+        return terms
+
+
+def agreement(difference_b1hw: Tensor, visible_b1hw: Tensor) -> Tensor:
+    """How well depths agree, in (0, 1]: 1 where they are equal, 1/2 where they differ by the root
+    mean square over the frame's visible pixels."""
+    squared = difference_b1hw.square()
+    total = torch.where(visible_b1hw, squared, 0.0).sum(dim=(1, 2, 3), keepdim=True)
+    mean = total / visible_b1hw.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    scale = mean + LEAST_DEPTH_VARIANCE
+    return scale / (squared + scale)
+
+
+def rotation_cycle(views: TwoViews) -> Tensor:
+    """How far the two rotations of a pair are from undoing each other, relative to their size."""
+    there, back = views.motion[:, :3, :3], views.motion_back[:, :3, :3]
+    identity = torch.eye(3, dtype=there.dtype, device=there.device)
+
+    def size(change: Tensor) -> Tensor:
+        return (change - identity).square().sum(dim=(1, 2))
+
+    return (size(back @ there) / (size(there) + size(back) + LEAST_MOTION)).mean()
+
+
+def translation_cycle(views: TwoViews, visible_b1hw: Tensor) -> Tensor:
+    """How far each visible point is from coming back, relative to how far it goes."""
+    there, back = views.motion[:, :3, 3:, None], views.motion_back[:, :3, 3:, None]
+    if views.field is not None:
+        there = views.field + there
+        pixels = views.warped.pixels_b2hw.detach()
+        back = sample(swapped(views.field), pixels) + back
+    returned = (views.motion_back[:, :3, :3] @ there.flatten(2)).view_as(there) + back
+    sizes = there.square().sum(dim=1, keepdim=True) + back.square().sum(dim=1, keepdim=True)
+    missed = returned.square().sum(dim=1, keepdim=True) / (sizes + LEAST_MOTION)
+    return torch.where(visible_b1hw, missed, 0.0).mean()
+
+
+def motion_smoothness(views: TwoViews) -> Tensor:
+    """Slope of the object motion, relative to how far points move in all."""
+    assert views.object_motion is not None
+    assert views.field is not None
+    whole = views.field + views.motion[:, :3, 3:, None]
+    squared = whole.square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
+    return field_smoothness(views.object_motion * (squared + LEAST_MOTION).rsqrt(), views.mask)

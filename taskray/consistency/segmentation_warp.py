@@ -1,0 +1,52 @@
+"""Segmentation of two frames: moved into the other frame, what a point is stays what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from taskray.consistency.relation import Relation
+from taskray.consistency.two_views import (
+    CLASSES,
+    OBJECTS,
+    SCENE,
+    TwoViews,
+    both,
+    movable_indices,
+)
+
+
+class SegmentationWarp(Relation):
+    """Squared difference of segmentation logits after warping (Taskology eq. 4), both directions.
+
+    The pixels of frame 1 are moved to frame 2 as in :class:`ScenePhotometric` (eq. 9); frame 2's
+    logits are sampled there and compared with those of frame 1. Points count where they are
+    visible; the loss is a mean over all pixels and classes, as the photometric one is.
+
+    The gradient reaches both frames' logits, and depth and motion through the place sampled at;
+    none passes through the mask of what can move.
+
+    Args:
+        object_motion: things move by themselves where the segmentation is of a movable class;
+            without, the scene is static.
+        movable: those classes: their indices, or a class map (a name or a YAML file).
+    """
+
+    inputs = ("intrinsics",)
+
+    def __init__(self, object_motion: bool = True, movable: str | list[int] = "world") -> None:
+        self.object_motion = object_motion
+        self.movable = movable_indices(movable)
+        self.quantities = (*SCENE, *(OBJECTS if object_motion else ()), *CLASSES)
+
+    def __call__(
+        self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        views = TwoViews(predictions, batch, self.object_motion, self.movable)
+        logits = both(predictions, *CLASSES)
+        there = views.sample(torch.cat([logits, views.depth.detach()], dim=1))
+        visible = views.visible(there[:, -1:])
+        difference = torch.where(visible, there[:, :-1] - logits, 0.0)
+        return {"logits": 2 * difference.square().mean()}
