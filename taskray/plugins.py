@@ -34,10 +34,15 @@ BUILTIN: dict[str, dict[str, str]] = {
         "unet": "taskray.models.unet:UNet",
         "encoder_decoder": "taskray.models.encoder_decoder:EncoderDecoder",
         "huggingface": "taskray.models.huggingface:HuggingFaceModel",
+        "motion_net": "taskray.models.motion:MotionNet",
     },
     "task": {
         "depth": "taskray.tasks.depth:Depth",
         "normals": "taskray.tasks.normals:Normals",
+        "segmentation": "taskray.tasks.segmentation:Segmentation",
+        "ego_motion": "taskray.tasks.ego_motion:EgoMotion",
+        "object_motion": "taskray.tasks.object_motion:ObjectMotion",
+        "motion": "taskray.tasks.motion:Motion",
     },
     "relation": {
         "depth_normals": "taskray.consistency.depth_normals:DepthNormals",

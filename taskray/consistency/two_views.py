@@ -14,7 +14,7 @@ from torch import Tensor
 
 from taskray.data.classes import class_map
 from taskray.errors import InputError
-from taskray.geometry.warp import NEAREST, sample, warp
+from taskray.geometry.warp import sample, warp
 
 SCENE = ("depth", "depth_2", "camera_motion", "camera_motion_back_2")
 OBJECTS = ("object_motion", "object_motion_back_2")

@@ -44,7 +44,7 @@ class ClassMap(Settings):
     """The classes that can move by themselves (the set M of Taskology eq. 2)."""
     rest: str | None = None
     """The class of ids that are not listed; null: they are ignored."""
-    ids: dict[str, dict[StoredId, str]] = {}
+    ids: dict[str, dict[StoredId, str]] = Field(default_factory=dict)
     """For each dataset, the ids that it stores and the class that each is."""
 
     @model_validator(mode="after")
@@ -56,7 +56,9 @@ class ClassMap(Settings):
         for key, names in named.items():
             for name in names:
                 if name not in self.classes:
-                    raise ValueError(f"@{key}@no class {name!r}; {nearest(name, self.classes)}")
+                    raise ValueError(
+                        f"@{key}@no class {name!r}; {nearest(name, list(self.classes))}"
+                    )
         return self
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taskray.data.batch import Batch
 from taskray.loop.trainer import Trainer
-from taskray.schema import QUANTITIES
+from taskray.schema import QUANTITIES, quantity_of
 
 
 @dataclass
@@ -56,7 +56,7 @@ def _keep(
     pictures = (labels["image"][:take] * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     kept.setdefault("image", []).append(pictures)
     for quantity in trainer.task.quantities:
-        if quantity not in labels or "H" not in QUANTITIES[quantity].shape:
+        if quantity not in labels or "H" not in QUANTITIES[quantity_of(quantity)].shape:
             continue
         predicted = prediction[quantity][:take]
         if predicted.shape[1] != labels[quantity].shape[1]:  # logits against indices

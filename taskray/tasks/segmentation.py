@@ -1,0 +1,77 @@
+"""Semantic segmentation from one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from taskray.data.classes import class_map as find_class_map
+from taskray.errors import InputError, TaskrayError
+from taskray.schema import IGNORE
+from taskray.tasks.task import Task
+
+if TYPE_CHECKING:
+    from taskray.tasks.segmentation_metrics import SegmentationMetrics
+
+
+class Segmentation(Task):
+    """A class per pixel, from one image: logits ``[B, C, H, W]``, learnt by cross entropy.
+
+    Args:
+        class_map: the classes: a built-in map (``world``, ``taskology``, ``cityscapes_19``,
+            ``cityscapes_7``) or a YAML file. The dataset's labels must be indices of it.
+        num_classes: so many classes without names, in place of a class map.
+        metric_classes: ``all``, or ``movable``: measure the map's movable classes alone.
+    """
+
+    quantities = ("segmentation",)
+    labels = ("segmentation",)
+
+    def __init__(
+        self,
+        class_map: str | None = None,
+        num_classes: Annotated[int, Field(ge=2, le=IGNORE)] | None = None,
+        metric_classes: Literal["all", "movable"] = "all",
+    ) -> None:
+        if class_map is not None and num_classes is not None:
+            raise InputError("num_classes: not together with class_map")
+        self.classes: tuple[str, ...]
+        if num_classes is not None:
+            self.classes, movable = tuple(map(str, range(num_classes))), ()
+        else:
+            known = find_class_map(class_map or "world")
+            self.classes, movable = known.classes, known.movable
+        if metric_classes == "movable" and not movable:
+            raise InputError("metric_classes: no class is known to be movable")
+        self.measured = movable if metric_classes == "movable" else self.classes
+        self.out_channels = len(self.classes)
+
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        return {"segmentation": output}
+
+    def loss(
+        self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        label = batch["segmentation"][:, 0]
+        count = (label != IGNORE).sum().clamp(min=1)
+        try:
+            total = functional.cross_entropy(
+                prediction["segmentation"], label, ignore_index=IGNORE, reduction="sum"
+            )
+        except IndexError:
+            found = int(torch.where(label == IGNORE, 0, label).max())
+            raise TaskrayError(
+                f"the labels hold class {found}, but the segmentation has {len(self.classes)} "
+                "classes (class_map, num_classes)"
+            ) from None
+        return {"cross_entropy": total / count}
+
+    def metric(self) -> SegmentationMetrics:
+        from taskray.tasks.segmentation_metrics import SegmentationMetrics  # see Task: slow
+
+        return SegmentationMetrics(self.classes, self.measured)
