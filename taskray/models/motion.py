@@ -99,7 +99,7 @@ class _Refinement(nn.Module):
 
     def forward(self, field: Tensor, features: Tensor) -> Tensor:
         field = resize(field, features.shape[-2:])
-        correction = self.head(self.block(torch.cat([field, features], dim=1)))
+        correction: Tensor = self.head(self.block(torch.cat([field, features], dim=1)))
         return field + correction.float()
 
 

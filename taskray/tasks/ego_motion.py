@@ -31,10 +31,8 @@ class EgoMotion(Task):
 
     Args:
         direction_back: ``predicted``: the network also sees the frames in reverse order, and
-            predicts that motion for itself; only a relation's cycle terms tie the two. ``inverted``:
-            the motion back is the exact inverse of the motion there. With small weights on the
-            cycles, unsupervised training needs ``inverted``: two free directions soon agree on
-            not moving at all.
+            predicts that motion for itself; only a relation's cycle terms tie the two.
+            ``inverted``: the motion back is the exact inverse of the motion there.
         rotation_scale: radians that one unit of the network's output stands for.
         translation_scale: metres that one unit of the network's output stands for.
         rotation_weight: factor on the supervised loss of the rotation.
@@ -111,7 +109,7 @@ def stacked(batch: Mapping[str, Tensor], reverse: bool) -> Tensor:
 
 def part(output: Any, name: str, start: int, count: int) -> Tensor:
     """One part of a network's output: by its name, or from the channels of a single map."""
-    tensor: Tensor = (
-        output[:, start : start + count] if isinstance(output, Tensor) else output[name]
-    )
+    if isinstance(output, Tensor):
+        return output[:, start : start + count]
+    tensor: Tensor = output[name]
     return tensor

@@ -4,6 +4,7 @@ matter; without anything to measure every value is NaN."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ class MotionMetrics(Metric):  # type: ignore[misc]
         parts: list[Metric] = [EgoMotionMetrics(snippet)]
         if object_labels:
             parts.append(ObjectMotionMetrics())
-        self.parts = torch.nn.ModuleList(parts)
+        self.parts: Any = torch.nn.ModuleList(parts)
 
     def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
         for metric in self.parts:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from taskray.data.classes import ClassMap
 from taskray.data.classes import class_map as find_class_map
 from taskray.errors import InputError, TaskrayError
 from taskray.schema import IGNORE
@@ -40,12 +41,11 @@ class Segmentation(Task):
     ) -> None:
         if class_map is not None and num_classes is not None:
             raise InputError("num_classes: not together with class_map")
-        self.classes: tuple[str, ...]
         if num_classes is not None:
-            self.classes, movable = tuple(map(str, range(num_classes))), ()
+            known = ClassMap(classes=tuple(map(str, range(num_classes))))
         else:
             known = find_class_map(class_map or "world")
-            self.classes, movable = known.classes, known.movable
+        self.classes, movable = known.classes, known.movable
         if metric_classes == "movable" and not movable:
             raise InputError("metric_classes: no class is known to be movable")
         self.measured = movable if metric_classes == "movable" else self.classes
