@@ -116,7 +116,7 @@ def _vertical(low: float, high: float, zero: bool) -> Axis:
 
 
 def _linear(low: float, high: float, extend: bool = True) -> Axis:
-    if high - low < 1e-12 * max(abs(high), 1.0):
+    if high - low <= 1e-12 * max(abs(high), abs(low)):
         pad = abs(high) * 0.1 or 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / 4
@@ -125,7 +125,7 @@ def _linear(low: float, high: float, extend: bool = True) -> Axis:
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     if not extend:
         last = math.floor(high / step + 1e-9)
-    ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
+    ticks = tuple(float(f"{i * step:.12g}") for i in range(first, last + 1))
     return Axis(ticks[0], ticks[-1] if extend else high, ticks)
 
 

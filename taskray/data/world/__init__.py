@@ -9,6 +9,7 @@ the same arguments always give the same data.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
 from typing import Annotated, Any, Literal
@@ -79,6 +80,7 @@ class World(Reader):
         lidar_points: rows of ``points``; of more returns a random subset is kept.
         max_boxes: rows of ``boxes``; of more the nearest are kept.
         min_box_points: boxes of bodies with fewer kept returns are left out.
+        static: the same scenes with nothing on the move but the camera.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class World(Reader):
         lidar_points: Annotated[int, Field(ge=1)] = 8192,
         max_boxes: Annotated[int, Field(ge=1)] = 32,
         min_box_points: Annotated[int, Field(ge=1)] = 5,
+        static: bool = False,
     ) -> None:
         if not (cameras or lidar):
             raise InputError("lidar: expected true where cameras is false, or nothing is left")
@@ -108,6 +111,7 @@ class World(Reader):
         self.num_samples, self.frames_per_scene = num_samples, frames_per_scene
         self.size, self.frames, self.label_fraction = (height, width), frames, label_fraction
         self.focal, self.which, self.scenes = focal, rows, scenes
+        self.static = static
         self.cameras, self.sensor = cameras, (sensor or LidarSensor()) if lidar else None
         self.room = {
             "num_points": lidar_points, "max_boxes": max_boxes, "min_box_points": min_box_points
@@ -124,7 +128,7 @@ class World(Reader):
 
     def load(self, row: Row) -> Sample:
         names = (self.seed, self.domain, self.split, row["scene"])
-        scene, look, snapshots = _build(*names, self.scenes)
+        scene, look, snapshots = _build(*names, self.scenes, self.static)
         rng = _rng(*names, 1 + row["frame"])
         views = clip_views(rng, scene, snapshots)
         noises = rng.spawn(CLIP_LENGTH)
@@ -206,10 +210,13 @@ def _rng(seed: int, domain: str, split: str, scene: int, *what: int) -> np.rando
 
 @lru_cache(maxsize=2)
 def _build(
-    seed: int, domain: Domain, split: str, number: int, kind: Kind
+    seed: int, domain: Domain, split: str, number: int, kind: Kind, static: bool
 ) -> tuple[Scene, Look, tuple[Snapshot, ...]]:
     """A scene, its look, and what rays meet at the times of a clip."""
     rng = _rng(seed, domain, split, number, 0)
     scene = build_scene(rng, domain, kind)
+    if static:
+        still = (replace(body, velocity=(0.0, 0.0), spin=0.0) for body in scene.bodies)
+        scene = replace(scene, bodies=tuple(still))
     look = build_look(rng, scene, domain)
     return scene, look, tuple(Snapshot(scene, time) for time in range(CLIP_LENGTH))
