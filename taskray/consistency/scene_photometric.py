@@ -42,7 +42,7 @@ class ScenePhotometric(Relation):
     loss terms of Gordon et al. (ICCV 2019, arXiv 1904.04998), summed over both directions.
 
     The pixels p of frame 1 are moved to ``z' p' = K R K^-1 z p + K (m delta + T)``; frame 2 is
-    sampled there. A point is *visible* where p' lies in frame 2 and z' is less than frame 2's
+    sampled there. A point is *visible* where p' lies in frame 2 and z' is no more than frame 2's
     depth there: what is hidden does not count, nor what only seems so, which the other direction
     judges. Each argument below weights one term; 0 leaves the term out. What the loss is on the
     truth: ``rgb``, ``ssim``, ``depth`` and the cycles vanish up to occlusion borders, smoothness

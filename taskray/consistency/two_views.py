@@ -63,10 +63,9 @@ class TwoViews:
         return sample(swapped(values), self.warped.pixels_b2hw)
 
     def visible(self, depth_there: Tensor) -> Tensor:
-        """bool ``[2B, 1, h, w]``: the point stands within the other frame and before what that
-        frame's depth, sampled at its pixel, has there. What is exactly at the other's depth is
-        left to the other direction."""
-        return self.warped.valid_b1hw & (self.warped.depth_b1hw < depth_there).detach()
+        """bool ``[2B, 1, h, w]``: the point stands within the other frame, and nothing before it
+        there: z' is no more than that frame's depth, sampled at p'."""
+        return self.warped.valid_b1hw & (self.warped.depth_b1hw <= depth_there)
 
 
 def both(columns: Mapping[str, Tensor], first: str, second: str) -> Tensor:
