@@ -15,10 +15,10 @@ from taskray.consistency.two_views import (
     CLASSES,
     OBJECTS,
     SCENE,
-    TwoViews,
-    both,
+    Direction,
+    View,
+    both_directions,
     movable_indices,
-    swapped,
 )
 from taskray.errors import InputError
 from taskray.geometry.photometric import (
@@ -108,35 +108,41 @@ class ScenePhotometric(Relation):
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        views = TwoViews(predictions, batch, self.object_motion, self.movable)
-        image = both(batch, "image", "image_2").to(views.depth.dtype)
-        terms = self._photometric(views, image)
-        if "smoothness" in self.weights:
-            terms["smoothness"] = edge_aware_smoothness(views.depth, image)
-        if "rotation_cycle" in self.weights:
-            terms["rotation_cycle"] = rotation_cycle(views)
-        if "motion_smoothness" in self.weights:
-            terms["motion_smoothness"] = motion_smoothness(views)
-        # means over a batch of 2B: twice that is the sum of both directions
-        return {t: 2 * self.weights[t] * terms[t] for t in self.weights}
+        there, back = (
+            self._terms(direction, batch)
+            for direction in both_directions(predictions, batch, self.object_motion, self.movable)
+        )
+        terms = {t: weight * (there[t] + back[t]) for t, weight in self.weights.items()}
+        live = [q for q in self.quantities if q in CLASSES and predictions[q].requires_grad]
+        if live:  # a step function of them: zeros, so that there is something to descend
+            first = next(iter(terms))
+            terms[first] = terms[first] + 0 * sum(predictions[q].sum() for q in live)
+        return terms
 
-    def _photometric(self, views: TwoViews, image: Tensor) -> dict[str, Tensor]:
-        """The terms that compare what stands at p' with what stands at p."""
-        there = views.sample(torch.cat([image, views.depth], dim=1))
-        image_there, depth_there = there[:, :3], there[:, 3:]
-        visible = views.visible(depth_there)
-        difference = depth_there - views.warped.depth_b1hw
+    def _terms(self, direction: Direction, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every term of one direction, unweighted."""
+        here, there = direction.here, direction.there
+        image, image_there = (batch["image" + v.frame].to(here.depth) for v in (here, there))
+        sampled = direction.sample(torch.cat([image_there, there.depth], dim=1))
+        image_there, depth_there = sampled[:, :3], sampled[:, 3:]
+        visible = direction.visible(depth_there)
+        difference = depth_there - direction.warped.depth_b1hw
         terms = {}
         if "rgb" in self.weights:
-            terms["rgb"] = torch.where(visible, (image_there - image).abs(), 0.0).mean()
-        if "depth" in self.weights:
-            terms["depth"] = torch.where(visible, difference.abs(), 0.0).mean()
+            terms["rgb"] = ((image_there - image) * visible).abs().mean()
         if "ssim" in self.weights:
-            weight = agreement(difference.detach(), visible) * views.warped.valid_b1hw
-            dissimilarity, weight = weighted_dissimilarity(image_there, image, weight)
-            terms["ssim"] = 0.5 * (dissimilarity * weight).mean()
+            weight = agreement(difference.detach(), visible) * direction.warped.valid_b1hw
+            terms["ssim"] = 0.5 * weighted_dissimilarity(image_there, image, weight)
+        if "depth" in self.weights:
+            terms["depth"] = (difference * visible).abs().mean()
+        if "smoothness" in self.weights:
+            terms["smoothness"] = edge_aware_smoothness(here.depth, image)
+        if "rotation_cycle" in self.weights:
+            terms["rotation_cycle"] = rotation_cycle(here.motion, there.motion)
         if "translation_cycle" in self.weights:
-            terms["translation_cycle"] = translation_cycle(views, visible)
+            terms["translation_cycle"] = translation_cycle(direction, visible)
+        if "motion_smoothness" in self.weights:
+            terms["motion_smoothness"] = motion_smoothness(here)
         return terms
 
 
@@ -150,9 +156,9 @@ def agreement(difference_b1hw: Tensor, visible_b1hw: Tensor) -> Tensor:
     return scale / (squared + scale)
 
 
-def rotation_cycle(views: TwoViews) -> Tensor:
-    """How far the two rotations of a pair are from undoing each other, relative to their size."""
-    there, back = views.motion[:, :3, :3], views.motion_back[:, :3, :3]
+def rotation_cycle(there_b44: Tensor, back_b44: Tensor) -> Tensor:
+    """How far two rotations are from undoing each other, relative to their size."""
+    there, back = there_b44[:, :3, :3], back_b44[:, :3, :3]
     identity = torch.eye(3, dtype=there.dtype, device=there.device)
 
     def size(change: Tensor) -> Tensor:
@@ -161,23 +167,20 @@ def rotation_cycle(views: TwoViews) -> Tensor:
     return (size(back @ there) / (size(there) + size(back) + LEAST_MOTION)).mean()
 
 
-def translation_cycle(views: TwoViews, visible_b1hw: Tensor) -> Tensor:
+def translation_cycle(direction: Direction, visible_b1hw: Tensor) -> Tensor:
     """How far each visible point is from coming back, relative to how far it goes."""
-    there, back = views.motion[:, :3, 3:, None], views.motion_back[:, :3, 3:, None]
-    if views.field is not None:
-        there = views.field + there
-        pixels = views.warped.pixels_b2hw.detach()
-        back = sample(swapped(views.field), pixels) + back
-    returned = (views.motion_back[:, :3, :3] @ there.flatten(2)).view_as(there) + back
-    sizes = there.square().sum(dim=1, keepdim=True) + back.square().sum(dim=1, keepdim=True)
-    missed = returned.square().sum(dim=1, keepdim=True) / (sizes + LEAST_MOTION)
-    return torch.where(visible_b1hw, missed, 0.0).mean()
+    here, there = direction.here, direction.there
+    back = there.camera_translation
+    if there.field is not None:
+        back = sample(there.field, direction.warped.pixels_b2hw.detach()) + back
+    moved = (there.motion[:, :3, :3] @ here.translation.flatten(2)).view_as(here.translation)
+    missed = (moved + back).square().sum(dim=1, keepdim=True)
+    sizes = here.distance_squared + back.square().sum(dim=1, keepdim=True)
+    return (missed / (sizes + LEAST_MOTION) * visible_b1hw).mean()
 
 
-def motion_smoothness(views: TwoViews) -> Tensor:
+def motion_smoothness(view: View) -> Tensor:
     """Slope of the object motion, relative to how far points move in all."""
-    assert views.object_motion is not None
-    assert views.field is not None
-    whole = views.field + views.motion[:, :3, 3:, None]
-    squared = whole.square().sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
-    return field_smoothness(views.object_motion * (squared + LEAST_MOTION).rsqrt(), views.mask)
+    assert view.object_motion is not None
+    slope = field_smoothness(view.object_motion, view.mask)
+    return (slope * (view.distance_squared.mean(dim=(1, 2, 3)) + LEAST_MOTION).rsqrt()).mean()

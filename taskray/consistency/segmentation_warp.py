@@ -12,8 +12,7 @@ from taskray.consistency.two_views import (
     CLASSES,
     OBJECTS,
     SCENE,
-    TwoViews,
-    both,
+    both_directions,
     movable_indices,
 )
 
@@ -44,9 +43,13 @@ class SegmentationWarp(Relation):
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        views = TwoViews(predictions, batch, self.object_motion, self.movable)
-        logits = both(predictions, *CLASSES)
-        there = views.sample(torch.cat([logits, views.depth.detach()], dim=1))
-        visible = views.visible(there[:, -1:])
-        difference = torch.where(visible, there[:, :-1] - logits, 0.0)
-        return {"logits": 2 * difference.square().mean()}
+        total = torch.zeros(())
+        for direction in both_directions(predictions, batch, self.object_motion, self.movable):
+            here, there = (
+                predictions["segmentation" + v.frame] for v in (direction.here, direction.there)
+            )
+            with torch.no_grad():
+                visible = direction.visible(direction.sample(direction.there.depth))
+            difference = (direction.sample(there) - here) * visible
+            total = total + difference.square().mean()
+        return {"logits": total}

@@ -1,13 +1,13 @@
-"""Both directions of a batch of frame pairs: what the relations of scenes in motion share.
+"""The two directions between the frames of a pair: what the relations of scenes in motion share.
 
-Taskology 3.2.1 sums every loss over "1 and 2 swapped everywhere". Here the two directions lie
-one after the other along the batch: rows [0, B) stand on frame 1 and look into frame 2, rows
-[B, 2B) the other way round.
+Taskology 3.2.1 sums every loss over "1 and 2 swapped everywhere": a loss is written for one
+direction, from the frame *here* into the frame *there*, and called on both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -19,69 +19,94 @@ from taskray.geometry.warp import sample, warp
 SCENE = ("depth", "depth_2", "camera_motion", "camera_motion_back_2")
 OBJECTS = ("object_motion", "object_motion_back_2")
 CLASSES = ("segmentation", "segmentation_2")
+FRAMES = ("", "_2")
+"""Suffixes of the two frames; the motions of the second go back to the first."""
 
 
-class TwoViews:
-    """The pixels of both frames of each pair, moved into the other frame (Taskology eq. 9).
+class View:
+    """One frame of a pair, with the motion from it to the other: all ``[B, ...]``.
 
-    Args:
-        predictions: ``SCENE``, and where ``movable`` is given ``CLASSES``, as in ``schema``.
-        batch: with ``intrinsics``.
-        object_motion: whether ``OBJECTS`` are there too; without, the scene is static.
-        movable: indices of the classes that can move (M of eq. 7); None: everything can.
-
-    Raises InputError where the intrinsics cannot be inverted.
+    ``mask`` is m of Taskology eq. 7 (None: everything can move), ``field`` m delta (None: the
+    scene is static).
     """
 
     def __init__(
         self,
         predictions: Mapping[str, Tensor],
-        batch: Mapping[str, Tensor],
+        frame: str,
         object_motion: bool,
         movable: tuple[int, ...] | None,
     ) -> None:
-        self.depth = both(predictions, "depth", "depth_2")
-        self.motion = both(predictions, "camera_motion", "camera_motion_back_2")
-        self.intrinsics = checked_intrinsics(batch).to(self.depth.dtype).repeat(2, 1, 1)
+        back = "_back_2" if frame else ""
+        self.frame = frame
+        self.depth = predictions["depth" + frame]
+        self.motion = predictions["camera_motion" + back]
         self.mask: Tensor | None = None
+        self.object_motion: Tensor | None = None
         self.field: Tensor | None = None
-        """m delta, ``[2B, 3, h, w]``."""
         if object_motion:
-            self.field = self.object_motion = both(predictions, *OBJECTS)
+            self.field = self.object_motion = predictions["object_motion" + back]
             if movable is not None:
-                self.mask = movable_mask(both(predictions, *CLASSES), movable)
+                self.mask = movable_mask(predictions["segmentation" + frame], movable)
                 self.field = self.mask * self.object_motion
-        self.warped = warp(self.depth, self.intrinsics, self.motion, self.field)
 
     @property
-    def motion_back(self) -> Tensor:
-        """The camera motion of the other direction, ``[2B, 4, 4]``."""
-        return swapped(self.motion)
+    def camera_translation(self) -> Tensor:
+        """T, ``[B, 3, 1, 1]``."""
+        return self.motion[:, :3, 3:, None]
 
-    def sample(self, values: Tensor) -> Tensor:
-        """Values on the pixels of both frames, taken from where these stand in the other."""
-        return sample(swapped(values), self.warped.pixels_b2hw)
+    @cached_property
+    def translation(self) -> Tensor:
+        """m delta + T, ``[B, 3, h, w]``, or ``[B, 3, 1, 1]`` where the scene is static."""
+        camera = self.camera_translation
+        return camera if self.field is None else self.field + camera
+
+    @cached_property
+    def distance_squared(self) -> Tensor:
+        """Its squared length, one channel."""
+        return self.translation.square().sum(dim=1, keepdim=True)
+
+
+class Direction:
+    """The pixels of the frame here, moved into the frame there (Taskology eq. 9)."""
+
+    def __init__(self, here: View, there: View, intrinsics_b33: Tensor) -> None:
+        self.here, self.there = here, there
+        self.warped = warp(here.depth, intrinsics_b33, here.motion, here.field)
+
+    def sample(self, values_there: Tensor) -> Tensor:
+        """Values of the frame there, where the pixels here stand in it."""
+        return sample(values_there, self.warped.pixels_b2hw)
 
     def visible(self, depth_there: Tensor) -> Tensor:
-        """bool ``[2B, 1, h, w]``: the point stands within the other frame, and nothing before it
-        there: z' is no more than that frame's depth, sampled at p'."""
+        """bool ``[B, 1, h, w]``: the point stands within the frame there, and nothing before it:
+        z' is no more than that frame's depth, sampled at p'."""
         return self.warped.valid_b1hw & (self.warped.depth_b1hw <= depth_there)
 
 
-def both(columns: Mapping[str, Tensor], first: str, second: str) -> Tensor:
-    """A quantity of both frames, ``[2B, ...]``."""
-    return torch.cat([columns[first], columns[second]])
+def both_directions(
+    predictions: Mapping[str, Tensor],
+    batch: Mapping[str, Tensor],
+    object_motion: bool,
+    movable: tuple[int, ...] | None,
+) -> tuple[Direction, Direction]:
+    """From frame 1 into frame 2, and back.
 
-
-def swapped(values: Tensor) -> Tensor:
-    """The same ``[2B, ...]`` with the frames of each pair exchanged."""
-    first, second = values.chunk(2)
-    return torch.cat([second, first])
+    Args:
+        predictions: ``SCENE``, with ``object_motion`` ``OBJECTS`` too, and with ``movable``
+            ``CLASSES`` too, as in ``schema``.
+        batch: with ``intrinsics``; InputError where they cannot be inverted.
+        object_motion: whether things move by themselves.
+        movable: indices of the classes that can (M of eq. 7); None: all.
+    """
+    first, second = (View(predictions, f, object_motion, movable) for f in FRAMES)
+    intrinsics = checked_intrinsics(batch).to(first.depth.dtype)
+    return Direction(first, second, intrinsics), Direction(second, first, intrinsics)
 
 
 def movable_mask(logits_bchw: Tensor, movable: tuple[int, ...]) -> Tensor:
     """m: 1 where the most likely class is one that can move, else 0; ``[b, 1, h, w]`` (Taskology
-    eq. 7). It is a step function: where the logits are live, their gradient is zeros."""
+    eq. 7). A step function: no gradient passes."""
     num_classes = logits_bchw.shape[1]
     others = [c for c in range(num_classes) if c not in movable]
     if movable[-1] >= num_classes or not others:
@@ -89,10 +114,11 @@ def movable_mask(logits_bchw: Tensor, movable: tuple[int, ...]) -> Tensor:
             f"movable: classes {', '.join(map(str, movable))} can move, but the segmentation has "
             f"{num_classes} classes; expected some of them, not all"
         )
-    logits = logits_bchw.detach()
-    moving = logits[:, list(movable)].amax(dim=1, keepdim=True)
-    mask = (moving > logits[:, others].amax(dim=1, keepdim=True)).to(logits.dtype)
-    return mask + 0 * logits_bchw[:, :1] if logits_bchw.requires_grad else mask
+    planes = torch.split(logits_bchw.detach(), 1, dim=1)
+    best, best_other = (
+        reduce(torch.maximum, [planes[c] for c in classes]) for classes in (movable, others)
+    )
+    return (best > best_other).to(logits_bchw.dtype)
 
 
 def movable_indices(movable: str | list[int]) -> tuple[int, ...]:

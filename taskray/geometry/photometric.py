@@ -22,46 +22,87 @@ LEAST_DISPARITY = 1e-3
 """Per metre. What a frame's mean disparity is at least, so that it can be divided by."""
 
 
-class _BoxSum(torch.autograd.Function):
-    """Sum over 3x3 pixels, valid ones only, ``[..., h - 2, w - 2]``.
+def weighted_dissimilarity(x_bchw: Tensor, y_bchw: Tensor, weight_b1hw: Tensor) -> Tensor:
+    """(1 - SSIM) / 2 of all windows of 3x3 pixels within the frames, each times its mean weight;
+    their mean, a scalar in [0, 1].
 
-    Five times as fast as pooling on a CPU; so is its gradient, the sum over the same windows.
+    Pixels count in the windows' moments by ``weight`` in [0, 1] (and a little besides). SSIM is
+    its contrast-structure term alone, ``(2 s_xy + c2) / (s_xx + s_yy + c2)``. The gradient
+    reaches x; y and the weight are taken as constant.
     """
+    result: Tensor = _WeightedDissimilarity.apply(x_bchw, y_bchw, weight_b1hw)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _WeightedDissimilarity(torch.autograd.Function):
+    """With its gradient by hand, worked out on the way forward, one frame after the other on a
+    CPU: the moments of a frame stay in its cache. Three times as fast as autograd's."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _box_sum(values)
+    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        frames = 1 if x.device.type == "cpu" else len(x)
+        count = len(x) * x.shape[1] * (x.shape[2] - 2) * (x.shape[3] - 2)
+        total, gradients = x.new_zeros(()), []
+        parts = (torch.split(values, frames) for values in (x, y, weight))
+        for x_part, y_part, weight_part in zip(*parts, strict=True):
+            value, gradient = _dissimilarity(x_part, y_part, weight_part, ctx.needs_input_grad[0])
+            total = total + value
+            gradients.append(gradient)
+        ctx.count = count
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.cat(gradients))
+        return total / count
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _box_sum(functional.pad(gradients[0], (2, 2, 2, 2)))
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * (upstream[0] / ctx.count), None, None
+
+
+def _dissimilarity(
+    x: Tensor, y: Tensor, weight: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """The sum over all windows, and its gradient to x (or nothing).
+
+    With E the weighted mean over a window, A = 2 (E[xy] - E[x] E[y]) + c and D = E[xx] + E[yy] -
+    E[x]^2 - E[y]^2 + c, SSIM is S = A / D, and its slopes are 2 / D by E[xy], -S / D by E[xx],
+    and 2 (S E[x] - E[y]) / D by E[x].
+    """
+    weight = weight + LEAST_WEIGHT
+    weights = _box_sum(weight)
+    share = 1 / weights
+    x_weighted, y_weighted = x * weight, y * weight
+    mean_x, mean_y = _box_sum(x_weighted) * share, _box_sum(y_weighted) * share
+    product = _box_sum(x_weighted * y) * share
+    squares = _box_sum(torch.addcmul(x_weighted * x, y_weighted, y)) * share
+    above = 2 * torch.addcmul(product, mean_x, mean_y, value=-1) + CONTRAST
+    below = squares - mean_x.square() - mean_y.square() + CONTRAST
+    similarity = above / below
+    mean_weight = weights / 9 - LEAST_WEIGHT
+    total = ((1 - similarity) / 2).clamp(0, 1).mul_(mean_weight).sum()
+    if not with_gradient:
+        return total, total
+    slope = (share * mean_weight) * (-0.5 * (similarity.abs() <= 1)) / below
+    by_square = slope * similarity
+    by_mean = 2 * torch.addcmul(by_square * mean_x, slope, mean_y, value=-1)
+    gradient = _spread(by_mean)
+    gradient.addcmul_(_spread(slope), y, value=2).addcmul_(_spread(by_square), x, value=-2)
+    return total, gradient.mul_(weight)
 
 
 def _box_sum(values: Tensor) -> Tensor:
-    rows = values[..., :-2, :] + values[..., 1:-1, :] + values[..., 2:, :]
-    return rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    """Sum over 3x3 pixels, those within the frame: ``[..., h - 2, w - 2]``. By shifts, which on a
+    CPU is five times as fast as pooling."""
+    rows = values[..., :-2, :] + values[..., 1:-1, :]
+    rows += values[..., 2:, :]
+    columns = rows[..., :-2] + rows[..., 1:-1]
+    columns += rows[..., 2:]
+    return columns
 
 
-def weighted_dissimilarity(
-    x_bchw: Tensor, y_bchw: Tensor, weight_b1hw: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(1 - SSIM) / 2 of windows of 3x3 pixels, ``[b, c, h - 2, w - 2]`` in [0, 1], and each
-    window's mean weight ``[b, 1, h - 2, w - 2]``.
-
-    Pixels count in the windows' moments by ``weight`` in [0, 1]. SSIM is its contrast-structure
-    term alone, ``(2 s_xy + c2) / (s_xx + s_yy + c2)``.
-    """
-    weight = weight_b1hw + LEAST_WEIGHT
-    weights = _box_sum(weight)
-    x_weighted, y_weighted = x_bchw * weight, y_bchw * weight
-    of_x = torch.cat([x_weighted, x_weighted * x_bchw, x_weighted * y_bchw], dim=1)
-    of_y = torch.cat([y_weighted, y_weighted * y_bchw], dim=1)
-    x, xx, xy = (_BoxSum.apply(of_x) / weights).chunk(3, dim=1)  # type: ignore[no-untyped-call]
-    y, yy = (_BoxSum.apply(of_y) / weights).chunk(2, dim=1)  # type: ignore[no-untyped-call]
-    covariance = xy - x * y
-    variances = (xx - x.square()) + (yy - y.square())
-    similarity = (2 * covariance + CONTRAST) / (variances + CONTRAST)
-    return ((1 - similarity) / 2).clamp(0, 1), weights / 9 - LEAST_WEIGHT
+def _spread(values: Tensor) -> Tensor:
+    """The transpose of :func:`_box_sum`: what each pixel has from the windows it lies in."""
+    return _box_sum(functional.pad(values, (2, 2, 2, 2)))
 
 
 def edge_aware_smoothness(depth_b1hw: Tensor, image_b3hw: Tensor) -> Tensor:
@@ -81,11 +122,11 @@ def edge_aware_smoothness(depth_b1hw: Tensor, image_b3hw: Tensor) -> Tensor:
 
 
 def field_smoothness(field_b3hw: Tensor, weight_b1hw: Tensor | None = None) -> Tensor:
-    """Mean ``|dx f| + |dy f|`` of a vector field, a scalar in the field's units. With a weight
-    (in [0, 1]) a slope counts by the product of the weights at its two ends."""
-    along_x = (field_b3hw[..., 1:] - field_b3hw[..., :-1]).abs()
-    along_y = (field_b3hw[..., 1:, :] - field_b3hw[..., :-1, :]).abs()
+    """Mean ``|dx f| + |dy f|`` of vector fields, ``[b]`` in the fields' units. With a weight (in
+    [0, 1]) a slope counts by the product of the weights at its two ends."""
+    along_x = field_b3hw[..., 1:] - field_b3hw[..., :-1]
+    along_y = field_b3hw[..., 1:, :] - field_b3hw[..., :-1, :]
     if weight_b1hw is not None:
         along_x = along_x * (weight_b1hw[..., 1:] * weight_b1hw[..., :-1])
         along_y = along_y * (weight_b1hw[..., 1:, :] * weight_b1hw[..., :-1, :])
-    return along_x.mean() + along_y.mean()
+    return along_x.abs().mean(dim=(1, 2, 3)) + along_y.abs().mean(dim=(1, 2, 3))

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from taskray.errors import InputError
+from taskray.geometry.camera import pixel_grid
 from taskray.models.frames import pad_to_multiple, resize
 from taskray.models.unet import double_conv, normalisation, standardize
 
@@ -26,7 +27,8 @@ class MotionNet(nn.Module):
     both outputs are close to 0: no motion.
 
     The two frames are brought to mean 0 and deviation 1 together, so that a change of brightness
-    between them stays visible.
+    between them stays visible. Two more channels say where a pixel lies: what tells a turn from a
+    step aside is how the image moves in different places.
 
     Args:
         in_channels: channels of the two frames together.
@@ -46,6 +48,7 @@ class MotionNet(nn.Module):
         norm: Literal["group", "batch"] = "group",
     ) -> None:
         super().__init__()
+        in_channels += 2
         if out_channels not in (CAMERA, FIELD, CAMERA + FIELD):
             raise InputError(
                 f"motion_net gives 6 channels (camera), 3 (field) or 9 (both), not {out_channels}"
@@ -67,8 +70,8 @@ class MotionNet(nn.Module):
         """``camera`` ``[B, 6]`` and ``field`` ``[B, 3, H, W]``, as far as asked for, from
         ``[B, in_channels, H, W]``."""
         height, width = frames.shape[-2:]
-        x = pad_to_multiple(standardize(frames), self.multiple)
-        features = [x]
+        x = torch.cat([standardize(frames), _places(frames)], dim=1)
+        features = [pad_to_multiple(x, self.multiple)]
         for block in self.encoder:
             features.append(block(features[-1]))
         pooled = features.pop().float().mean(dim=(2, 3))
@@ -83,6 +86,14 @@ class MotionNet(nn.Module):
                 field = refine(field, features.pop())
             output["field"] = field[..., :height, :width]
         return output
+
+
+def _places(frames: Tensor) -> Tensor:
+    """Column and row of every pixel, from -1 to 1 across the frame, ``[B, 2, H, W]``."""
+    height, width = frames.shape[-2:]
+    size = frames.new_tensor([width, height])[:, None, None]
+    places = (2 * pixel_grid(height, width, frames) + 1) / size - 1
+    return places.expand(len(frames), 2, height, width)
 
 
 class _Refinement(nn.Module):
