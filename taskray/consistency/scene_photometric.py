@@ -21,6 +21,7 @@ from taskray.consistency.two_views import (
     movable_indices,
 )
 from taskray.errors import InputError
+from taskray.geometry.motion import squared_length
 from taskray.geometry.photometric import (
     edge_aware_smoothness,
     field_smoothness,
@@ -173,10 +174,9 @@ def translation_cycle(direction: Direction, visible_b1hw: Tensor) -> Tensor:
     back = there.camera_translation
     if there.field is not None:
         back = sample(there.field, direction.warped.pixels_b2hw.detach()) + back
-    moved = (there.motion[:, :3, :3] @ here.translation.flatten(2)).view_as(here.translation)
-    missed = (moved + back).square().sum(dim=1, keepdim=True)
-    sizes = here.distance_squared + back.square().sum(dim=1, keepdim=True)
-    return (missed / (sizes + LEAST_MOTION) * visible_b1hw).mean()
+    moved = torch.baddbmm(back.flatten(2), there.motion[:, :3, :3], here.translation.flatten(2))
+    sizes = here.distance_squared + squared_length(back) + LEAST_MOTION
+    return (squared_length(moved.view_as(back)) / sizes * visible_b1hw).mean()
 
 
 def motion_smoothness(view: View) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from taskray.data.classes import class_map
 from taskray.errors import InputError
+from taskray.geometry.motion import squared_length
 from taskray.geometry.warp import sample, warp
 
 SCENE = ("depth", "depth_2", "camera_motion", "camera_motion_back_2")
@@ -64,7 +65,7 @@ class View:
     @cached_property
     def distance_squared(self) -> Tensor:
         """Its squared length, one channel."""
-        return self.translation.square().sum(dim=1, keepdim=True)
+        return squared_length(self.translation)
 
 
 class Direction:
