@@ -35,6 +35,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "encoder_decoder": "taskray.models.encoder_decoder:EncoderDecoder",
         "huggingface": "taskray.models.huggingface:HuggingFaceModel",
         "motion_net": "taskray.models.motion:MotionNet",
+        "pillars": "taskray.models.pillars:Pillars",
     },
     "task": {
         "depth": "taskray.tasks.depth:Depth",
@@ -43,11 +44,14 @@ BUILTIN: dict[str, dict[str, str]] = {
         "ego_motion": "taskray.tasks.ego_motion:EgoMotion",
         "object_motion": "taskray.tasks.object_motion:ObjectMotion",
         "motion": "taskray.tasks.motion:Motion",
+        "detection": "taskray.tasks.detection:Detection",
+        "box_flow": "taskray.tasks.box_flow:BoxFlow",
     },
     "relation": {
         "depth_normals": "taskray.consistency.depth_normals:DepthNormals",
         "scene_photometric": "taskray.consistency.scene_photometric:ScenePhotometric",
         "segmentation_warp": "taskray.consistency.segmentation_warp:SegmentationWarp",
+        "motion_consistency": "taskray.consistency.motion_consistency:MotionConsistency",
     },
     "loss": {
         "mse": "taskray.tasks.losses:mse",

@@ -11,6 +11,11 @@ Conventions
   of camera 2: the movement of the point seen there relative to the scene.
 * Normals are unit vectors in camera axes that face the camera: ``n . ray < 0``.
 * Segmentation is a class index per pixel; 255 is ignored.
+* Maps of point clouds are seen from above: row y, column x, both rising (``geometry.grid``). In
+  each cell stand two anchors for each class of a task, in the order of its classes: at the
+  cell's centre, of its class's size and height, heading 0 first, then pi/2. A prediction for an
+  anchor is *box minus anchor*: in metres for x y z, ``log(box / anchor)`` for l w h, and in
+  (-pi, pi] for theta, so that a box points forwards, not merely along a line.
 * Point clouds and boxes live in the axes of the LiDAR of their own frame: x forward, y left,
   z up, metres; a box's heading theta is about z, from x towards y, in (-pi, pi].
 
@@ -157,6 +162,23 @@ QUANTITIES: dict[str, Quantity] = {
             "metres, LiDAR k to LiDAR k+1",
             "none",
             "rigid motion of the LiDAR to the next frame",
+        ),
+        Quantity(
+            "detection",
+            ("A", 8, "Y", "X"),
+            "float32",
+            "x y z in metres, log of l w h, theta in radians, logit of the class",
+            "none",
+            "of each anchor the likeliest box, as the difference of box and anchor; see above",
+        ),
+        Quantity(
+            "box_flow",
+            ("A", "D", "Y", "X"),
+            "float32",
+            "x y in metres, theta in radians; these three for each other frame",
+            "none",
+            "of each anchor the movement of its box: box in another frame minus box in this one, "
+            "each in the axes of its own frame; the frame before first, then the one before it",
         ),
     )
 }

@@ -46,6 +46,7 @@ def build_model(job: Job, name: str, task: Task) -> nn.Module:
             f"tasks.{name}.model",
             in_channels=task.in_channels,
             out_channels=task.out_channels,
+            **task.network_arguments,
         )
     return model
 

@@ -38,6 +38,9 @@ class Task(ABC):
     """Channels of the network's input."""
     out_channels: int
     """Channels that the network must give."""
+    network_arguments: Mapping[str, Any] = {}
+    """What else a network for this task is built with, and a job does not set twice: the ``grid``
+    of a point cloud."""
 
     def predicts(self, quantity: str) -> bool:
         """Whether this task can give a quantity: ``depth_2`` is depth on the second frame."""

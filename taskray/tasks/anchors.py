@@ -1,0 +1,164 @@
+"""Anchors: which of them answer for which box, and what a box is to its anchor.
+
+In every cell of the grid stand two anchors for each class, heading 0 and pi/2 (n_a = 2 in
+Taskology 3.2.2). What is predicted for an anchor is *box minus anchor*, as ``schema`` has it
+under ``detection``: one convention for losses, decoding and relations. Map legend: ``a`` anchors
+of a cell (class-major), ``y`` rows, ``x`` columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from taskray.config import Fraction, NonNegative, Settings
+from taskray.geometry.grid import Grid
+
+Metres = Annotated[float, Field(gt=0)]
+HEADINGS = (0.0, math.pi / 2)
+BACKGROUND, IGNORED = -1, -2
+"""Anchors without a box: those that answer for there being none, and those between."""
+
+
+class Anchor(Settings):
+    """The anchors of one class, and how well they, and detections, must fit a box.
+
+    The defaults are PointPillars' for cars.
+    """
+
+    label: NonNegative = 0
+    """Class index in ``boxes``."""
+    l: Metres = 3.9  # noqa: E741 - the name of the field's in every format of boxes
+    """Length in metres, along the heading."""
+    w: Metres = 1.6
+    """Width in metres."""
+    h: Metres = 1.56
+    """Height in metres."""
+    z: float = -1.0
+    """Height of its centre above the sensor in metres."""
+    matched: Fraction = 0.6
+    """An anchor that overlaps a box by so much answers for it."""
+    unmatched: Fraction = 0.45
+    """An anchor that overlaps every box by less answers for there being none."""
+    iou: Fraction = 0.7
+    """A detection that overlaps a box by so much is right, in evaluation."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Anchor:
+        if self.unmatched > self.matched:
+            raise ValueError(f"unmatched: expected at most matched, {self.matched:g}")
+        return self
+
+
+def wrap(angle: Tensor) -> Tensor:
+    """The same angle in (-pi, pi]; its gradient passes."""
+    return angle - 2 * math.pi * torch.ceil((angle.detach() - math.pi) / (2 * math.pi))
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """All anchors of a grid."""
+
+    grid: Grid
+    classes: Sequence[Anchor]
+
+    @property
+    def per_cell(self) -> int:
+        return len(HEADINGS) * len(self.classes)
+
+    def sizes(self, like: Tensor) -> Tensor:
+        """l w h z and heading of a cell's anchors, ``[a, 5]``."""
+        rows = [[c.l, c.w, c.h, c.z, heading] for c in self.classes for heading in HEADINGS]
+        return like.new_tensor(rows)
+
+    def diagonals(self, like: Tensor) -> Tensor:
+        """Diagonals of a cell's anchors seen from above in metres, ``[a]``: what x and y are
+        divided by in losses."""
+        length, width = self.sizes(like)[:, :2].unbind(dim=1)
+        return torch.hypot(length, width)
+
+    # ---- boxes and their differences ------------------------------------------------------
+
+    def boxes_at(self, where: Sequence[Tensor], like: Tensor) -> Tensor:
+        """The anchors at ``where`` = (a, y, x), ``[n, 7]``: x y z l w h theta."""
+        anchor, row, column = where
+        x, y = self.grid.centres(like)
+        length, width, height, z, theta = self.sizes(like)[anchor].unbind(dim=1)
+        return torch.stack([x[column], y[row], z, length, width, height, theta], dim=1)
+
+    def encode(self, boxes_n7: Tensor, where: Sequence[Tensor]) -> Tensor:
+        """Box minus anchor, ``[n, 7]``, of boxes and the anchors at ``where``."""
+        anchor = self.boxes_at(where, boxes_n7)
+        shift = boxes_n7[:, :3] - anchor[:, :3]
+        size = (boxes_n7[:, 3:6] / anchor[:, 3:6]).log()
+        return torch.cat([shift, size, wrap(boxes_n7[:, 6:7] - anchor[:, 6:7])], dim=1)
+
+    def decode(self, residuals_n7: Tensor, where: Sequence[Tensor]) -> Tensor:
+        """The boxes ``[n, 7]`` whose differences to the anchors at ``where`` these are."""
+        anchor = self.boxes_at(where, residuals_n7)
+        centre = anchor[:, :3] + residuals_n7[:, :3]
+        size = anchor[:, 3:6] * residuals_n7[:, 3:6].exp()
+        return torch.cat([centre, size, wrap(anchor[:, 6:7] + residuals_n7[:, 6:7])], dim=1)
+
+    # ---- who answers for what -------------------------------------------------------------
+
+    def assign(self, boxes_bm9: Tensor) -> Tensor:
+        """The row of the box that each anchor answers for, ``[B, a, y, x]``; ``BACKGROUND`` or
+        ``IGNORED`` where there is none.
+
+        Overlap is that of upright rectangles: each box counts as turned to the nearer axis
+        (PointPillars, section 3). An anchor answers for the box of its class that it overlaps
+        most, if by ``matched`` at least; the anchors nearest to a box answer for it in any case.
+        Rows of NaN, and boxes whose centre is off the grid, are left out.
+        """
+        rows, columns = self.grid.shape
+        shape = (len(boxes_bm9), self.per_cell, rows, columns)
+        assigned = torch.full(shape, BACKGROUND, device=boxes_bm9.device)
+        for sample, boxes in enumerate(boxes_bm9):
+            on_grid = self.grid.holds(boxes)
+            for number, kind in enumerate(self.classes):
+                (own,) = torch.where(on_grid & (boxes[:, 7] == kind.label))
+                if len(own):
+                    first = number * len(HEADINGS)
+                    assigned[sample, first : first + len(HEADINGS)] = _match(
+                        self._overlaps(kind, boxes[own]), kind, own
+                    )
+        return assigned
+
+    def _overlaps(self, kind: Anchor, boxes: Tensor) -> Tensor:
+        """Overlap over union ``[m, 2, y, x]`` of boxes and the anchors of a class."""
+        lies_across = (wrap(2 * boxes[:, 6]).abs() > math.pi / 2)[:, None]
+        extent = torch.where(lies_across, boxes[:, [4, 3]], boxes[:, [3, 4]])
+        x, y = self.grid.centres(boxes)
+        both = []
+        for size in ((kind.l, kind.w), (kind.w, kind.l)):
+            along = _shared(boxes[:, 0], extent[:, 0], x, size[0])
+            across = _shared(boxes[:, 1], extent[:, 1], y, size[1])
+            both.append(across[:, :, None] * along[:, None, :])
+        shared = torch.stack(both, dim=1)
+        area = extent.prod(dim=1)[:, None, None, None]
+        return shared / (area + kind.l * kind.w - shared)
+
+
+def _shared(centres: Tensor, extents: Tensor, anchors: Tensor, size: float) -> Tensor:
+    """Metres ``[m, n]`` that m intervals share with n anchors' along one axis."""
+    low = (centres - extents / 2)[:, None].clamp(min=anchors[None] - size / 2)
+    high = (centres + extents / 2)[:, None].clamp(max=anchors[None] + size / 2)
+    return (high - low).clamp(min=0)
+
+
+def _match(overlaps: Tensor, kind: Anchor, rows: Tensor) -> Tensor:
+    """Which of the boxes, given by their ``rows``, each anchor answers for, ``[2, y, x]``."""
+    best, which = overlaps.max(dim=0)
+    matched = rows[which]
+    matched[best < kind.matched] = IGNORED
+    matched[best < kind.unmatched] = BACKGROUND
+    nearest = overlaps.flatten(1).amax(dim=1)[:, None, None, None]
+    own = (overlaps == nearest) & (nearest > 0)
+    return torch.where(own.any(dim=0), rows[own.int().argmax(dim=0)], matched)

@@ -1,0 +1,209 @@
+"""3D boxes from one LiDAR sweep: PointPillars' head, targets and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from taskray.config import Fraction
+from taskray.errors import InputError, TaskrayError
+from taskray.geometry.grid import Grid
+from taskray.geometry.overlap import non_maximum_suppression
+from taskray.tasks.anchors import IGNORED, Anchor, Anchors
+from taskray.tasks.task import Task
+
+if TYPE_CHECKING:
+    from taskray.tasks.detection_metrics import DetectionMetrics
+
+PAPER_GRID, CAR = Grid(), Anchor()
+CHANNELS = 9
+"""Of the network for each anchor: x y z, log l w h, sine and cosine of theta, logit."""
+LOGIT = 7
+"""Channel of ``detection`` that holds the class logit."""
+LARGEST_LOGIT, FARTHEST, LARGEST_LOG_SIZE = 15.0, 100.0, 3.0
+"""Bounds of what is predicted: finite in float16, and far beyond anything true."""
+PRIOR = 0.01
+"""Confidence of a network that knows nothing yet (Lin et al. 2017, section 4.1)."""
+ALPHA, GAMMA = 0.25, 2.0
+"""Of the focal loss."""
+BOX_WEIGHT = 2.0
+SHARPNESS = 1 / 9
+"""Errors below this are squared in the smooth L1 loss."""
+CANDIDATES = 500
+"""Anchors of highest score that overlap is looked at for."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes found in one sweep, best first: ``boxes`` [n, 7], ``scores`` [n] in [0, 1] and class
+    indices ``labels`` [n]."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+class Detection(Task):
+    """Boxes around objects in one sweep, for one or several classes (Taskology 3.2.2; Lang et al.
+    2019).
+
+    Losses, over all anchors of a batch, divided by the number of those that answer for a box:
+    ``class``, the focal loss; ``box``, twice the smooth L1 loss of box minus anchor, x and y over
+    the anchor's diagonal, z over its height. As published, theta enters by its sine, which leaves
+    open where a box points. The published classifier of the direction is here the cosine beside
+    it: the network gives both, theta is their angle and turns a full circle, so heading (APH) is
+    learnt, and the gradient of a relation can turn it.
+
+    Boxes whose centre is off the grid count neither in losses nor in metrics. A sample whose boxes
+    are all NaN counts as one in which there is nothing; what is unlabelled must not come here.
+
+    Args:
+        grid: the cells of the map; see :class:`taskray.geometry.grid.Grid`. The network is given
+            the same.
+        classes: the anchors of each class; see :class:`taskray.tasks.anchors.Anchor`.
+        min_score: detections of less confidence are dropped.
+        max_overlap: of two detections of a class that overlap by more, seen from above, the less
+            confident is dropped.
+        max_boxes: at most so many detections of a sweep are kept.
+    """
+
+    quantities = ("detection",)
+    inputs = ("points",)
+    labels = ("boxes",)
+    in_channels = 4
+
+    def __init__(
+        self,
+        grid: Grid = PAPER_GRID,
+        classes: Annotated[list[Anchor], Field(min_length=1)] = [CAR],  # noqa: B006
+        min_score: Fraction = 0.05,
+        max_overlap: Fraction = 0.5,
+        max_boxes: Annotated[int, Field(ge=1)] = 100,
+    ) -> None:
+        if len({c.label for c in classes}) < len(classes):
+            raise InputError("classes: a label stands there twice")
+        self.anchors = Anchors(grid, classes)
+        self.min_score, self.max_overlap, self.max_boxes = min_score, max_overlap, max_boxes
+        self.out_channels = CHANNELS * self.anchors.per_cell
+        self.network_arguments = {"grid": grid}
+
+    def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Sweeps ``[B, P, 4]``."""
+        return batch["points"]
+
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        """``detection``, and ``heading`` ``[B, A, 2, Y, X]``: the sine and cosine that theta is
+        the angle of, for the loss."""
+        raw = as_map(output, self.anchors, CHANNELS)
+        scale = self.anchors.diagonals(raw)[:, None, None, None]
+        height = self.anchors.sizes(raw)[:, 2, None, None, None]
+        heading = raw[:, :, 6:8]
+        sine, cosine = heading.unbind(dim=2)
+        # without length there is no angle, nor a gradient of it
+        cosine = torch.where(heading.detach().square().sum(dim=2) < 1e-6, 1.0, cosine)
+        detection = torch.cat(
+            [
+                (raw[:, :, :2] * scale).clamp(-FARTHEST, FARTHEST),
+                (raw[:, :, 2:3] * height).clamp(-FARTHEST, FARTHEST),
+                raw[:, :, 3:6].clamp(-LARGEST_LOG_SIZE, LARGEST_LOG_SIZE),
+                torch.atan2(sine, cosine)[:, :, None],
+                (raw[:, :, 8:] + prior_logit()).clamp(-LARGEST_LOGIT, LARGEST_LOGIT),
+            ],
+            dim=2,
+        )
+        return {"detection": detection, "heading": heading}
+
+    def loss(
+        self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        boxes, detection = batch["boxes"], prediction["detection"]
+        assigned = self.anchors.assign(boxes)
+        sample, *where = torch.where(assigned >= 0)
+        count = max(1, len(sample))
+        true = boxes[sample, assigned[(sample, *where)], :7]
+        target = self.anchors.encode(true, where)
+        chosen = detection.movedim(2, -1)[(sample, *where)][:, :6]
+        heading = prediction["heading"].movedim(2, -1)[(sample, *where)]
+        scale = self.anchors.sizes(target)[where[0], 2:3]
+        diagonal = self.anchors.diagonals(target)[where[0], None]
+        error = torch.cat(
+            [
+                (chosen[:, :2] - target[:, :2]) / diagonal,
+                (chosen[:, 2:3] - target[:, 2:3]) / scale,
+                chosen[:, 3:] - target[:, 3:6],
+                heading - torch.stack([target[:, 6].sin(), target[:, 6].cos()], dim=1),
+            ],
+            dim=1,
+        )
+        return {
+            "class": focal_loss(detection[:, :, LOGIT], assigned) / count,
+            "box": BOX_WEIGHT * smooth_l1(error) / count,
+        }
+
+    @torch.no_grad()
+    def detections(self, detection_ba8yx: Tensor) -> list[Detections]:
+        """The boxes of each sweep: the likeliest anchors, without those that overlap better ones
+        of their class."""
+        found = []
+        for maps in detection_ba8yx:
+            logits = maps[:, LOGIT].float()
+            scores, best = logits.sigmoid().flatten().topk(min(CANDIDATES, logits.numel()))
+            best = best[scores >= self.min_score]
+            where = torch.unravel_index(best, logits.shape)
+            boxes = self.anchors.decode(maps.float().movedim(1, -1)[where][:, :7], where)
+            known = torch.tensor([c.label for c in self.anchors.classes], device=best.device)
+            found.append(self._without_rivals(boxes, scores[: len(best)], known[where[0] // 2]))
+        return found
+
+    def _without_rivals(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
+        kept = [torch.zeros(0, dtype=torch.long, device=boxes.device)]
+        for kind in self.anchors.classes:
+            (own,) = torch.where(labels == kind.label)
+            kept.append(own[non_maximum_suppression(boxes[own], scores[own], self.max_overlap)])
+        chosen = torch.cat(kept)
+        chosen = chosen[scores[chosen].argsort(descending=True, stable=True)][: self.max_boxes]
+        return Detections(boxes[chosen], scores[chosen], labels[chosen])
+
+    def metric(self) -> DetectionMetrics:
+        from taskray.tasks.detection_metrics import DetectionMetrics
+
+        return DetectionMetrics(self.detections, self.anchors)
+
+
+def prior_logit() -> float:
+    """The logit of :data:`PRIOR`."""
+    return float(torch.logit(torch.tensor(PRIOR, dtype=torch.float64)))
+
+
+def as_map(output: Tensor, anchors: Anchors, channels: int) -> Tensor:
+    """The network's output ``[B, a * channels, y, x]`` as ``[B, a, channels, y, x]``."""
+    rows, columns = anchors.grid.shape
+    expected = (anchors.per_cell * channels, rows, columns)
+    if output.shape[1:] != expected:
+        raise TaskrayError(
+            f"the network gives {'x'.join(map(str, output.shape[1:]))}, but the task's grid needs "
+            f"{'x'.join(map(str, expected))}"
+        )
+    return output.reshape(len(output), anchors.per_cell, channels, rows, columns)
+
+
+def focal_loss(logits_bayx: Tensor, assigned_bayx: Tensor) -> Tensor:
+    """Sum of the focal loss (Lin et al. 2017, eq. 5) over anchors that are not ignored."""
+    truth = (assigned_bayx >= 0).to(logits_bayx.dtype)
+    cross = functional.binary_cross_entropy_with_logits(logits_bayx, truth, reduction="none")
+    confidence = logits_bayx.sigmoid()
+    wrong = torch.where(truth > 0, 1 - confidence, confidence)
+    weight = torch.where(truth > 0, ALPHA, 1 - ALPHA) * wrong**GAMMA
+    return torch.where(assigned_bayx == IGNORED, 0.0, weight * cross).sum()
+
+
+def smooth_l1(error: Tensor) -> Tensor:
+    """Sum of the smooth L1 loss of these errors."""
+    zeros = torch.zeros_like(error)
+    return functional.smooth_l1_loss(error, zeros, reduction="sum", beta=SHARPNESS)

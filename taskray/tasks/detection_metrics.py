@@ -1,0 +1,184 @@
+"""Average precision of boxes, and the error of their flow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import shapely
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from taskray.geometry.boxes import ground_corners
+from taskray.geometry.overlap import height_overlap
+from taskray.tasks.anchors import Anchors, wrap
+
+if TYPE_CHECKING:
+    from taskray.tasks.box_flow import BoxFlow
+    from taskray.tasks.detection import Detections
+
+KINDS = ("3d", "bev")
+
+
+class DetectionMetrics(Metric):  # type: ignore[misc]
+    """``ap_3d aph_3d ap_bev aph_bev`` of boxes, in [0, 1].
+
+    In each sweep, from the most confident detection on, each takes the box of its class that it
+    overlaps most of those not yet taken, if by the class's ``iou`` at least; then it is right.
+    Overlap is of volumes (3D) or areas seen from above (BEV), of rotated boxes, by shapely.
+
+    AP is the exact area under the interpolated curve of precision over recall, of all detections
+    of the whole set: at each recall the highest precision at that recall or above. APH is the
+    same with each right detection counting 1 - |dtheta| / pi in precision (Sun et al. 2020, whose
+    formula, like Taskology 4.2, prints the error itself). With several classes their mean, over
+    those of which there are boxes, and each alone as ``class_<label>/ap_3d``.
+
+    Boxes of other classes, and those whose centre is off the grid, do not count. Without one box
+    every value is NaN.
+
+    Args:
+        detect: boxes found in each sweep from ``detection`` maps.
+        anchors: the grid, and the classes with their ``iou``.
+    """
+
+    full_state_update = False
+    right: list[Tensor]
+    truths: Tensor
+
+    def __init__(self, detect: Callable[[Tensor], list[Detections]], anchors: Anchors) -> None:
+        super().__init__()
+        self.detect, self.anchors = detect, anchors
+        # a row for each detection: class number, score; then for 3D and for BEV whether it is
+        # right, and how right its heading is
+        self.add_state("right", default=[], dist_reduce_fx="cat")
+        zeros = torch.zeros(len(anchors.classes), dtype=torch.int64)
+        self.add_state("truths", zeros, dist_reduce_fx="sum")
+
+    def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
+        for found, boxes in zip(self.detect(prediction["detection"]), batch["boxes"], strict=True):
+            boxes = boxes[self.anchors.grid.holds(boxes)].double()
+            for number, kind in enumerate(self.anchors.classes):
+                own, true = found.labels == kind.label, boxes[boxes[:, 7] == kind.label]
+                self.truths[number] += len(true)
+                rows = self._judged(found.boxes[own].double(), true, kind.iou)
+                label = torch.full((len(rows), 1), number, dtype=rows.dtype)
+                scores = found.scores[own].double().cpu()[:, None]
+                self.right.append(torch.cat([label, scores, rows], dim=1).to(self.truths.device))
+
+    @staticmethod
+    def _judged(found: Tensor, true: Tensor, least: float) -> Tensor:
+        """``[n, 4]``: right and how right the heading, in 3D and BEV, of detections, best first."""
+        found, true = found.cpu(), true.cpu()
+        columns = []
+        for overlap in overlaps(found, true):
+            match = greedy_match(overlap, least)
+            right = match >= 0
+            heading = torch.zeros(len(found), dtype=torch.float64)
+            turn = wrap(found[right, 6] - true[match[right], 6]).abs()
+            heading[right] = 1 - turn / math.pi
+            columns += [right.double(), heading]
+        return torch.stack(columns, dim=1)
+
+    def compute(self) -> dict[str, Tensor]:
+        parts = self.right if isinstance(self.right, list) else [self.right]
+        rows = torch.cat([torch.zeros(0, 6, dtype=torch.float64), *(p.cpu() for p in parts)])
+        each = {
+            kind.label: self._of_class(rows[rows[:, 0] == number, 1:], int(self.truths[number]))
+            for number, kind in enumerate(self.anchors.classes)
+        }
+        names = [f"{name}_{kind}" for kind in KINDS for name in ("ap", "aph")]
+        values = {}
+        for name in names:
+            known = [v[name] for v in each.values() if not math.isnan(v[name])]
+            values[name] = sum(known) / len(known) if known else math.nan
+        if len(each) > 1:
+            values |= {f"class_{k}/{name}": v[name] for k, v in each.items() for name in names}
+        return {name: torch.tensor(value) for name, value in values.items()}
+
+    @staticmethod
+    def _of_class(rows: Tensor, truths: int) -> dict[str, float]:
+        rows = rows[rows[:, 0].argsort(descending=True, stable=True)]
+        values = {}
+        for number, kind in enumerate(KINDS):
+            right, heading = rows[:, 1 + 2 * number], rows[:, 2 + 2 * number]
+            values[f"ap_{kind}"] = average_precision(right, right, truths)
+            values[f"aph_{kind}"] = average_precision(right, heading, truths)
+        return values
+
+
+def overlaps(found_nd: Tensor, true_md: Tensor) -> tuple[Tensor, Tensor]:
+    """Overlap over union of rotated boxes in 3D and seen from above, ``[n, m]`` each."""
+    a, b = (
+        shapely.polygons(ground_corners(boxes).numpy().reshape(-1, 4, 2))
+        for boxes in (found_nd, true_md)
+    )
+    shared = torch.from_numpy(
+        np.asarray(shapely.area(shapely.intersection(a[:, None], b[None])), np.float64)
+    ).reshape(len(found_nd), len(true_md))
+    area_a, area_b = (x[:, 3:5].prod(dim=1) for x in (found_nd, true_md))
+    volume = shared * height_overlap(found_nd, true_md)
+    volume_a, volume_b = area_a * found_nd[:, 5], area_b * true_md[:, 5]
+    return (
+        volume / (volume_a[:, None] + volume_b - volume),
+        shared / (area_a[:, None] + area_b - shared),
+    )
+
+
+def greedy_match(overlap_nm: Tensor, least: float) -> Tensor:
+    """The box that each detection takes, ``[n]``, -1 for none. In their order, each takes the one
+    that it overlaps most of those left, if by ``least``."""
+    match = torch.full((len(overlap_nm),), -1)
+    if not overlap_nm.shape[1]:
+        return match
+    left = overlap_nm.clone()
+    for row in range(len(left)):
+        best = int(left[row].argmax())
+        if left[row, best] >= least:
+            match[row] = best
+            left[:, best] = -1.0
+    return match
+
+
+def average_precision(right_n: Tensor, credit_n: Tensor, truths: int) -> float:
+    """Area under interpolated precision over recall, of detections from the best on: whether each
+    is ``right``, and the ``credit`` it gives to precision. NaN where there is nothing to find."""
+    if truths == 0:
+        return math.nan
+    precision = credit_n.cumsum(0) / torch.arange(1, len(right_n) + 1)
+    best_from_here = precision.flip(0).cummax(0).values.flip(0) if len(right_n) else precision
+    return float((right_n * best_from_here).sum() / truths)
+
+
+class BoxFlowMetrics(Metric):  # type: ignore[misc]
+    """``flow_error`` in metres and ``turn_deg`` in degrees: mean distance and angle between
+    predicted and true flow, over the anchors that answer for a box and the frames before in which
+    it stands; and ``still_error``, the distance for a flow of zero. NaN without one such box."""
+
+    full_state_update = False
+    sums: Tensor
+    count: Tensor
+
+    NAMES = ("flow_error", "turn_deg", "still_error")
+
+    def __init__(self, task: BoxFlow) -> None:
+        super().__init__()
+        self.task = task
+        zeros = torch.zeros(len(self.NAMES), dtype=torch.float64)
+        self.add_state("sums", zeros, dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
+        _, flow, true = self.task.at_boxes(prediction, batch)
+        known = ~true.isnan().any(dim=-1)
+        flow, true = flow[known].double(), true[known].double()
+        distance = (flow - true)[:, :2].norm(dim=1)
+        turn = torch.rad2deg(wrap(flow[:, 2] - true[:, 2]).abs())
+        still = true[:, :2].norm(dim=1)
+        self.sums += torch.stack([distance.sum(), turn.sum(), still.sum()])
+        self.count += len(true)
+
+    def compute(self) -> dict[str, Tensor]:
+        return dict(zip(self.NAMES, (self.sums / self.count).float(), strict=True))
