@@ -16,7 +16,7 @@ from taskray.loop.predicting import predict
 from taskray.models.pillars import Pillars
 from taskray.tasks.anchors import BACKGROUND, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.box_flow import BoxFlow, true_flow
-from taskray.tasks.detection import CHANNELS, Detection, focal_loss
+from taskray.tasks.detection import CHANNELS, Detection, angle_of, focal_loss
 from taskray.tasks.detection_metrics import average_precision, greedy_match, overlaps
 
 Columns = dict[str, Tensor]
@@ -51,14 +51,13 @@ def certain(task: Detection, boxes: Tensor) -> Columns:
     detection = torch.zeros(len(boxes), task.anchors.per_cell, 8, rows, columns)
     detection[:, :, 7] = -15.0
     heading = torch.zeros(len(boxes), task.anchors.per_cell, 2, rows, columns)
-    heading[:, :, 1] = 1.0
     assigned = task.anchors.assign(boxes)
     sample, *where = torch.where(assigned >= 0)
     residual = task.anchors.encode(boxes[sample, assigned[(sample, *where)], :7], where)
     anchor, row, column = where
     detection[sample, anchor, :7, row, column] = residual
     detection[sample, anchor, 7, row, column] = 15.0
-    vector = torch.stack([residual[:, 6].sin(), residual[:, 6].cos()], dim=1)
+    vector = 20 * torch.stack([residual[:, 6].sin(), residual[:, 6].cos()], dim=1)
     heading[sample, anchor, :, row, column] = vector
     return {"detection": detection, "heading": heading}
 
@@ -164,15 +163,15 @@ def test_the_losses_vanish_on_the_truth_and_nowhere_else() -> None:
     boxes = torch.cat([frame(box(1.2, 2.1, 75), box(-4, -3, 200, label=7)), frame(box(0, 0, -170))])
     truth = certain(task, boxes)
     losses = task.loss(truth, {"boxes": boxes})
-    assert losses.keys() == {"class", "box"}
+    assert losses.keys() == {"class", "box", "direction"}
     assert sum(losses.values()) < 1e-4
     assigned = task.anchors.assign(boxes)
-    for channel in range(6):
+    for channel in range(7):
         wrong = {**truth, "detection": truth["detection"].clone()}
         wrong["detection"][:, :, channel][assigned >= 0] += 0.2
         assert task.loss(wrong, {"boxes": boxes})["box"] > 1e-2
     turned = {**truth, "heading": -truth["heading"]}
-    assert task.loss(turned, {"boxes": boxes})["box"] > 1.0
+    assert task.loss(turned, {"boxes": boxes})["direction"] > 1.0
 
 
 def test_the_focal_loss_is_that_worked_out_by_hand() -> None:
@@ -201,6 +200,17 @@ def test_whatever_the_network_gives_the_prediction_is_finite_in_float16() -> Non
             quantity.sum().backward()
             assert raw.grad is not None
             assert raw.grad.isfinite().all()
+
+
+def test_the_angle_of_a_vector_has_a_bounded_gradient() -> None:
+    vectors = torch.tensor([[0.0, 0.0], [1e-8, 0.0], [0.3, -0.1], [3.0, 4.0]], dtype=torch.float64)
+    maps = vectors[:, None, :, None, None].requires_grad_()
+    angle = angle_of(maps)
+    torch.testing.assert_close(angle.flatten(), torch.atan2(vectors[:, 0], vectors[:, 1]))
+    (gradient,) = torch.autograd.grad(angle.sum(), maps)
+    assert gradient.isfinite().all()
+    assert (gradient.flatten(1).norm(dim=1) <= 1 + 1e-9).all()
+    torch.testing.assert_close(gradient[3].flatten(), torch.tensor([4.0, -3.0]).double() / 25)
 
 
 @pytest.mark.parametrize("boxes", [frame(), frame(box(9.0, 0.0))], ids=["none", "off the grid"])

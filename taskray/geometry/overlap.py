@@ -15,23 +15,14 @@ GROWTH = 1e-9
 def ground_overlap(a_nd: Tensor, b_md: Tensor) -> Tensor:
     """Area ``[n, m]`` in square metres, float64, that boxes share, seen from above.
 
-    The area is the integral of (x dy - y dx) / 2 along the border of what two boxes share. That
-    border is made of the parts of a's sides that lie in b, and of b's sides that lie in a; in the
-    axes of the other box such a part is found by cutting at two pairs of parallel lines. All
-    pairs at once, without sorting corners. NaN boxes share NaN or nothing. No gradient is meant
-    to pass.
+    Boxes of NaN share nothing. No gradient is meant to pass.
     """
     a, b = a_nd.double(), b_md.double()
-    half_a = a[:, None, 3:5] / 2
-    half_b = b[None, :, 3:5] / 2 * (1 + GROWTH)
-    begin, end = _sides(half_a, _turns(a[:, None], b[None]))
-    begin, end = begin + _offset(a[:, None], b[None]), end + _offset(a[:, None], b[None])
-    swept = begin[..., 0] * end[..., 1] - begin[..., 1] * end[..., 0]
-    area = (_inside(begin, end, half_b) * swept).sum(dim=-1)
-    begin, end = _sides(half_b, _turns(b[None], a[:, None]))
-    shift = _offset(b[None], a[:, None])
-    within = _inside(begin + shift, end + shift, half_a).sum(dim=-1)
-    return ((area + within * 2 * half_b.prod(dim=-1)) / 2).clamp(min=0)
+    reach = a[:, None, 3:5].norm(dim=-1) / 2 + b[None, :, 3:5].norm(dim=-1) / 2
+    near = torch.where((a[:, None, :2] - b[None, :, :2]).norm(dim=-1) < reach)
+    area = a.new_zeros(len(a), len(b))
+    area[near] = _shared_area(a[near[0]], b[near[1]])
+    return area
 
 
 def ground_iou(a_nd: Tensor, b_md: Tensor) -> Tensor:
@@ -73,32 +64,43 @@ def non_maximum_suppression(boxes_nd: Tensor, scores_n: Tensor, max_overlap: flo
     return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
 
 
-def _turns(boxes: Tensor, of: Tensor) -> Tensor:
-    """Headings of boxes in the axes of other ones."""
-    return boxes[..., 6] - of[..., 6]
+def _shared_area(a: Tensor, b: Tensor) -> Tensor:
+    """Area ``[k]`` that box i of a and box i of b share.
+
+    It is the integral of (x dy - y dx) / 2 along the border of what they share. That border is
+    made of the parts of a's sides that lie in b, and of b's sides that lie in a; in the axes of
+    the other box such a part is found by cutting at two pairs of parallel lines. All boxes at
+    once, without sorting corners.
+    """
+    half_a, half_b = a[:, None, 3:5] / 2, b[:, None, 3:5] / 2 * (1 + GROWTH)
+    begin, end = _sides(a, half_a, of=b)
+    swept = begin[..., 0] * end[..., 1] - begin[..., 1] * end[..., 0]
+    area = (_fraction_inside(begin, end, half_b) * swept).sum(dim=-1)
+    # around b's own centre each of its sides sweeps the same area
+    within = _fraction_inside(*_sides(b, half_b, of=a), half_a).sum(dim=-1)
+    return ((area + within * 2 * half_b[:, 0].prod(dim=-1)) / 2).clamp(min=0)
 
 
-def _offset(boxes: Tensor, of: Tensor) -> Tensor:
-    """Centres ``[..., 1, 2]`` of boxes in the axes of other ones."""
-    x, y = (boxes[..., :2] - of[..., :2]).unbind(dim=-1)
-    cos, sin = of[..., 6].cos(), of[..., 6].sin()
-    return torch.stack([cos * x + sin * y, cos * y - sin * x], dim=-1)[..., None, :]
+def _sides(boxes: Tensor, half: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+    """Both ends ``[k, 4, 2]`` of the sides of boxes of this half size, anticlockwise, in the axes
+    of the other ones."""
+    turn = (boxes[:, 6] - of[:, 6])[:, None]
+    along = half.new_tensor([1.0, -1.0, -1.0, 1.0]) * half[..., 0]
+    across = half.new_tensor([1.0, 1.0, -1.0, -1.0]) * half[..., 1]
+    shift = (boxes[:, :2] - of[:, :2])[:, None]
+    corners = _rotated(shift[..., 0], shift[..., 1], -of[:, 6:7]) + _rotated(along, across, turn)
+    return corners, corners.roll(-1, dims=1)
 
 
-def _sides(half: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-    """Both ends ``[..., 4, 2]`` of a box's sides around its centre, anticlockwise."""
-    cos, sin = turn.cos()[..., None], turn.sin()[..., None]
-    along = half.new_tensor([1.0, -1.0, -1.0, 1.0]) * half[..., :1]
-    across = half.new_tensor([1.0, 1.0, -1.0, -1.0]) * half[..., 1:]
-    corners = torch.stack([cos * along - sin * across, sin * along + cos * across], dim=-1)
-    return corners, corners.roll(-1, dims=-2)
+def _rotated(x: Tensor, y: Tensor, angle: Tensor) -> Tensor:
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
 
 
-def _inside(begin: Tensor, end: Tensor, half: Tensor) -> Tensor:
-    """The fraction ``[..., 4]`` of each side that lies in the upright box of this half size."""
+def _fraction_inside(begin: Tensor, end: Tensor, half: Tensor) -> Tensor:
+    """The fraction ``[k, 4]`` of each side that lies in the box of this half size, in its axes."""
     step = end - begin
     step = torch.where(step == 0, 1e-300, step)
-    half = half[..., None, :]
     first, second = (-half - begin) / step, (half - begin) / step
     enter = torch.minimum(first, second).amax(dim=-1).clamp(min=0)
     leave = torch.maximum(first, second).amin(dim=-1).clamp(max=1)

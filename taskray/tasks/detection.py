@@ -26,16 +26,18 @@ CHANNELS = 9
 """Of the network for each anchor: x y z, log l w h, sine and cosine of theta, logit."""
 LOGIT = 7
 """Channel of ``detection`` that holds the class logit."""
+LONGEST = 1e6
+"""Of the vector of a heading; its square is finite."""
 LARGEST_LOGIT, FARTHEST, LARGEST_LOG_SIZE = 15.0, 100.0, 3.0
 """Bounds of what is predicted: finite in float16, and far beyond anything true."""
 PRIOR = 0.01
 """Confidence of a network that knows nothing yet (Lin et al. 2017, section 4.1)."""
 ALPHA, GAMMA = 0.25, 2.0
 """Of the focal loss."""
-BOX_WEIGHT = 2.0
+BOX_WEIGHT, DIRECTION_WEIGHT = 2.0, 0.2
 SHARPNESS = 1 / 9
 """Errors below this are squared in the smooth L1 loss."""
-CANDIDATES = 500
+CANDIDATES = 300
 """Anchors of highest score that overlap is looked at for."""
 
 
@@ -55,10 +57,12 @@ class Detection(Task):
 
     Losses, over all anchors of a batch, divided by the number of those that answer for a box:
     ``class``, the focal loss; ``box``, twice the smooth L1 loss of box minus anchor, x and y over
-    the anchor's diagonal, z over its height. As published, theta enters by its sine, which leaves
-    open where a box points. The published classifier of the direction is here the cosine beside
-    it: the network gives both, theta is their angle and turns a full circle, so heading (APH) is
-    learnt, and the gradient of a relation can turn it.
+    the anchor's diagonal, z over its height, and the sine for theta; ``direction``, which of the
+    two ways along its axis a box points, with weight 0.2. All as published, but for what the
+    network gives for theta: the sine and cosine of the residual, a vector of any length. Theta is
+    its angle and turns a full circle, so that heading (APH) means something and a relation's
+    gradient can turn a box round; and its component along the true heading is the logit of the
+    direction, so its length says how sure the network is of that.
 
     Boxes whose centre is off the grid count neither in losses nor in metrics. A sample whose boxes
     are all NaN counts as one in which there is nothing; what is unlabelled must not come here.
@@ -104,15 +108,12 @@ class Detection(Task):
         scale = self.anchors.diagonals(raw)[:, None, None, None]
         height = self.anchors.sizes(raw)[:, 2, None, None, None]
         heading = raw[:, :, 6:8]
-        sine, cosine = heading.unbind(dim=2)
-        # without length there is no angle, nor a gradient of it
-        cosine = torch.where(heading.detach().square().sum(dim=2) < 1e-6, 1.0, cosine)
         detection = torch.cat(
             [
                 (raw[:, :, :2] * scale).clamp(-FARTHEST, FARTHEST),
                 (raw[:, :, 2:3] * height).clamp(-FARTHEST, FARTHEST),
                 raw[:, :, 3:6].clamp(-LARGEST_LOG_SIZE, LARGEST_LOG_SIZE),
-                torch.atan2(sine, cosine)[:, :, None],
+                angle_of(heading)[:, :, None],
                 (raw[:, :, 8:] + prior_logit()).clamp(-LARGEST_LOGIT, LARGEST_LOGIT),
             ],
             dim=2,
@@ -128,7 +129,7 @@ class Detection(Task):
         count = max(1, len(sample))
         true = boxes[sample, assigned[(sample, *where)], :7]
         target = self.anchors.encode(true, where)
-        chosen = detection.movedim(2, -1)[(sample, *where)][:, :6]
+        chosen = detection.movedim(2, -1)[(sample, *where)][:, :7]
         heading = prediction["heading"].movedim(2, -1)[(sample, *where)]
         scale = self.anchors.sizes(target)[where[0], 2:3]
         diagonal = self.anchors.diagonals(target)[where[0], None]
@@ -136,14 +137,17 @@ class Detection(Task):
             [
                 (chosen[:, :2] - target[:, :2]) / diagonal,
                 (chosen[:, 2:3] - target[:, 2:3]) / scale,
-                chosen[:, 3:] - target[:, 3:6],
-                heading - torch.stack([target[:, 6].sin(), target[:, 6].cos()], dim=1),
+                chosen[:, 3:6] - target[:, 3:6],
+                (chosen[:, 6:] - target[:, 6:]).sin(),
             ],
             dim=1,
         )
+        true_heading = torch.stack([target[:, 6].sin(), target[:, 6].cos()], dim=1)
+        along = (heading * true_heading).sum(dim=1)
         return {
             "class": focal_loss(detection[:, :, LOGIT], assigned) / count,
             "box": BOX_WEIGHT * smooth_l1(error) / count,
+            "direction": DIRECTION_WEIGHT * functional.softplus(-along).sum() / count,
         }
 
     @torch.no_grad()
@@ -174,6 +178,16 @@ class Detection(Task):
         from taskray.tasks.detection_metrics import DetectionMetrics
 
         return DetectionMetrics(self.detections, self.anchors)
+
+
+def angle_of(heading_ba2yx: Tensor) -> Tensor:
+    """The angle ``[B, A, Y, X]`` in (-pi, pi] of vectors (sine, cosine) of any length. Its gradient
+    is that of atan2, but that of a vector shorter than 1 is no larger than that of one as long."""
+    sine, cosine = heading_ba2yx.clamp(-LONGEST, LONGEST).unbind(dim=2)
+    length = torch.hypot(sine, cosine).detach().clamp(min=1e-6)
+    across = cosine.detach() * sine - sine.detach() * cosine
+    across = across / (length * length.clamp(min=1))
+    return torch.atan2(sine, cosine).detach() + across - across.detach()
 
 
 def prior_logit() -> float:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import shapely
 import torch
 from torch import Tensor
@@ -111,13 +110,8 @@ class DetectionMetrics(Metric):  # type: ignore[misc]
 
 def overlaps(found_nd: Tensor, true_md: Tensor) -> tuple[Tensor, Tensor]:
     """Overlap over union of rotated boxes in 3D and seen from above, ``[n, m]`` each."""
-    a, b = (
-        shapely.polygons(ground_corners(boxes).numpy().reshape(-1, 4, 2))
-        for boxes in (found_nd, true_md)
-    )
-    shared = torch.from_numpy(
-        np.asarray(shapely.area(shapely.intersection(a[:, None], b[None])), np.float64)
-    ).reshape(len(found_nd), len(true_md))
+    a, b = (shapely.polygons(ground_corners(boxes).numpy()) for boxes in (found_nd, true_md))
+    shared = torch.from_numpy(shapely.area(shapely.intersection(a[:, None], b[None])))
     area_a, area_b = (x[:, 3:5].prod(dim=1) for x in (found_nd, true_md))
     volume = shared * height_overlap(found_nd, true_md)
     volume_a, volume_b = area_a * found_nd[:, 5], area_b * true_md[:, 5]
