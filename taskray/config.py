@@ -58,7 +58,8 @@ class DataConfig(Settings):
     """One dataset: where it comes from and how it reaches a task."""
 
     reader: Plugin
-    """``world``, ``seven_scenes``, ``nyuv2``, ``parquet`` or an import path, with its arguments."""
+    """``world``, ``seven_scenes``, ``nyuv2``, ``kitti_odometry``, ``cityscapes``, ``coco``,
+    ``parquet`` or an import path, with its arguments."""
     materialize: Literal["auto", "always", "never"] = "auto"
     """Hold the decoded dataset in the object store (``auto``: when below ``materialize_bytes``)."""
     materialize_bytes: Positive = 1 << 30

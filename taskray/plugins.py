@@ -28,6 +28,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "seven_scenes": "taskray.data.seven_scenes:SevenScenes",
         "nyuv2": "taskray.data.nyuv2:NYUv2",
         "kitti_tracking": "taskray.data.kitti_tracking:KittiTracking",
+        "kitti_odometry": "taskray.data.kitti_odometry:KittiOdometry",
+        "cityscapes": "taskray.data.cityscapes:Cityscapes",
+        "coco": "taskray.data.coco:Coco",
         "parquet": "taskray.data.parquet:ParquetFolder",
     },
     "model": {

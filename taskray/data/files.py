@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,30 @@ from taskray.geometry.camera import resize_intrinsics
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels, from the image's left upper corner."""
 
 
 def read_image(file: Path, size: Size) -> np.ndarray:
     """An RGB image, ``[H, W, 3]`` uint8, resized by area."""
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
-    return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX))
+    return resize_image(open_image(file), size)
+
+
+def open_image(file: Path) -> Image.Image:
+    """An RGB image at its own size; raises ValueError, naming the file, where it does not
+    decode."""
+    with _naming(file), Image.open(file) as opened:
+        return opened.convert("RGB")
+
+
+def resize_image(image: Image.Image, size: Size, box: Box | None = None) -> np.ndarray:
+    """``[H, W, 3]`` uint8, resized by area; of a ``box`` of the image, if one is given."""
+    return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX, box))
 
 
 def read_map(file: Path) -> np.ndarray:
     """A single-channel PNG at its own size, ``[h, w]``; raises ValueError where it has more."""
-    with Image.open(file) as opened:
+    with _naming(file), Image.open(file) as opened:
         values = np.array(opened)
     if values.ndim != 2:
         raise ValueError(f"{file.name} has shape {values.shape}, expected one channel")
@@ -47,6 +61,32 @@ def nearest(values: np.ndarray, size: Size) -> np.ndarray:
 
 def camera_matrix(fx: float, fy: float, x0: float, y0: float, of: Size, size: Size) -> np.ndarray:
     """The camera matrix ``[3, 3]`` float32, given for frames of one size, for another."""
-    matrix = torch.tensor([[fx, 0.0, x0], [0.0, fy, y0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-    resized = resize_intrinsics(matrix[None], of, size)[0]
-    return np.asarray(resized.numpy(), dtype=np.float32)
+    matrix = np.array([[fx, 0.0, x0], [0.0, fy, y0], [0.0, 0.0, 1.0]])
+    return resize_camera(matrix, of, size).astype(np.float32)
+
+
+def resize_camera(matrix: np.ndarray, of: Size, size: Size) -> np.ndarray:
+    """A camera matrix ``[3, 3]`` float64 of frames of one size, for another."""
+    resized = resize_intrinsics(torch.from_numpy(matrix)[None], of, size)[0]
+    return np.asarray(resized.numpy())
+
+
+def check_camera(matrix: np.ndarray, where: str) -> np.ndarray:
+    """A camera matrix ``[3, 3]`` as it is; ValueError, naming ``where``, if it has no inverse."""
+    focal = matrix[[0, 1], [0, 1]]
+    if not np.isfinite(matrix).all() or not (focal > 0).all():
+        raise ValueError(f"{where}: expected finite intrinsics with focal lengths above 0")
+    return matrix
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """What Pillow says of a broken file, with the file's name; it has a different kind of error
+    for every way in which one can be broken."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = str(error).replace(str(file), file.name)
+        raise ValueError(f"{file.name}: does not decode: {reason}") from None

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from taskray.data.files import camera_matrix, metres, nearest, read_image, read_map
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
+from taskray.data.video import camera_motions, check_pose, clips, columns_of, motion_columns, suffix
 from taskray.errors import InputError
 from taskray.geometry.normals import normals_from_depth
 
@@ -56,12 +57,8 @@ class SevenScenes(Reader):
         self._size = (height, width)
         self._stride, self._frames, self._gap = stride, frames, gap
         self._camera = (focal, focal, x0, y0)
-        columns = ["intrinsics"]
-        for number in range(1, frames + 1):
-            suffix = _suffix(number)
-            columns += [f"image{suffix}", f"depth{suffix}", f"normals{suffix}"]
-        columns += [f"camera_motion{_suffix(number)}" for number in range(1, frames)]
-        self.columns = tuple(columns)
+        columns = columns_of(("image", "depth", "normals"), frames)
+        self.columns = ("intrinsics", *columns, *motion_columns(frames))
 
     def index(self) -> list[Row]:
         rows = []
@@ -70,28 +67,24 @@ class SevenScenes(Reader):
             if not present:
                 raise InputError(f"{sequence}: no 7-Scenes frames (frame-*.color.png)")
             numbers = {int(name.split("-")[-1]): name for name in present}
-            for number in sorted(numbers)[:: self._stride]:
-                wanted = [number + self._gap * k for k in range(self._frames)]
-                if all(n in numbers for n in wanted):
-                    names = [numbers[n] for n in wanted]
-                    key = f"{sequence.name}/{names[0]}"
-                    rows.append({"key": key, "sequence": sequence.name, "frames": names})
+            starts = sorted(numbers)[:: self._stride]
+            for clip in clips(numbers, starts, self._frames, self._gap):
+                names = [numbers[n] for n in clip]
+                key = f"{sequence.name}/{names[0]}"
+                rows.append({"key": key, "sequence": sequence.name, "frames": names})
         return rows
 
     def load(self, row: Row) -> Sample:
         sample: Sample = {"intrinsics": camera_matrix(*self._camera, (480, 640), self._size)}
         poses = []
         for number, name in enumerate(row["frames"], start=1):
-            frame, suffix = self._path / row["sequence"] / name, _suffix(number)
+            frame, end = self._path / row["sequence"] / name, suffix(number)
             depth = metres(read_map(frame.with_name(f"{name}.depth.png")))
-            sample[f"image{suffix}"] = read_image(frame.with_name(f"{name}.color.png"), self._size)
-            sample[f"depth{suffix}"] = nearest(depth, self._size)[None]
-            sample[f"normals{suffix}"] = nearest(self._normals(depth), self._size)
+            sample[f"image{end}"] = read_image(frame.with_name(f"{name}.color.png"), self._size)
+            sample[f"depth{end}"] = nearest(depth, self._size)[None]
+            sample[f"normals{end}"] = nearest(self._normals(depth), self._size)
             poses.append(read_pose(frame.with_name(f"{name}.pose.txt")))
-        for number in range(1, self._frames):
-            motion = np.linalg.inv(poses[number]) @ poses[number - 1]
-            sample[f"camera_motion{_suffix(number)}"] = motion.astype(np.float32)
-        return sample
+        return sample | camera_motions(poses)
 
     def fingerprint(self) -> Any:
         files = (f for s in self._folders() for f in sorted(s.glob("frame-*.*")))
@@ -125,15 +118,8 @@ def read_pose(file: Path) -> np.ndarray:
     pose = np.array(file.read_text(encoding="utf-8").split(), dtype=np.float64)
     if pose.size != 16 or not np.isfinite(pose).all():
         raise ValueError(f"{file.name}: expected 4x4 finite numbers")
-    pose = pose.reshape(4, 4)
-    if abs(np.linalg.det(pose[:3, :3]) - 1) > 0.05:
-        raise ValueError(f"{file.name}: its rotation is none (determinant is not 1)")
-    return pose
+    return check_pose(pose.reshape(4, 4), file.name)
 
 
 def _images(sequence: Path) -> list[Path]:
     return sorted(sequence.glob("frame-[0-9]*.color.png"))
-
-
-def _suffix(number: int) -> str:
-    return "" if number == 1 else f"_{number}"
