@@ -119,6 +119,13 @@ class TaskConfig(Settings):
     """Name of the labelled dataset (a key of ``data``); null: no labels, consistency alone."""
     batch_size: Positive = 8
     """Labelled samples a step."""
+    checkpoint: str | None = None
+    """Initial weights: the folder of a checkpoint (``RUN/checkpoints/depth/step_100``) or a run,
+    of which the latest checkpoint of the task of this name is taken, or that of another
+    (``RUN#other``); null: random ones. A run that is resumed goes on from its own."""
+    frozen: bool = False
+    """Predict for the peers and never take a step: a ``checkpoint`` gives the weights, and the
+    labels are left alone. Its predictions are always fresh."""
     steps: Positive | None = None
     """Training steps of this task; null: the job's ``steps``."""
     consistency_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -301,14 +308,26 @@ class Job(Settings):
         for title, name in self.evaluation.data.items():
             known(f"evaluation.data.{title}", name)
         for task_name, task in self.tasks.items():
-            if task.dedicated is None and not self.mediator:
+            if task.frozen and task.checkpoint is None:
+                raise ValueError(f"@tasks.{task_name}.frozen@a frozen task needs a 'checkpoint'")
+            if task.dedicated is None and not self.mediator and not task.frozen:
                 raise ValueError(
                     f"@tasks.{task_name}.dedicated@a task without labels needs a mediator"
                 )
         return self
 
     def steps_of(self, task: str) -> int:
-        return self.tasks[task].steps or self.steps
+        """Training steps of a task; none where it is frozen."""
+        return 0 if self.tasks[task].frozen else self.tasks[task].steps or self.steps
+
+    def labels_of(self, task: str) -> str | None:
+        """The labelled dataset that a task trains on; none where it is frozen."""
+        return None if self.tasks[task].frozen else self.tasks[task].dedicated
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The tasks that predict and do not train."""
+        return frozenset(name for name, task in self.tasks.items() if task.frozen)
 
     @property
     def active_relations(self) -> dict[str, RelationConfig]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from taskray.tasks.depth import Depth
+from taskray.tasks.normals import Normals
 
 
 class _FaultyDepth(Depth):
@@ -62,3 +63,10 @@ class OverflowingDepth(Depth):
 
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         return {"depth": super().predict(output)["depth"] * 0 + 1e6}
+
+
+class RaisingNormals(Normals):
+    """Predicts nothing, ever."""
+
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        raise RuntimeError("out of normals")

@@ -34,6 +34,7 @@ from taskray.loop.assembly import (
 )
 from taskray.report.metrics import NOTHING, count, size
 from taskray.runtime.checkpoints import open_filesystem
+from taskray.runtime.member import load_initial
 from taskray.runtime.placement import Share, plan
 from taskray.tasks.task import Task
 
@@ -74,6 +75,8 @@ def doctor(job: Job, console: Console) -> int:
     """
     models = check(job)
     tasks = build_tasks(job)
+    for name, model in models.items():
+        load_initial(job, name, model)
     if job.checkpoint.path:
         open_filesystem(job.checkpoint.path)
     _say(console, f"{job.name}: {job.description}".rstrip(": "))
@@ -151,7 +154,7 @@ def _estimate(
 
 def _check_columns(job: Job, name: str, columns: Sequence[str], there: Sequence[str]) -> None:
     """Training needs every column; an evaluation leaves out the tasks whose labels are missing."""
-    trained_on = {t.dedicated for t in job.tasks.values()} | {
+    trained_on = {job.labels_of(task) for task in job.tasks} | {
         job.mediator.data if job.mediator else None
     }
     missing = [column for column in columns if column not in there]
@@ -260,7 +263,8 @@ def _task_table(job: Job, tasks: Mapping[str, Task], models: Mapping[str, nn.Mod
         parameters = sum(p.numel() for p in models[name].parameters())
         table.add_row(
             name, ", ".join(task.quantities), config.model.name, count(parameters),
-            config.dedicated or NOTHING, count(job.steps_of(name)), str(config.batch_size),
+            job.labels_of(name) or NOTHING,
+            "frozen" if config.frozen else count(job.steps_of(name)), str(config.batch_size),
         )  # fmt: skip
     return table
 

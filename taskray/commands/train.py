@@ -33,6 +33,7 @@ from taskray.report.progress import dataset_progress
 from taskray.report.run_folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
 from taskray.runtime.checkpoints import CheckpointStore, load_into
 from taskray.runtime.inline import InlineCollective
+from taskray.runtime.member import load_initial
 
 Resume = Literal["auto", "never"]
 
@@ -107,11 +108,12 @@ def check(job: Job) -> dict[str, nn.Module]:
 
 
 def check_checkpoints(job: Job, location: str, models: Mapping[str, nn.Module]) -> None:
-    """Checkpoints that a run would go on from must be of its networks and optimizers; InputError
-    otherwise."""
+    """Checkpoints that a run would begin or go on from must be of its networks and optimizers;
+    InputError otherwise."""
     store = CheckpointStore(location)
     for name, model in models.items():
-        checkpoint = store.latest(name)
+        load_initial(job, name, model)
+        checkpoint = None if name in job.frozen else store.latest(name)
         if checkpoint is None:
             continue
         load_into(model, checkpoint)
@@ -169,7 +171,7 @@ def hardware() -> str:
 
 def prepare_datasets(job: Job, use_ray: bool, console: Console) -> dict[str, Path]:
     """Every dataset of the job as Parquet, converted now where it was not yet."""
-    used = {t.dedicated for t in job.tasks.values()} | set(job.evaluation.data.values())
+    used = {job.labels_of(name) for name in job.tasks} | set(job.evaluation.data.values())
     if job.mediator and job.active_relations:
         used.add(job.mediator.data)
     paths = {}

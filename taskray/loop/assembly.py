@@ -95,7 +95,7 @@ def columns_of_datasets(job: Job, tasks: Mapping[str, Task]) -> dict[str, tuple[
     """For each dataset that the job trains on, the columns that must be read from it."""
     columns: dict[str, set[str]] = {}
     for name, task in tasks.items():
-        dedicated = job.tasks[name].dedicated
+        dedicated = job.labels_of(name)
         if dedicated is not None:
             columns.setdefault(dedicated, set()).update(task.inputs, task.labels)
     if job.mediator is not None and job.active_relations:
@@ -112,6 +112,19 @@ def mediator_columns(task: Task, relations: list[WeightedRelation]) -> tuple[str
     frames = frames_of(published_quantities(task, relations))
     needed = {c for weighted in relations for c in weighted.relation.inputs}
     return tuple(sorted({*inputs_of(task, frames), *needed}))
+
+
+def asked_columns(job: Job) -> tuple[str, ...]:
+    """The columns of the mediator dataset that a task takes along when it asks its peers to
+    predict: those that frozen tasks read, and forward servers, where there are any."""
+    asked = job.tasks if job.uses_forward_servers else job.frozen
+    tasks = {name: build_task(job, name) for name in asked}
+    columns = {
+        c
+        for n, task in tasks.items()
+        for c in mediator_columns(task, build_relations(job, n, task))
+    }
+    return tuple(sorted(columns))
 
 
 def build_trainer(

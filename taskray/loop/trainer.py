@@ -92,6 +92,7 @@ class Trainer:
         }[self.config.memory_format]
         # torch declares no overload of `to` that takes a memory format alone with a device
         self.model: nn.Module = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.model.train(not self.config.frozen)
         self.forward: Callable[[Tensor], Output] = (
             torch.compile(self.model) if self.config.compile else self.model
         )
@@ -271,6 +272,13 @@ class Trainer:
                     self._publish(batch, self.infer(batch, frames_of(self.published)))
             self.start_clock()  # serving is no training
 
+    def answer(self, batch: Batch) -> dict[str, Tensor]:
+        """What peers use of the prediction on a mediator batch, because one of them asks for it:
+        all that a frozen task does."""
+        with self._naming_errors():
+            prediction = self.infer(batch, frames_of(self.published))
+            return {q: prediction[q] for q in self.published}
+
     # ---- prediction -----------------------------------------------------------------------
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
@@ -296,11 +304,12 @@ class Trainer:
     @torch.no_grad()
     def infer(self, batch: Batch, frames: Sequence[str] = FIRST) -> dict[str, Tensor]:
         """The prediction in evaluation mode, without augmentation or gradient."""
+        trains = self.model.training
         self.model.eval()
         try:
             return self._predict(self._to_device(batch), frames)
         finally:
-            self.model.train()
+            self.model.train(trains)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "float32":

@@ -138,6 +138,7 @@ class Live:
             max(p.total, 1), p.step, width=16, complete_style="cyan", finished_style="green"
         )
         left = "done" if p.step >= p.total else duration(p.seconds_left)
+        left = left if p.total else "frozen"
         cells: list[str | Text | ProgressBar] = [
             Text(name),
             *([bar] if wide else []),

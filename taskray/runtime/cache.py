@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from taskray.config import StalenessConfig
+from taskray.data.batch import Batch
 from taskray.loop.interfaces import Prediction
 from taskray.loop.staleness import Version, within, worth_waiting_for
 from taskray.schema import PREDICTED_SHAPES, QUANTITIES, quantity_of
@@ -49,6 +51,16 @@ class Publication:
     """By quantity; on an actor call they travel by value."""
     window: int = 0
     """Mediator window of the batch (``Batch.window``)."""
+
+    @classmethod
+    def of(
+        cls, task: str, batch: Batch, step: int, prediction: Mapping[str, Tensor], dtype: str
+    ) -> Publication:
+        """A prediction made just now, as arrays of ``dtype`` (``float16`` or ``float32``)."""
+        assert batch.id is not None
+        to = {"float16": torch.float16, "float32": torch.float32}[dtype]
+        arrays = {q: p.to("cpu", to).contiguous().numpy() for q, p in prediction.items()}
+        return cls(task, batch.id, step, time.time(), arrays, batch.window)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 from torch import Tensor, nn
 
+from taskray.config import read_yaml
 from taskray.errors import InputError
 
 MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
@@ -112,6 +113,35 @@ class CheckpointStore:
     def _delete(self, folder: str) -> None:
         if self.filesystem.get_file_info(folder).type == fs.FileType.Directory:
             self.filesystem.delete_dir(folder)
+
+
+def find_checkpoint(location: str, task: str) -> Checkpoint:
+    """The checkpoint that ``tasks.<task>.checkpoint`` names: see ``TaskConfig``.
+
+    Raises InputError where there is none, or it cannot be read.
+    """
+    place, _, other = location.partition("#")
+    filesystem, folder = open_filesystem(place)
+    if _is_file(filesystem, f"{folder}/{MANIFEST}"):
+        return read_checkpoint(filesystem, folder)
+    found = _checkpoints_of_run(place).latest(other or task)
+    if found is None:
+        raise InputError(
+            f"{location}: neither a checkpoint nor a run with one of task {other or task!r}"
+        )
+    return found
+
+
+def _checkpoints_of_run(folder: str) -> CheckpointStore:
+    """Where a run keeps its checkpoints: its ``config.yaml`` may say so."""
+    config = Path(folder) / "config.yaml"
+    kept = read_yaml(config).get("checkpoint") if config.is_file() else None
+    elsewhere = kept.get("path") if isinstance(kept, dict) else None
+    return CheckpointStore(elsewhere or f"{folder.rstrip('/')}/checkpoints")
+
+
+def _is_file(filesystem: fs.FileSystem, path: str) -> bool:
+    return bool(filesystem.get_file_info(path).type == fs.FileType.File)
 
 
 def open_filesystem(location: str | Path) -> tuple[fs.FileSystem, str]:

@@ -73,7 +73,8 @@ class Collective:
         self.cache = place_cache(job)
         self.servers: dict[str, Any] = {}
         if job.uses_forward_servers:
-            self.servers = {n: place_server(job, n, s, self.cache) for n, s in self.shares.items()}
+            training = {n: s for n, s in self.shares.items() if n not in job.frozen}
+            self.servers = {n: place_server(job, n, s, self.cache) for n, s in training.items()}
         self.actors = {n: place_task(job, n, s) for n, s in self.shares.items()}
         self.data: dict[str, Any] = {}
         self.evaluations: dict[str, Any] = {}
@@ -117,7 +118,7 @@ class Collective:
             return self._supervise(name, error)
         state.step = report["step"]
         if "served" in report:
-            return self._serve(name)
+            return self._serve(name) if report["served"] else None
         if "values" in report:
             state.report = report
         again = self._go_on(name)  # asked for before anybody looks on: the actor must not idle
@@ -139,10 +140,13 @@ class Collective:
 
     def _serve(self, name: str) -> Any:
         """A task that is done goes on predicting for those that are not; None when all are."""
-        if not self.job.active_relations or self.job.runtime.publisher != "trainer":
+        if not self.job.active_relations:
             return None
-        if self.job.staleness.on_stale == "wait":  # it is in step with its peers, or waits in vain
-            return None
+        if name not in self.job.frozen:
+            if self.job.runtime.publisher != "trainer":
+                return None
+            if self.job.staleness.on_stale == "wait":  # in step with its peers, or waits in vain
+                return None
         if all(self._has_ended(other) for other in self.states):
             return None
         return self.actors[name].serve.remote(SERVE_SECONDS)

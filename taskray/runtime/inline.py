@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,21 +41,22 @@ class LocalPeers:
     ):
         self.job, self.name, self.published = job, name, tuple(published)
         self.wanted, self.cache = tuple(wanted), cache
-        self.dtype = {"float16": torch.float16, "float32": torch.float32}[job.cache.dtype]
         cache.announce(name, self.published)
 
     def request(self, batch: Batch, now: int, use: int) -> None: ...
 
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
-        assert batch.id is not None
-        arrays = {
-            q: prediction[q].to("cpu", self.dtype).contiguous().numpy() for q in self.published
-        }
-        self.cache.publish(Publication(self.name, batch.id, step, time.time(), arrays))
+        dtype = self.job.cache.dtype
+        self.cache.publish(Publication.of(self.name, batch, step, prediction, dtype))
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
         assert batch.id is not None
-        found = self.cache.look_up(Query(self.name, batch.id, self.wanted))
+        query = Query(self.name, batch.id, self.wanted)
+        found = self.cache.look_up(query)
+        asked = [peer for peer in found.values() if peer.server is not None and peer.miss]
+        for peer in asked:  # frozen tasks
+            peer.server(batch)
+        found = self.cache.look_up(query) if asked else found
         misses = {task: f.miss for task, f in found.items() if f.miss is not None}
         usable = {task: f for task, f in found.items() if f.miss is None}
         chosen = {}
@@ -95,8 +96,20 @@ class InlineCollective:
             if step:
                 self.observer.event(f"task {name!r} goes on from step {step}", name, step)
             if member.finished:
-                self.states[name].report = member.trainer.report()
+                self.states[name].report = member.after_steps(member.trainer.report())
             self.members[name] = member
+            if name in self.job.frozen:
+                answer = partial(self._answer, name)
+                self.cache.announce(name, member.trainer.published, server=answer, active=False)
+
+    def _answer(self, name: str, batch: Batch) -> None:
+        """A frozen task predicts on the batch that a peer asks it about."""
+        if self.states[name].error is None:
+            try:
+                trainer = self.members[name].trainer
+                trainer.peers.publish(batch, trainer.step, trainer.answer(batch))
+            except TrainingError as error:
+                self._fail(name, error)
 
     def train(self, data: Mapping[str, Handle]) -> None:
         """All tasks take each step together: first everybody predicts, then everybody learns.

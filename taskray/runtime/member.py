@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from taskray.config import Job
 from taskray.data.batch import Batch
 from taskray.data.source import Handle
 from taskray.data.streams import DedicatedStream, MediatorStream, plain_batches
+from taskray.errors import InputError
 from taskray.loop.assembly import (
+    asked_columns,
     build_relations,
     build_task,
     build_trainer,
@@ -25,7 +28,7 @@ from taskray.loop.assembly import (
 )
 from taskray.loop.evaluation import Evaluation, evaluate
 from taskray.loop.interfaces import Peers
-from taskray.runtime.checkpoints import CheckpointStore, load_into, serialize
+from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint, load_into, serialize
 
 NUM_SAMPLES = 4
 """Frames of the main evaluation that are kept to look at."""
@@ -48,15 +51,16 @@ class Member:
         task = build_task(job, name)
         relations = build_relations(job, name, task)
         config = job.tasks[name]
+        labels = job.labels_of(name)
         dedicated = mediator = None
-        if config.dedicated is not None:
+        if labels is not None:
             dedicated = DedicatedStream(
-                data[config.dedicated].open(),
+                data[labels].open(),
                 batch_size=config.batch_size,
                 seed=seed_of(job, name),
                 columns=(*task.inputs, *task.labels),
             )
-        if relations and job.mediator is not None:
+        if relations and job.mediator is not None and not config.frozen:
             mediator = MediatorStream(
                 data[job.mediator.data].open(),
                 batch_size=job.mediator.batch_size,
@@ -64,10 +68,10 @@ class Member:
                 visits=job.mediator.visits,
                 shuffle=job.mediator.shuffle,
                 seed=job.seed,
-                columns=mediator_columns(task, relations),
+                columns=sorted({*mediator_columns(task, relations), *asked_columns(job)}),
             )
         published = published_quantities(task, relations)
-        wanted = wanted_quantities(task, relations)
+        wanted = () if config.frozen else wanted_quantities(task, relations)
         self.peers = make_peers(published, wanted) if relations else None
         self.trainer = build_trainer(
             job,
@@ -82,12 +86,16 @@ class Member:
         self.saved_step = self.evaluated_step = -1
 
     def resume(self) -> int:
-        """Go on from the latest checkpoint, where there is one; returns the step."""
-        checkpoint = self.checkpoints.latest(self.name)
+        """Go on from the latest checkpoint, where there is one, or from the weights that the job
+        begins with; returns the step."""
+        config = self.job.tasks[self.name]
+        checkpoint = None if config.frozen else self.checkpoints.latest(self.name)
         if checkpoint is not None:
             load_into(self.trainer.model, checkpoint)
             self.trainer.load_state_dict(checkpoint.state)
             self.saved_step = self.evaluated_step = checkpoint.step
+        else:
+            load_initial(self.job, self.name, self.trainer.model)
         return self.trainer.step
 
     @property
@@ -135,6 +143,18 @@ class Member:
 
     def close(self) -> None:
         self.trainer.close()
+
+
+def load_initial(job: Job, name: str, model: nn.Module) -> None:
+    """Give a network the weights that ``tasks.<name>.checkpoint`` names, where it names some;
+    InputError where they are not there or are those of another model."""
+    location = job.tasks[name].checkpoint
+    if location is None:
+        return
+    try:
+        load_into(model, find_checkpoint(location, name))
+    except InputError as error:
+        raise InputError(f"tasks.{name}.checkpoint: {error}") from None
 
 
 def choose_device(gpus: float) -> str:

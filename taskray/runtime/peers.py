@@ -58,7 +58,6 @@ class CachePeers:
         self.bound = job.staleness
         self.waits = self.bound.on_stale == "wait"
         self.patience = job.runtime.peer_timeout + (self.bound.wait_seconds if self.waits else 0)
-        self.dtype = {"float16": torch.float16, "float32": torch.float32}[job.cache.dtype]
         self.by_server = job.runtime.publisher == "forward_server"
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="ask")
         self._telling = ThreadPoolExecutor(1, thread_name_prefix="tell")
@@ -70,15 +69,16 @@ class CachePeers:
         self._known: set[str] = set()
         self._weights: tuple[int, dict[str, np.ndarray]] | None = None
         self.dropped_publishes = 0
-        self.active = True  # peers may wait for this task
+        self.frozen = task in job.frozen
+        self.active = not self.frozen  # peers may wait for this task
 
     # ---- what the loop calls --------------------------------------------------------------
 
     def announce(self, step: int, model: nn.Module) -> None:
         """Join the collective, or come back to it: peers may now look this task up."""
-        if self.server is not None:
+        if self.server is not None and not self.frozen:
             self._refresh_server(step, model)
-        self.active = True
+        self.active = not self.frozen
         self._tell(self._announce, step)
 
     def request(self, batch: Batch, now: int, use: int) -> None:
@@ -93,11 +93,8 @@ class CachePeers:
         if len(self._outbox) >= MAX_PENDING_PUBLISHES:
             self.dropped_publishes += 1
             return
-        assert batch.id is not None
-        tensors = {q: prediction[q].to("cpu", self.dtype) for q in self.quantities}
-        arrays = {q: t.contiguous().numpy() for q, t in tensors.items()}
-        new = Publication(self.task, batch.id, step, time.time(), arrays, batch.window)
-        self._outbox.append(new)
+        dtype = self.job.cache.dtype
+        self._outbox.append(Publication.of(self.task, batch, step, prediction, dtype))
         if self.waits:  # a peer may be waiting for it now
             self._tell(self._send)
 
@@ -141,8 +138,11 @@ class CachePeers:
         try:
             query = self._query(batch, now, use)
             answer = self._exchange(query)
-            if self._ask_servers(batch, answer.found):
-                answer = self._exchange(query)
+            asked = self._ask_servers(batch, answer.found)
+            if asked:  # of the others the first answer holds: since then they may have gone on
+                again = self._exchange(query).found
+                found = answer.found | {t: again[t] for t in asked if t in again}
+                answer = replace(answer, found=found)
             self._known |= set(answer.found)
             return self._fetch(answer)
         except ray.exceptions.GetTimeoutError:
@@ -186,23 +186,27 @@ class CachePeers:
         for reason in refused:
             log.warning("%s: prediction refused by the cache: %s", self.task, reason)
 
-    def _ask_servers(self, batch: Batch, found: Mapping[str, Found]) -> bool:
-        """Let forward servers fill what is missing; whether there is anything new to look up."""
-        if not self.by_server and self.bound.on_stale != "forward_server":
-            return False
+    def _ask_servers(self, batch: Batch, found: Mapping[str, Found]) -> list[str]:
+        """Let forward servers and frozen tasks fill what is missing; returns whose predictions
+        to look up again."""
+        asked = [task for task, peer in found.items() if self._is_asked(task, peer)]
+        if not asked:
+            return []
+        inputs = ray.put({k: v.cpu().numpy() for k, v in batch.tensors.items()})  # once, for all
         fills = []
-        inputs = None
-        for peer in found.values():
-            if peer.server is None or (peer.miss is None and not self.by_server):
-                continue
-            if inputs is None:  # put once, for all the servers that are asked
-                inputs = ray.put({k: v.cpu().numpy() for k, v in batch.tensors.items()})
+        for peer in (found[task] for task in asked):
             cached = peer.version.producer_step if peer.version else None
             fills.append(peer.server.fill.remote(batch.id, inputs, cached, batch.window))
-        done, _ = (
-            ray.wait(fills, num_returns=len(fills), timeout=CALL_TIMEOUT) if fills else ([], [])
-        )
-        return bool(done)
+        done, _ = ray.wait(fills, num_returns=len(fills), timeout=CALL_TIMEOUT)
+        return asked if done else []
+
+    def _is_asked(self, task: str, peer: Found) -> bool:
+        if peer.server is None:
+            return False
+        if self.by_server and task not in self.job.frozen:
+            return True
+        may_ask = task in self.job.frozen or self.bound.on_stale == "forward_server"
+        return may_ask and peer.miss is not None
 
     def _fetch(self, answer: Answer) -> PeerPredictions:
         """The arrays of those predictions that will be used: the newest for each quantity."""

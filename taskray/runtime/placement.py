@@ -64,9 +64,14 @@ def place_cache(job: Job) -> Any:
 
 
 def place_task(job: Job, name: str, share: Share) -> Any:
-    """A task's process. The driver restarts it, never Ray: only the driver knows the run."""
+    """A task's process. The driver restarts it, never Ray: only the driver knows the run. One
+    that is frozen answers its peers while it also answers the driver."""
     actor = ray.remote(TaskActor).options(
-        num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=2 if name in job.frozen else 1,
     )
     return actor.remote(job.model_dump(mode="json"), name, share.threads)
 

@@ -6,9 +6,11 @@ import os
 import time
 from typing import Any
 
+import ray
 import torch
 
 from taskray.config import parse_job
+from taskray.data.batch import Batch
 from taskray.loop.assembly import build_model, build_relations, build_task, published_quantities
 from taskray.loop.evaluation import Evaluation
 from taskray.loop.predicting import frames_of, predict
@@ -35,16 +37,20 @@ class TaskActor:
     def __init__(self, job: dict[str, Any], name: str, threads: int) -> None:
         use_threads(threads)
         self.job, self.name = parse_job(job, "job"), name
+        self.frozen = name in self.job.frozen
         self.member: Member | None = None
         self.peers: CachePeers | None = None
+        self.failure: Exception | None = None
 
     def setup(
         self, data: dict[str, Any], checkpoints: str, cache: Any, server: Any = None
     ) -> dict[str, Any]:
         """Build everything, go on from the latest checkpoint, join the collective.
 
-        Returns ``step`` and the process id. Raises InputError for what the job has wrong.
+        Returns ``step`` and the process id. Raises InputError for what the job has wrong. A
+        frozen task is its own forward server: its model and that of its copy never differ.
         """
+        server = ray.get_runtime_context().current_actor if self.frozen else server
         store = CheckpointStore(checkpoints, self.job.checkpoint.keep)
 
         def make_peers(published: tuple[str, ...], wanted: tuple[str, ...]) -> CachePeers:
@@ -56,7 +62,7 @@ class TaskActor:
         step = self.member.resume()
         if self.peers is not None:
             self.peers.announce(step, self.member.trainer.model)
-            if self.member.finished:  # it comes back to serve
+            if self.member.finished:  # it comes back to serve, or is frozen: nobody waits for it
                 self.peers.retire()
         self.member.trainer.start_clock()
         return {"step": step, "pid": os.getpid()}
@@ -77,10 +83,34 @@ class TaskActor:
         return report
 
     def serve(self, seconds: float) -> dict[str, Any]:
-        """After the last step: predict for the peers for a while; see ``Trainer.serve``."""
+        """After the last step: predict for the peers for a while; see ``Trainer.serve``. A frozen
+        task predicts when it is asked (:meth:`fill`), and only says here that it is alive."""
         trainer = self._member.trainer
-        trainer.serve(seconds)
-        return {"step": trainer.step, "served": True}
+        if self.failure is not None:
+            raise self.failure
+        if self.frozen and self.peers is not None:
+            self.peers.announce(trainer.step, trainer.model)  # a restarted cache has forgotten it
+            time.sleep(seconds)
+        else:
+            trainer.serve(seconds)
+        return {"step": trainer.step, "served": self.peers is not None}
+
+    def fill(
+        self, batch: int, inputs: dict[str, Any], cached: int | None, window: int
+    ) -> str | None:
+        """A frozen task predicts on a batch that a peer asks about; see ``ForwardServer.fill``."""
+        trainer = self._member.trainer
+        asked = Batch({k: torch.from_numpy(v.copy()) for k, v in inputs.items()}, batch, window)
+        try:
+            prediction = trainer.answer(asked)
+        except Exception as error:
+            self.failure = error  # the driver learns of it from the next call
+            raise
+        assert self.peers is not None
+        dtype = self.job.cache.dtype
+        new = Publication.of(self.name, asked, trainer.step, prediction, dtype)
+        refused: str | None = ray.get(self.peers.cache.publish.remote(new))
+        return refused
 
     def save(self) -> dict[str, Any]:
         """Write a checkpoint now; returns the report of the steps since the last one."""
@@ -137,9 +167,8 @@ class ForwardServer:
         with torch.inference_mode():
             prediction = predict(self.task, self.model, tensors, frames_of(self.published))
         self.forward_passes += 1
-        dtype = torch.float16 if self.job.cache.dtype == "float16" else torch.float32
-        arrays = {q: prediction[q].to("cpu", dtype).numpy() for q in self.published}
-        refused: str | None = await self.cache.publish.remote(
-            Publication(self.name, batch, self.step, time.time(), arrays, window)
-        )
+        published = {q: prediction[q] for q in self.published}
+        asked = Batch(tensors, batch, window)
+        new = Publication.of(self.name, asked, self.step, published, self.job.cache.dtype)
+        refused: str | None = await self.cache.publish.remote(new)
         return refused

@@ -58,14 +58,15 @@ class ToTune:
 
     def __init__(self, job: Job, stop: Path, metric: Metric | None) -> None:
         self.job, self.stop, self.metric = job, stop, metric
-        self.steps = dict.fromkeys(job.tasks, 0)
+        self.steps = dict.fromkeys(set(job.tasks) - job.frozen, 0)
         self.reported = 0
         self.last = time.monotonic()
 
     def __call__(self, task: str, step: int, values: Mapping[str, float]) -> None:
         if self.stop.exists():
             raise KeyboardInterrupt
-        self.steps[task] = step
+        if task in self.steps:
+            self.steps[task] = step
         if self.metric is not None:
             self.report_metric(task, step, values)
         elif time.monotonic() - self.last > PROGRESS_SECONDS:
@@ -83,7 +84,7 @@ class ToTune:
     @property
     def done_part(self) -> float:
         parts = [self.steps[name] / self.job.steps_of(name) for name in self.steps]
-        return sum(parts) / len(parts)
+        return sum(parts) / max(1, len(parts))
 
 
 def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = True) -> None:

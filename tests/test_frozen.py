@@ -1,0 +1,274 @@
+"""Tasks that begin from a checkpoint, and tasks that are frozen: they predict and never train."""
+
+from __future__ import annotations
+
+import time
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from collectives import Watch, kill, run, tiny_job
+from rich.console import Console
+
+from taskray.cli import main
+from taskray.commands.doctor import doctor
+from taskray.commands.train import check, check_checkpoints
+from taskray.config import Job, dump_yaml
+from taskray.errors import InputError
+from taskray.loop.assembly import build_model, build_task
+from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint
+from taskray.runtime.member import load_initial
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with checkpoints of depth and normals, of 20 steps each."""
+    folder = tmp_path_factory.mktemp("taught")
+    run(tiny_job("steps=20"), folder, inline=True)
+    return folder
+
+
+def frozen(checkpoint: Any, *overrides: str) -> Job:
+    return tiny_job(
+        "steps=20",
+        "tasks.normals.frozen=true",
+        f"tasks.normals.checkpoint={checkpoint}",
+        *overrides,
+    )
+
+
+def weights(folder: Path, task: str) -> dict[str, torch.Tensor]:
+    checkpoint = CheckpointStore(folder / "checkpoints").latest(task)
+    assert checkpoint is not None
+    return checkpoint.weights
+
+
+# ---- the job ------------------------------------------------------------------------------------
+
+
+def test_a_frozen_task_needs_a_checkpoint() -> None:
+    with pytest.raises(InputError, match=r"tasks\.normals\.frozen: a frozen task needs a 'check"):
+        tiny_job("tasks.normals.frozen=true")
+
+
+def test_a_frozen_task_takes_no_steps_and_no_labels() -> None:
+    job = frozen("somewhere", "tasks.normals.steps=7")
+    assert job.steps_of("normals") == 0
+    assert job.labels_of("normals") is None
+    assert job.labels_of("depth") == "labelled"
+    assert tiny_job("tasks.normals.steps=7").steps_of("normals") == 7
+
+
+def test_a_checkpoint_is_named_by_its_folder_or_by_its_run(taught: Path) -> None:
+    own = find_checkpoint(str(taught), "depth")
+    assert own.step == 20
+    for location in (f"{taught}#depth", f"{taught}/checkpoints/depth/step_20"):
+        found = find_checkpoint(location, "normals")
+        torch.testing.assert_close(found.weights, own.weights)
+
+
+def test_a_run_that_keeps_its_checkpoints_elsewhere_is_followed(
+    taught: Path, tmp_path: Path
+) -> None:
+    job = tiny_job(f"checkpoint.path={taught / 'checkpoints'}")
+    (tmp_path / "config.yaml").write_text(dump_yaml(job))
+    assert find_checkpoint(str(tmp_path), "depth").step == 20
+
+
+@pytest.mark.parametrize(
+    ("location", "model", "message"),
+    [
+        ("{taught}", "{name: unet, base: 16, depth: 2}", "from another model: weight"),
+        ("{taught}#depth", "{name: unet, base: 8, depth: 2}", "from another model: weight"),
+        ("{taught}", "{name: unet, base: 8, depth: 3}", "from another model: the file lacks"),
+        ("{taught}#edges", "unet", "neither a checkpoint nor a run with one of task 'edges'"),
+        ("/nowhere", "unet", "neither a checkpoint nor a run with one of task 'normals'"),
+    ],
+)
+def test_a_wrong_checkpoint_is_refused_in_one_line_before_anything_runs(
+    taught: Path, tmp_path: Path, capsys: Any, location: str, model: str, message: str
+) -> None:
+    place = location.format(taught=taught)
+    job = frozen(f"'{place}'", f"tasks.normals.model={model}")
+    (tmp_path / "job.yaml").write_text(dump_yaml(job))
+    code = main(["train", str(tmp_path / "job.yaml"), "--inline", "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith(f"taskray: tasks.normals.checkpoint: {place.partition('#')[0]}")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_doctor_shows_what_is_frozen(taught: Path) -> None:
+    console = Console(file=StringIO(), width=120)
+    assert doctor(frozen(taught), console) == 0
+    assert isinstance(console.file, StringIO)
+    assert "frozen" in console.file.getvalue()
+    with pytest.raises(InputError, match=r"tasks\.normals\.checkpoint: /nowhere"):
+        doctor(frozen("/nowhere"), console)
+
+
+# ---- initial weights ----------------------------------------------------------------------------
+
+
+def test_a_task_begins_from_the_checkpoint_and_goes_on_from_its_own(
+    taught: Path, tmp_path: Path
+) -> None:
+    job = tiny_job("steps=10", f"tasks.depth.checkpoint={taught}", "tasks.depth.optimizer.lr=1e-9")
+    model = build_model(job, "depth", build_task(job, "depth"))
+    load_initial(job, "depth", model)
+    torch.testing.assert_close(dict(model.state_dict()), weights(taught, "depth"))
+    result = run(job, tmp_path, inline=True)
+    assert result["tasks"]["depth"]["steps"] == 10  # it counts anew
+    parameters = {n for n, _ in model.named_parameters()}
+    after, before = weights(tmp_path, "depth"), weights(taught, "depth")
+    for name in parameters:
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
+    watch = Watch()
+    longer = tiny_job("steps=14", f"tasks.depth.checkpoint={taught}")
+    run(longer, tmp_path, watch, inline=True)
+    assert "task 'depth' goes on from step 10" in watch.events
+
+
+def test_checkpoints_of_the_run_are_checked_as_before(taught: Path) -> None:
+    job = frozen(taught)
+    check_checkpoints(job, str(taught / "checkpoints"), check(job))
+
+
+# ---- frozen, in one process ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", ["all", "4"])
+def test_a_frozen_task_is_always_there_and_never_changes(
+    taught: Path, tmp_path: Path, window: str
+) -> None:
+    job = frozen(taught, f"mediator.window={window}")
+    result = run(job, tmp_path, inline=True)
+    assert result["status"] == "finished"
+    assert result["staleness"] == {
+        "depth<-normals": {
+            "steps_mean": 0.0, "steps_max": 0.0, "hit_rate": 1.0,
+            "seconds_mean": pytest.approx(0.0, abs=20),
+        }
+    }  # fmt: skip
+    task = result["tasks"]["normals"]
+    assert (task["steps"], task["supervised_steps"], task["consistency_steps"]) == (0, 0, 0)
+    assert 0 < task["metrics"]["mean_deg"] < 180  # it is measured all the same
+    assert result["tasks"]["depth"]["skipped_consistency_steps"] == 0
+    torch.testing.assert_close(weights(tmp_path, "normals"), weights(taught, "normals"))
+
+
+def test_a_frozen_prediction_is_made_once_in_a_plain_pass(taught: Path, tmp_path: Path) -> None:
+    result = run(frozen(taught, "steps=60", "mediator.window=all"), tmp_path, inline=True)
+    assert result["tasks"]["depth"]["consistency_steps"] == 30
+    # depth publishes at each of them, normals once for each of the 8 batches
+    assert result["cache"]["publishes"] == 30 + 8
+
+
+def test_an_age_bound_makes_a_frozen_task_predict_again(taught: Path, tmp_path: Path) -> None:
+    job = frozen(taught, "mediator.window=all", "staleness.max_seconds=1e-9")
+    result = run(job, tmp_path, inline=True)
+    assert result["status"] == "finished"
+
+
+def test_a_frozen_task_alone_is_measured(taught: Path, tmp_path: Path) -> None:
+    job = frozen(taught, "tasks.depth.frozen=true", f"tasks.depth.checkpoint={taught}")
+    result = run(job, tmp_path, inline=True)
+    assert result["status"] == "finished"
+    assert {t["steps"] for t in result["tasks"].values()} == {0}
+    assert all(t["metrics"] for t in result["tasks"].values())
+
+
+def test_a_frozen_task_that_fails_fails_alone(taught: Path, tmp_path: Path) -> None:
+    job = frozen(f"{taught}#normals", "tasks.normals.task.name=faults:RaisingNormals")
+    result = run(job, tmp_path, inline=True)
+    assert result["status"] == "failed"
+    assert "out of normals" in result["tasks"]["normals"]["error"]
+    assert result["tasks"]["depth"]["steps"] == 20
+    assert result["tasks"]["depth"]["error"] is None
+
+
+def test_the_whole_command_works_on_a_job_with_a_frozen_task(
+    taught: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "job.yaml").write_text(dump_yaml(frozen(taught)))
+    arguments = ["train", str(tmp_path / "job.yaml"), "--inline", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert main(arguments) == 0  # again: nothing is left to do
+    assert main(["evaluate", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+    capsys.readouterr()
+
+
+# ---- frozen, on Ray -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("window", ["all", "4"])
+def test_waiting_for_a_frozen_task_gives_the_losses_of_one_process(
+    taught: Path, tmp_path: Path, window: str
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    job = frozen(
+        taught,
+        "staleness={max_steps: 0, on_stale: wait}",
+        "cache.dtype=float32",
+        "runtime.chunk_steps=1",
+        "checkpoint.every=1000",
+        f"mediator.window={window}",
+    )
+    inline, actors = Watch(), Watch()
+    run(job, tmp_path / "inline", inline, inline=True)
+    result = run(job, tmp_path / "actors", actors)
+    torch.set_num_threads(before)
+    assert len(actors.losses("depth")) == 20
+    assert actors.losses("depth") == pytest.approx(inline.losses("depth"), abs=1e-5)
+    assert result["tasks"]["depth"]["skipped_consistency_steps"] == 0
+    assert result["staleness"]["depth<-normals"]["steps_max"] == 0
+    assert result["staleness"]["depth<-normals"]["hit_rate"] == 1
+    assert result["tasks"]["normals"]["steps"] == 0
+    assert result["tasks"]["normals"]["metrics"]
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    "settings", ["mediator.window=2", "mediator.window=all", "runtime.publisher=forward_server"]
+)
+def test_a_frozen_task_serves_its_peers_to_the_last_step(
+    taught: Path, tmp_path: Path, settings: str
+) -> None:
+    watch = Watch()
+    result = run(frozen(taught, "steps=200", settings), tmp_path, watch)
+    assert (result["status"], watch.events) == ("finished", [])
+    edge = result["staleness"]["depth<-normals"]
+    assert edge["steps_max"] == 0
+    assert edge["hit_rate"] > 0.8
+    assert result["tasks"]["normals"]["metrics"]
+    assert "normals<-depth" not in result["staleness"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_frozen_task_whose_process_is_lost_comes_back(taught: Path, tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def act(report: dict[str, Any]) -> None:
+        if report["task"] == "normals" and not pids:
+            pids.append(report["pid"])
+        if report["task"] == "depth" and report["step"] == 100 and pids and pids[0]:
+            kill(pids[0])
+            pids[0] = 0
+            time.sleep(0.1)
+
+    job = frozen(taught, "steps=2000", "mediator.window=2", "mediator.visits=2")
+    watch = Watch(act)
+    result = run(job, tmp_path, watch)
+    assert result["status"] == "finished"
+    assert result["tasks"]["normals"]["restarts"] == 1
+    assert result["tasks"]["depth"]["restarts"] == 0
+    assert result["tasks"]["depth"]["steps"] == 2000
+    rates = [r["values"].get("hit_rate/normals", 0.0) for _, r in watch.of("depth")]
+    assert max(rates[-10:]) > 0.5
