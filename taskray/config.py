@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from taskray.errors import InputError
 from taskray.problems import first_problem, nearest
+from taskray.yaml_values import assign as assign
 from taskray.yaml_values import override as override
 from taskray.yaml_values import read_yaml as read_yaml
-from taskray.yaml_values import set_path as set_path
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]

@@ -11,6 +11,9 @@ import yaml
 
 from taskray.errors import InputError
 
+SECTIONS_OF_NAMES = {("data",), ("tasks",), ("consistency",), ("evaluation", "data")}
+"""Sections of a job whose keys are names that the job itself gives."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 with two differences: ``1e-3`` is a number, and a key may stand only once."""
@@ -66,8 +69,22 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
             parsed = _load(value)
         except yaml.YAMLError:
             raise InputError(f"--set {text!r}: the value is not valid YAML") from None
-        values = set_path(values, keys, parsed, text)
+        values = assign(values, keys, parsed, text)
     return values
+
+
+def assign(values: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> dict[str, Any]:
+    """A copy of ``values`` with the nested key set. An entry of a section of names, such as
+    ``tasks.depth``, is removed by null; InputError where there is none to remove."""
+    *section, name = keys
+    if value is not None or tuple(section) not in SECTIONS_OF_NAMES:
+        return set_path(values, keys, value, text)
+    inner: Any = values
+    for key in section:
+        inner = inner.get(key) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or name not in inner:
+        raise InputError(f"--set {text!r}: there is no {'.'.join(keys)!r} to remove")
+    return set_path(values, section, {k: v for k, v in inner.items() if k != name}, text)
 
 
 def set_path(values: Any, keys: Sequence[str], value: Any, text: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from taskray.commands.train import train
 from taskray.config import DataConfig, Job, dump_yaml, load_job, parse_job
 from taskray.data.store import convert
 from taskray.errors import InputError
@@ -27,7 +28,7 @@ from taskray.tuning.progress import Progress
 from taskray.tuning.runs import Fate, Run, check_metric, fate, resolve, value_of
 from taskray.tuning.searching import domains, tune_settings
 from taskray.tuning.settings import StudyConfig, load_space, load_study
-from taskray.tuning.study import plan_study, study, table_of
+from taskray.tuning.study import plan_study, run_in_waves, study, table_of
 from taskray.tuning.trial_table import TrialRow
 from taskray.tuning.tune import Space, check_space, pick_best, short_names, tune, verdict
 
@@ -278,6 +279,110 @@ def test_a_run_that_did_not_finish_goes_on_from_its_checkpoints(
     finish(run)
     (run.folder / "result.json").write_text(content, encoding="utf-8")
     assert fate(run) is Fate.RESUME
+
+
+# ---- variants that build on each other ----------------------------------------------------------
+
+CHAIN: dict[str, Any] = {
+    "depth_alone": {"set": {"tasks.normals": None, "consistency.ties": None}},
+    "together": {},
+    "normals_by_depth": {
+        "set": {"tasks.depth.frozen": True, "tasks.depth.checkpoint": "${depth_alone}"}
+    },
+    "normals_again": {"set": {"tasks.normals.checkpoint": "${normals_by_depth}#normals"}},
+}
+
+
+def test_a_variant_begins_from_another_ones_run_of_the_same_seed(tmp_path: Path) -> None:
+    runs = {(r.variant, r.seed): r for r in planned(tmp_path, variants=CHAIN)}
+    job = runs["normals_by_depth", 1].run.job
+    origin = tmp_path / "out/runs/depth_alone/seed_1"
+    assert job.tasks["depth"].checkpoint == str(origin)
+    assert runs["normals_by_depth", 1].origins == (origin,)
+    assert [runs[name, 0].wave for name in CHAIN] == [0, 0, 1, 2]
+    other = runs["normals_again", 0].run.job.tasks["normals"].checkpoint
+    assert other == f"{tmp_path / 'out/runs/normals_by_depth/seed_0'}#normals"
+
+
+def test_null_removes_a_task_or_a_relation(tmp_path: Path) -> None:
+    runs = {r.variant: r.run.job for r in planned(tmp_path, variants=CHAIN)}
+    assert set(runs["depth_alone"].tasks) == {"depth"}
+    assert runs["depth_alone"].consistency == {}
+    assert set(runs["together"].tasks) == {"depth", "normals"}
+    # a field may still be null
+    nobody = {"a": {"set": {"tasks.depth.dedicated": None}}}
+    assert planned(tmp_path, variants=nobody)[0].run.job.tasks["depth"].dedicated is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks.depth.checkpoint": "${alon}"}, "${alon}: no such variant; did you mean 'alone'?"),
+        ({"tasks.depth.checkpoint": "${b}"}, "variants: b refer to each other in a circle"),
+        ({"tasks.dept": None}, "variants.b: 'tasks.dept': there is no 'tasks.dept' to remove"),
+        ({"tasks.depth": None}, "needs 'depth', which no task predicts"),
+        (
+            {"tasks.normals.checkpoint": "${alone}#edges"},
+            "variants.b: tasks.normals.checkpoint: variant 'alone' has no task 'edges'",
+        ),
+    ],
+)
+def test_a_wrong_reference_or_removal_is_named(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        planned(tmp_path, variants={"alone": {}, "b": {"set": changes}})
+    assert message in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_progressive_study_runs_in_order_and_again_only_what_is_outdated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wave in one process instead of through Ray Tune."""
+    order: list[str] = []
+
+    def run_inline(
+        runs: list[Run], folder: Path, max_concurrent: int | None, console: Console
+    ) -> dict[Path, str]:
+        for run in runs:
+            if (what := fate(run)) is not Fate.DONE:
+                order.append(run.folder.parent.name)
+                resume: Any = "auto" if what is Fate.RESUME else "never"
+                train(run.job, run.folder, resume=resume, inline=True, console=console)
+        return {}
+
+    monkeypatch.setattr("taskray.tuning.study.run_all", run_inline)
+    variants = {name: CHAIN[name] for name in ("normals_by_depth", "together", "depth_alone")}
+    write(tmp_path, job=changed(JOB, steps=4), study=changed(STUDY, variants=variants))
+    arguments = (tmp_path / "study.yaml", tmp_path / "out", 1, [], silent())
+    assert study(*arguments) == 0
+    assert order == ["together", "depth_alone", "normals_by_depth"]
+    rows = {row.name: row.cells for row in read_table(tmp_path / "out" / "table.json").rows}
+    first, frozen = (rows[name]["depth/test/abs_rel"] for name in list(CHAIN)[::2][:2])
+    assert first.values == frozen.values  # the same weights, on the same frames
+    assert study(*arguments) == 0
+    assert len(order) == 3  # all is done
+
+    begun_from = next((tmp_path / "out/runs/depth_alone").glob("**/depth/step_4/manifest.json"))
+    os.utime(begun_from)  # as if it had been trained anew
+    assert study(*arguments) == 0
+    assert order[3:] == ["normals_by_depth"]
+
+
+def test_a_run_whose_origin_did_not_finish_is_a_hole_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskray.tuning.study.run_all", lambda *arguments: {})
+    runs = planned(tmp_path, variants=CHAIN)
+    errors = run_in_waves(runs, tmp_path, None, silent())
+    reasons = {r.variant: errors.get(r.run.folder) for r in runs if r.seed == 0}
+    assert reasons == {
+        "depth_alone": None,
+        "together": None,
+        "normals_by_depth": "needs depth_alone, seed 0, which did not finish",
+        "normals_again": "needs normals_by_depth, seed 0, which did not finish",
+    }
 
 
 # ---- tables -------------------------------------------------------------------------------------

@@ -132,6 +132,21 @@ def find_checkpoint(location: str, task: str) -> Checkpoint:
     return found
 
 
+def written_at(location: str, task: str) -> float | None:
+    """When the checkpoint that :func:`find_checkpoint` finds was written, in seconds as
+    ``time.time``; None where there is none."""
+    place, _, other = location.partition("#")
+    filesystem, folder = open_filesystem(place)
+    if not _is_file(filesystem, f"{folder}/{MANIFEST}"):
+        store = _checkpoints_of_run(place)
+        steps = store.steps(other or task)
+        if not steps:
+            return None
+        filesystem, folder = store.filesystem, f"{store.root}/{other or task}/step_{steps[-1]}"
+    nanoseconds = filesystem.get_file_info(f"{folder}/{MANIFEST}").mtime_ns
+    return None if nanoseconds is None else nanoseconds / 1e9
+
+
 def _checkpoints_of_run(folder: str) -> CheckpointStore:
     """Where a run keeps its checkpoints: its ``config.yaml`` may say so."""
     config = Path(folder) / "config.yaml"

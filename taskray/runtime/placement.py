@@ -12,7 +12,7 @@ import ray
 from taskray.config import Job
 from taskray.errors import InputError
 from taskray.runtime.cache import PredictionCache, keep_small
-from taskray.runtime.task_actor import ForwardServer, TaskActor
+from taskray.runtime.task_actor import PEERS, ForwardServer, FrozenActor, TaskActor
 from taskray.runtime.waiting import WaitingCache
 
 
@@ -64,14 +64,10 @@ def place_cache(job: Job) -> Any:
 
 
 def place_task(job: Job, name: str, share: Share) -> Any:
-    """A task's process. The driver restarts it, never Ray: only the driver knows the run. One
-    that is frozen answers its peers while it also answers the driver."""
-    actor = ray.remote(TaskActor).options(
-        num_cpus=share.cpus,
-        num_gpus=share.gpus,
-        max_restarts=0,
-        max_task_retries=0,
-        max_concurrency=2 if name in job.frozen else 1,
+    """A task's process. The driver restarts it, never Ray: only the driver knows the run."""
+    frozen = ray.remote(concurrency_groups={PEERS: 1})(FrozenActor)
+    actor = (frozen if name in job.frozen else ray.remote(TaskActor)).options(
+        num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0
     )
     return actor.remote(job.model_dump(mode="json"), name, share.threads)
 

@@ -19,6 +19,9 @@ from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member, choose_device
 from taskray.runtime.peers import CachePeers
 
+PEERS = "peers"
+"""What answers peers runs in this concurrency group, so that the driver's calls stay in order."""
+
 
 def use_threads(count: int) -> None:
     """Ray sets one thread per reserved CPU; a task's own setting is meant instead."""
@@ -37,20 +40,16 @@ class TaskActor:
     def __init__(self, job: dict[str, Any], name: str, threads: int) -> None:
         use_threads(threads)
         self.job, self.name = parse_job(job, "job"), name
-        self.frozen = name in self.job.frozen
         self.member: Member | None = None
         self.peers: CachePeers | None = None
-        self.failure: Exception | None = None
 
     def setup(
         self, data: dict[str, Any], checkpoints: str, cache: Any, server: Any = None
     ) -> dict[str, Any]:
         """Build everything, go on from the latest checkpoint, join the collective.
 
-        Returns ``step`` and the process id. Raises InputError for what the job has wrong. A
-        frozen task is its own forward server: its model and that of its copy never differ.
+        Returns ``step`` and the process id. Raises InputError for what the job has wrong.
         """
-        server = ray.get_runtime_context().current_actor if self.frozen else server
         store = CheckpointStore(checkpoints, self.job.checkpoint.keep)
 
         def make_peers(published: tuple[str, ...], wanted: tuple[str, ...]) -> CachePeers:
@@ -83,34 +82,10 @@ class TaskActor:
         return report
 
     def serve(self, seconds: float) -> dict[str, Any]:
-        """After the last step: predict for the peers for a while; see ``Trainer.serve``. A frozen
-        task predicts when it is asked (:meth:`fill`), and only says here that it is alive."""
+        """After the last step: predict for the peers for a while; see ``Trainer.serve``."""
         trainer = self._member.trainer
-        if self.failure is not None:
-            raise self.failure
-        if self.frozen and self.peers is not None:
-            self.peers.announce(trainer.step, trainer.model)  # a restarted cache has forgotten it
-            time.sleep(seconds)
-        else:
-            trainer.serve(seconds)
+        trainer.serve(seconds)
         return {"step": trainer.step, "served": self.peers is not None}
-
-    def fill(
-        self, batch: int, inputs: dict[str, Any], cached: int | None, window: int
-    ) -> str | None:
-        """A frozen task predicts on a batch that a peer asks about; see ``ForwardServer.fill``."""
-        trainer = self._member.trainer
-        asked = Batch({k: torch.from_numpy(v.copy()) for k, v in inputs.items()}, batch, window)
-        try:
-            prediction = trainer.answer(asked)
-        except Exception as error:
-            self.failure = error  # the driver learns of it from the next call
-            raise
-        assert self.peers is not None
-        dtype = self.job.cache.dtype
-        new = Publication.of(self.name, asked, trainer.step, prediction, dtype)
-        refused: str | None = ray.get(self.peers.cache.publish.remote(new))
-        return refused
 
     def save(self) -> dict[str, Any]:
         """Write a checkpoint now; returns the report of the steps since the last one."""
@@ -126,6 +101,45 @@ class TaskActor:
         if self.member is None:
             raise RuntimeError("setup was not called")
         return self.member
+
+
+class FrozenActor(TaskActor):
+    """A task that never trains: it predicts when a peer asks, beside what the driver calls."""
+
+    failure: Exception | None = None
+
+    def setup(
+        self, data: dict[str, Any], checkpoints: str, cache: Any, server: Any = None
+    ) -> dict[str, Any]:
+        """As of any task; it is its own forward server, for a copy would never differ from it."""
+        return super().setup(data, checkpoints, cache, ray.get_runtime_context().current_actor)
+
+    def serve(self, seconds: float) -> dict[str, Any]:
+        """Say that it is alive: :meth:`fill` serves meanwhile. Raises what went wrong there."""
+        if self.failure is not None:
+            raise self.failure
+        trainer = self._member.trainer
+        if self.peers is not None:
+            self.peers.announce(trainer.step, trainer.model)  # a restarted cache has forgotten it
+            time.sleep(seconds)
+        return {"step": trainer.step, "served": self.peers is not None}
+
+    @ray.method(concurrency_group=PEERS)  # type: ignore[untyped-decorator]
+    def fill(
+        self, batch: int, inputs: dict[str, Any], cached: int | None, window: int
+    ) -> str | None:
+        """Predict on a batch that a peer asks about; see :meth:`ForwardServer.fill`."""
+        trainer = self._member.trainer
+        asked = Batch({k: torch.from_numpy(v.copy()) for k, v in inputs.items()}, batch, window)
+        try:
+            prediction = trainer.answer(asked)
+        except Exception as error:
+            self.failure = error
+            raise
+        assert self.peers is not None
+        new = Publication.of(self.name, asked, trainer.step, prediction, self.job.cache.dtype)
+        refused: str | None = ray.get(self.peers.cache.publish.remote(new))
+        return refused
 
 
 class ForwardServer:

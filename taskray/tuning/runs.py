@@ -11,12 +11,13 @@ from typing import Any
 
 import yaml
 
-from taskray.config import Job, dump_yaml, override, parse_job, set_path
+from taskray.config import Job, assign, dump_yaml, override, parse_job
 from taskray.errors import InputError
 from taskray.loop.assembly import build_tasks
 from taskray.plugins import nearest
 from taskray.report.history import evaluations_of
 from taskray.report.run_folder import CONFIG, read_result
+from taskray.runtime.checkpoints import written_at
 
 RESULT_PATHS = ("seconds", "staleness", "cache")
 """Parts of a result file, besides its tasks, that a metric may name."""
@@ -48,7 +49,7 @@ def change(values: Mapping[str, Any], changes: Mapping[str, Any], source: str) -
     changed = dict(values)
     for path, value in changes.items():
         try:
-            changed = set_path(changed, path.split("."), value, path)
+            changed = assign(changed, path.split("."), value, path)
         except InputError as error:
             raise InputError(f"{source}: {str(error).removeprefix('--set ')}") from None
     return changed
@@ -81,13 +82,14 @@ def fate(run: Run) -> Fate:
     """Done: finished, with this very job. Resume: begun with a job that trains the same way.
 
     What does not change a result (names, checkpoints, where it runs) may differ; a finished run
-    whose evaluations alone are others is resumed too, which measures its last checkpoint anew.
+    whose evaluations alone are others is resumed too, which measures its last checkpoint anew. A
+    run that began before a checkpoint that it begins from was written starts over.
     """
     before = _saved_config(run.folder)
     if before is None:
         return Fate.RESUME
     now = yaml.safe_load(dump_yaml(run.job))
-    if _essence(before) != _essence(now):
+    if _essence(before) != _essence(now) or _is_outdated(run):
         return Fate.START_OVER
     result = _result(run.folder)
     same = _measured(before) == _measured(now)
@@ -107,6 +109,13 @@ def _result(folder: Path) -> dict[str, Any]:
         return read_result(folder) or {}
     except InputError:  # cut off by a crash: as good as none
         return {}
+
+
+def _is_outdated(run: Run) -> bool:
+    began = (run.folder / CONFIG).stat().st_mtime
+    origins = {name: task.checkpoint for name, task in run.job.tasks.items() if task.checkpoint}
+    written = (written_at(location, name) for name, location in origins.items())
+    return any(when is not None and when > began for when in written)
 
 
 def _measured(values: Mapping[str, Any]) -> Any:

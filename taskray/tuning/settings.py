@@ -26,7 +26,10 @@ class VariantConfig(Settings):
     description: str = ""
     """One line for people; stands below the table."""
     set: Changes = Field(default_factory=dict)
-    """What it changes in the job; wins over the study's ``set`` and over ``--set``."""
+    """What it changes in the job; wins over the study's ``set`` and over ``--set``. ``${other}``
+    in a value is the run folder of the variant ``other`` with the same seed, which then runs
+    first: ``tasks.depth.checkpoint: ${other}``. null removes a dataset, task, relation or
+    evaluation: ``tasks.depth: null``."""
 
 
 class PaperConfig(Settings):

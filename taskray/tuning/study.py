@@ -22,6 +22,7 @@ from taskray.report.render import to_rich
 from taskray.report.run_folder import read_result, write_text
 from taskray.report.tables import Cell, Table, study_table, write_table
 from taskray.tuning.gain import delta_m
+from taskray.tuning.progressive import changes_of, check_references, in_waves, references
 from taskray.tuning.record import record
 from taskray.tuning.runs import Fate, Layer, Run, check_metric, fate, resolve, value_of
 from taskray.tuning.settings import GainConfig, StudyConfig, load_study
@@ -36,6 +37,10 @@ class StudyRun:
     variant: str
     seed: int
     run: Run
+    wave: int = 0
+    """Runs of an earlier wave come first."""
+    origins: tuple[Path, ...] = ()
+    """Folders of the runs that it begins from."""
 
 
 def study(
@@ -62,7 +67,7 @@ def study(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "study.yaml", dump_yaml(config))
     try:
-        errors = run_all([r.run for r in runs], folder.resolve(), config.max_concurrent, console)
+        errors = run_in_waves(runs, folder.resolve(), config.max_concurrent, console)
     except KeyboardInterrupt:
         write_study(config, runs, {}, folder)
         console.print("stopped; the same command goes on from here")
@@ -92,14 +97,20 @@ def plan_study(
     Raises InputError, naming the variant and the key, for a change that no job has.
     """
     values = read_yaml(path.parent / config.job)
+    wave_of = {n: k for k, wave in enumerate(in_waves(config.variants, str(path))) for n in wave}
     runs = []
     for seed in seeds:
+        folders = {name: folder / "runs" / name / f"seed_{seed}" for name in config.variants}
         for name, variant in config.variants.items():
             own = {"name": f"{config.name}-{name}-seed_{seed}", "seed": seed}
-            layers: list[Layer] = [config.set, overrides, variant.set, own]
-            place = folder / "runs" / name / f"seed_{seed}"
-            run = resolve(values, layers, f"{path}: variants.{name}", place)
-            runs.append(StudyRun(name, seed, Run(f"{name}, seed {seed}", place, run.job)))
+            changes = changes_of(variant, folders)
+            layers: list[Layer] = [config.set, overrides, changes, own]
+            run = resolve(values, layers, f"{path}: variants.{name}", folders[name])
+            run = Run(f"{name}, seed {seed}", folders[name], run.job)
+            origins = tuple(folders[n] for n in sorted(references(variant.set)))
+            runs.append(StudyRun(name, seed, run, wave_of[name], origins))
+        if seed == seeds[0]:
+            check_references({r.variant: r.run.job for r in runs}, folders, str(path))
     jobs = [r.run.job for r in runs[: len(config.variants)]]
     for name, job in zip(config.variants, jobs, strict=True):
         try:
@@ -111,6 +122,25 @@ def plan_study(
     for metric in config.delta_m.metrics if config.delta_m else []:
         check_metric(metric, jobs, f"{path}: delta_m.metrics")
     return runs
+
+
+def run_in_waves(
+    runs: Sequence[StudyRun], folder: Path, max_concurrent: int | None, console: Console
+) -> dict[Path, str]:
+    """Do what is left of the runs, those that others begin from first. Returns why runs failed,
+    or could not begin, by folder."""
+    errors: dict[Path, str] = {}
+    at = {r.run.folder: r.run for r in runs}
+    for number in range(max(r.wave for r in runs) + 1):
+        ready = []
+        for r in (r for r in runs if r.wave == number):
+            missing = [at[o].title for o in r.origins if fate(at[o]) is not Fate.DONE]
+            if missing:
+                errors[r.run.folder] = f"needs {missing[0]}, which did not finish"
+            else:
+                ready.append(r.run)
+        errors |= run_all(ready, folder, max_concurrent, console)
+    return errors
 
 
 def run_all(

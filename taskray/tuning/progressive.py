@@ -1,0 +1,81 @@
+"""Studies whose variants build on each other: one begins from the checkpoints of another.
+
+    variants:
+      B: {...}
+      C: {set: {tasks.segmentation.frozen: true, tasks.segmentation.checkpoint: ${B}}}
+
+``${B}`` is the folder of the run of variant B with the same seed. So B runs before C, and C again
+whenever B has been trained anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taskray.config import Job
+from taskray.errors import InputError
+from taskray.plugins import nearest
+from taskray.tuning.settings import Changes, VariantConfig
+
+REFERENCE = re.compile(r"\$\{([^}]*)\}")
+
+
+def references(value: Any) -> set[str]:
+    """The variants that a value refers to, however deep in it."""
+    if isinstance(value, str):
+        return set(REFERENCE.findall(value))
+    parts = value.values() if isinstance(value, Mapping) else value
+    return set().union(*map(references, parts)) if isinstance(value, (Mapping, list)) else set()
+
+
+def resolved(value: Any, folders: Mapping[str, Path]) -> Any:
+    """The value with the folder of a run in place of each reference."""
+    if isinstance(value, str):
+        return REFERENCE.sub(lambda match: str(folders[match[1]]), value)
+    if isinstance(value, Mapping):
+        return {key: resolved(part, folders) for key, part in value.items()}
+    return [resolved(part, folders) for part in value] if isinstance(value, list) else value
+
+
+def in_waves(variants: Mapping[str, VariantConfig], source: str) -> list[list[str]]:
+    """The variants, so that each comes in a wave after those that it refers to.
+
+    Raises InputError for a reference to none of them, or round in a circle.
+    """
+    needs = {name: references(variant.set) for name, variant in variants.items()}
+    for name, needed in needs.items():
+        for other in sorted(needed - variants.keys()):
+            hint = nearest(other, list(variants))
+            raise InputError(f"{source}: variants.{name}: ${{{other}}}: no such variant; {hint}")
+    waves: list[list[str]] = []
+    done: set[str] = set()
+    while len(done) < len(variants):
+        wave = [name for name in variants if name not in done and needs[name] <= done]
+        if not wave:
+            left = ", ".join(name for name in variants if name not in done)
+            raise InputError(f"{source}: variants: {left} refer to each other in a circle")
+        waves.append(wave)
+        done.update(wave)
+    return waves
+
+
+def changes_of(variant: VariantConfig, folders: Mapping[str, Path]) -> Changes:
+    """What a variant changes in the job, its references resolved."""
+    changes: Changes = resolved(variant.set, folders)
+    return changes
+
+
+def check_references(jobs: Mapping[str, Job], folders: Mapping[str, Path], source: str) -> None:
+    """A task that begins from a variant's checkpoint must be one of that variant's tasks."""
+    names = {str(folder): name for name, folder in folders.items()}
+    for name, job in jobs.items():
+        for task, config in job.tasks.items():
+            place, _, other = (config.checkpoint or "").partition("#")
+            if place in names and (other or task) not in jobs[names[place]].tasks:
+                raise InputError(
+                    f"{source}: variants.{name}: tasks.{task}.checkpoint: variant "
+                    f"{names[place]!r} has no task {other or task!r}"
+                )
