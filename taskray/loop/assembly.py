@@ -5,7 +5,7 @@ runs; what does not fit is an InputError that names the key.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -114,16 +114,13 @@ def mediator_columns(task: Task, relations: list[WeightedRelation]) -> tuple[str
     return tuple(sorted({*inputs_of(task, frames), *needed}))
 
 
-def asked_columns(job: Job) -> tuple[str, ...]:
-    """The columns of the mediator dataset that a task takes along when it asks its peers to
-    predict: those that frozen tasks read, and forward servers, where there are any."""
-    asked = job.tasks if job.uses_forward_servers else job.frozen
-    tasks = {name: build_task(job, name) for name in asked}
-    columns = {
-        c
-        for n, task in tasks.items()
-        for c in mediator_columns(task, build_relations(job, n, task))
-    }
+def asked_columns(job: Job, asked: Collection[str]) -> tuple[str, ...]:
+    """The columns of the mediator dataset that these tasks need to predict; whoever asks them to
+    takes the columns along."""
+    columns: set[str] = set()
+    for name in asked:
+        task = build_task(job, name)
+        columns.update(mediator_columns(task, build_relations(job, name, task)))
     return tuple(sorted(columns))
 
 

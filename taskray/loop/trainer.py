@@ -273,7 +273,7 @@ class Trainer:
             self.start_clock()  # serving is no training
 
     def answer(self, batch: Batch) -> dict[str, Tensor]:
-        """What peers use of the prediction on a mediator batch, because one of them asks for it:
+        """What peers use of the prediction on a mediator batch, because one of them asks for it;
         all that a frozen task does."""
         with self._naming_errors():
             prediction = self.infer(batch, frames_of(self.published))

@@ -2,13 +2,14 @@
 
 Every task predicts and publishes before any of them reads, so every prediction is of this very
 step: the synchronous algorithm, staleness 0. It is what the asynchronous runs are held against.
+Where tasks are not on the same batch (some without labels, some frozen) one asks the other.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,7 +30,8 @@ from taskray.runtime.supervision import traceback_of
 
 
 class LocalPeers:
-    """Peers in the same process, behind the same cache."""
+    """Peers in the same process, behind the same cache. Whoever has not predicted on a batch, or
+    too long ago, is asked to: ``answer`` is what the others call."""
 
     def __init__(
         self,
@@ -38,10 +40,11 @@ class LocalPeers:
         published: Sequence[str],
         wanted: Sequence[str],
         cache: PredictionCache,
+        answer: Callable[[Batch], None],
     ):
         self.job, self.name, self.published = job, name, tuple(published)
         self.wanted, self.cache = tuple(wanted), cache
-        cache.announce(name, self.published)
+        cache.announce(name, self.published, server=answer)
 
     def request(self, batch: Batch, now: int, use: int) -> None: ...
 
@@ -53,8 +56,8 @@ class LocalPeers:
         assert batch.id is not None
         query = Query(self.name, batch.id, self.wanted)
         found = self.cache.look_up(query)
-        asked = [peer for peer in found.values() if peer.server is not None and peer.miss]
-        for peer in asked:  # frozen tasks
+        asked = [peer for peer in found.values() if peer.miss is not None]
+        for peer in asked:
             peer.server(batch)
         found = self.cache.look_up(query) if asked else found
         misses = {task: f.miss for task, f in found.items() if f.miss is not None}
@@ -87,10 +90,12 @@ class InlineCollective:
             def make_peers(
                 published: tuple[str, ...], wanted: tuple[str, ...], name: str = name
             ) -> LocalPeers:
-                return LocalPeers(self.job, name, published, wanted, self.cache)
+                answer = partial(self._answer, name)
+                return LocalPeers(self.job, name, published, wanted, self.cache, answer)
 
             device = choose_device(self.job.tasks[name].gpus)
-            member = Member(self.job, name, data, self.store, make_peers, device)
+            tasks = self.job.tasks
+            member = Member(self.job, name, data, self.store, make_peers, device, tasks)
             member.evaluations = self.evaluations
             self.states[name].step = step = member.resume()
             if step:
@@ -98,12 +103,9 @@ class InlineCollective:
             if member.finished:
                 self.states[name].report = member.after_steps(member.trainer.report())
             self.members[name] = member
-            if name in self.job.frozen:
-                answer = partial(self._answer, name)
-                self.cache.announce(name, member.trainer.published, server=answer, active=False)
 
     def _answer(self, name: str, batch: Batch) -> None:
-        """A frozen task predicts on the batch that a peer asks it about."""
+        """Let a task predict on the batch that a peer asks it about."""
         if self.states[name].error is None:
             try:
                 trainer = self.members[name].trainer

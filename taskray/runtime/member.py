@@ -5,7 +5,7 @@ The Ray actor and the inline backend are both made of it; it knows neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ NUM_SAMPLES = 4
 
 
 class Member:
-    """Builds everything one task needs, from the job and the opened datasets."""
+    """Builds everything one task needs, from the job and the opened datasets. ``asked`` are the
+    tasks that it may ask to predict."""
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Member:
         checkpoints: CheckpointStore,
         make_peers: Callable[[tuple[str, ...], tuple[str, ...]], Peers],
         device: str = "cpu",
+        asked: Collection[str] = (),
     ) -> None:
         self.job, self.name, self.checkpoints = job, name, checkpoints
         self.evaluations: dict[str, Handle] = {}
@@ -68,7 +70,7 @@ class Member:
                 visits=job.mediator.visits,
                 shuffle=job.mediator.shuffle,
                 seed=job.seed,
-                columns=sorted({*mediator_columns(task, relations), *asked_columns(job)}),
+                columns=sorted({*mediator_columns(task, relations), *asked_columns(job, asked)}),
             )
         published = published_quantities(task, relations)
         wanted = () if config.frozen else wanted_quantities(task, relations)

@@ -57,7 +57,8 @@ class TaskActor:
             return self.peers
 
         device = choose_device(self.job.tasks[self.name].gpus)
-        self.member = Member(self.job, self.name, data, store, make_peers, device)
+        asked = self.job.tasks if self.job.uses_forward_servers else self.job.frozen
+        self.member = Member(self.job, self.name, data, store, make_peers, device, asked)
         step = self.member.resume()
         if self.peers is not None:
             self.peers.announce(step, self.member.trainer.model)

@@ -1,0 +1,37 @@
+"""A dataset whose rows differ in what is labelled, as a reader of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taskray.data.reader import Row, Sample
+from taskray.data.world import World
+from taskray.schema import IGNORE, quantity_of
+
+NOT_LABELLED = {"depth": 0, "normals": 0, "segmentation": IGNORE}
+"""The value of each kind of label that says there is none."""
+
+
+class PartlyLabelled(World):
+    """The embedded world, with the labels of some kinds left out by turns.
+
+    Args:
+        labels: row n keeps the kinds of label in entry n, modulo their number.
+        world: what else the ``world`` takes.
+    """
+
+    def __init__(self, labels: list[list[str]], **world: Any) -> None:
+        super().__init__(**world)
+        self.labels = labels
+
+    def index(self) -> list[Row]:
+        return [{**row, "number": number} for number, row in enumerate(super().index())]
+
+    def load(self, row: Row) -> Sample:
+        sample = super().load(row)
+        kept = self.labels[row["number"] % len(self.labels)]
+        for name, values in sample.items():
+            kind = quantity_of(name)
+            if kind in NOT_LABELLED and kind not in kept:
+                values.fill(NOT_LABELLED[kind])
+        return sample
