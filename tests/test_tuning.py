@@ -361,6 +361,7 @@ def test_a_progressive_study_runs_in_order_and_again_only_what_is_outdated(
     rows = {row.name: row.cells for row in read_table(tmp_path / "out" / "table.json").rows}
     first, frozen = (rows[name]["depth/test/abs_rel"] for name in list(CHAIN)[::2][:2])
     assert first.values == frozen.values  # the same weights, on the same frames
+    assert "normals/test/within_30" not in rows["depth_alone"]  # no hole: it has no such task
     assert study(*arguments) == 0
     assert len(order) == 3  # all is done
 

@@ -160,6 +160,11 @@ def value_of(result: Mapping[str, Any], key: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
+def is_about(key: str, job: Job) -> bool:
+    """Whether a metric is of the run as a whole, or of one of the job's tasks."""
+    return key.partition("/")[0] in (*job.tasks, *RESULT_PATHS)
+
+
 def check_metric(key: str, jobs: Sequence[Job], source: str) -> None:
     """Refuse a metric that none of the jobs measures, as far as that can be told beforehand."""
     problems = [_problem(key, job) for job in jobs]

@@ -24,7 +24,7 @@ from taskray.report.tables import Cell, Table, study_table, write_table
 from taskray.tuning.gain import delta_m
 from taskray.tuning.progressive import changes_of, check_references, in_waves, references
 from taskray.tuning.record import record
-from taskray.tuning.runs import Fate, Layer, Run, check_metric, fate, resolve, value_of
+from taskray.tuning.runs import Fate, Layer, Run, check_metric, fate, is_about, resolve, value_of
 from taskray.tuning.settings import GainConfig, StudyConfig, load_study
 
 FAILED = 1
@@ -205,6 +205,7 @@ def table_of(config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, s
     if config.paper and config.paper.note:
         notes.append(config.paper.note)
     found: dict[str, list[dict[str, Any] | None]] = {name: [] for name in config.variants}
+    jobs = {r.variant: r.run.job for r in runs}
     for r in runs:
         result = _finished(r.run)
         found[r.variant].append(result)
@@ -212,7 +213,11 @@ def table_of(config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, s
             reason = errors.get(r.run.folder, "not run to its end")
             notes.append(f"Missing: {r.run.title} ({reason})")
     results = {
-        name: {m: [value_of(r, m) if r else None for r in found[name]] for m in config.metrics}
+        name: {
+            m: [value_of(r, m) if r else None for r in found[name]]
+            for m in config.metrics
+            if is_about(m, jobs[name])
+        }
         for name in config.variants
     }
     if config.delta_m:
