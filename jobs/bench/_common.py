@@ -26,6 +26,9 @@ from taskray.data.source import Handle, RayHandle, load_in_process
 from taskray.loop.assembly import build_tasks, columns_of_datasets
 
 MAIN_JOB = Path(__file__).resolve().parents[1] / "depth_normals.yaml"
+THREE_TASKS = MAIN_JOB.parent / "special_cases" / "three_tasks.yaml"
+FRAMES, PAIRS = "frames", "pairs"
+"""Its datasets."""
 PATIENCE = 300.0
 """Seconds after which something that was waited for is taken to have failed."""
 SMALL_MODEL = "{name: unet, base: 8, depth: 2}"
@@ -94,6 +97,13 @@ def median(values: Iterable[float]) -> float:
 
 
 # ---- the job ----------------------------------------------------------------------------------
+
+
+def three_tasks_job(*overrides: str) -> Job:
+    """Depth, motion and segmentation in one relation, ``jobs/special_cases/three_tasks.yaml``,
+    each with labels of its own."""
+    labels = [f"tasks.depth.dedicated={FRAMES}", f"tasks.motion.dedicated={PAIRS}"]
+    return load_job(THREE_TASKS, [*labels, "tasks.depth.task.loss=log_mse", *overrides])
 
 
 def main_job(*overrides: str) -> Job:
