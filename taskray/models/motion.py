@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from taskray.errors import InputError
 from taskray.geometry.camera import pixel_grid
 from taskray.models.frames import pad_to_multiple, resize
 from taskray.models.unet import double_conv, normalisation, standardize
 
+PLACE = 2
 CAMERA, FIELD = 6, 3
 """Channels of a camera motion (axis-angle, translation) and of a motion field."""
 
@@ -21,14 +23,17 @@ class MotionNet(nn.Module):
     """Two frames, stacked on channels, through one encoder, to a camera motion, a motion field,
     or both (after Gordon et al., ICCV 2019).
 
+    Beside the frames the encoder gets what matching them by colour gives (:class:`Matching`), and
+    where each pixel lies: what tells a turn from a step aside is how the image moves in different
+    places. Left to find out by itself how to match, a small network needs many times the steps.
+
     Each level halves the frame. The camera's six numbers are a linear function of the mean over
     the deepest level. The field begins there as a constant one and is refined at each finer
     level: enlarged, joined by that level's features, and corrected. At the beginning of training
     both outputs are close to 0: no motion.
 
     The two frames are brought to mean 0 and deviation 1 together, so that a change of brightness
-    between them stays visible. Two more channels say where a pixel lies: what tells a turn from a
-    step aside is how the image moves in different places.
+    between them stays visible.
 
     Args:
         in_channels: channels of the two frames together.
@@ -37,6 +42,9 @@ class MotionNet(nn.Module):
             up to 8 times as many.
         depth: number of levels.
         norm: ``group`` (groups of 8 channels) or ``batch``.
+        radius: pixels that the matching looks to each side, at each scale.
+        scales: of the matching, each of half the size: movements of up to
+            ``radius * 2 ** (scales - 1)`` pixels are matched. 0 for no matching.
     """
 
     def __init__(
@@ -46,9 +54,12 @@ class MotionNet(nn.Module):
         base: Annotated[int, Field(ge=8, multiple_of=8)] = 16,
         depth: Annotated[int, Field(ge=2)] = 5,
         norm: Literal["group", "batch"] = "group",
+        radius: Annotated[int, Field(ge=1)] = 2,
+        scales: Annotated[int, Field(ge=0)] = 2,
     ) -> None:
         super().__init__()
-        in_channels += 2
+        self.matching = nn.ModuleList(Matching(radius, 2**scale) for scale in range(scales))
+        in_channels += PLACE + scales * Matching.channels
         if out_channels not in (CAMERA, FIELD, CAMERA + FIELD):
             raise InputError(
                 f"motion_net gives 6 channels (camera), 3 (field) or 9 (both), not {out_channels}"
@@ -60,17 +71,19 @@ class MotionNet(nn.Module):
             for before, width in zip([in_channels, *widths], widths, strict=False)
         )
         self.camera = nn.Linear(widths[-1], CAMERA) if out_channels != FIELD else None
-        self.first = nn.Linear(widths[-1], FIELD) if out_channels != CAMERA else None
+        self.first_field = nn.Linear(widths[-1], FIELD) if out_channels != CAMERA else None
         self.refinements = nn.ModuleList(
             _Refinement(width, norm)
-            for width in (reversed([in_channels, *widths[:-1]]) if self.first else ())
+            for width in (reversed([in_channels, *widths[:-1]]) if self.first_field else ())
         )
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """``camera`` ``[B, 6]`` and ``field`` ``[B, 3, H, W]``, as far as asked for, from
         ``[B, in_channels, H, W]``."""
         height, width = frames.shape[-2:]
-        x = torch.cat([standardize(frames), _places(frames)], dim=1)
+        frames = standardize(frames)
+        first, second = frames.chunk(2, dim=1)
+        x = torch.cat([frames, _places(frames), *(m(first, second) for m in self.matching)], dim=1)
         features = [pad_to_multiple(x, self.multiple)]
         for block in self.encoder:
             features.append(block(features[-1]))
@@ -80,7 +93,9 @@ class MotionNet(nn.Module):
         with torch.autocast(frames.device.type, enabled=False):
             if self.camera is not None:
                 output["camera"] = self.camera(pooled)
-            field = None if self.first is None else self.first(pooled)[:, :, None, None]
+            field = None
+            if self.first_field is not None:
+                field = self.first_field(pooled)[:, :, None, None]
         if field is not None:
             for refine in self.refinements:
                 field = refine(field, features.pop())
@@ -94,6 +109,58 @@ def _places(frames: Tensor) -> Tensor:
     size = frames.new_tensor([width, height])[:, None, None]
     places = (2 * pixel_grid(height, width, frames) + 1) / size - 1
     return places.expand(len(frames), 2, height, width)
+
+
+class Matching(nn.Module):
+    """Where the patches of frame 1 are found in frame 2, and how surely, without learning more
+    than how strict to be.
+
+    Patches of 5x5 pixels are compared by mean squared difference at every displacement of up to
+    ``radius`` pixels; a softmax over displacements gives the expected one (column, row; in units
+    of the radius) and its sureness, the softmax's sum of squares. Channels: the displacement,
+    the displacement times the sureness, the sureness.
+    """
+
+    channels = 5
+    displacements: Tensor
+
+    def __init__(self, radius: int, stride: int) -> None:
+        super().__init__()
+        self.radius, self.stride = radius, stride
+        self.log_strictness = nn.Parameter(torch.tensor(2.0))
+        steps = torch.arange(-radius, radius + 1) / radius
+        rows, columns = torch.meshgrid(steps, steps, indexing="ij")
+        places = torch.stack([columns.flatten(), rows.flatten()])
+        self.register_buffer("displacements", places, persistent=False)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """``[B, 5, H, W]`` from two frames ``[B, C, H, W]``, of mean 0 and deviation 1."""
+        size = first.shape[-2:]
+        if self.stride > 1:
+            first, second = (
+                functional.avg_pool2d(f, self.stride, ceil_mode=True) for f in (first, second)
+            )
+        cost = self._costs(first, second)
+        cost = cost - cost.amin(dim=1, keepdim=True)
+        contrast = cost.mean(dim=(1, 2, 3), keepdim=True) + 1e-3
+        match = torch.softmax(-self.log_strictness.exp() * cost / contrast, dim=1)
+        moved = torch.einsum("bdhw,cd->bchw", match, self.displacements)
+        sure = match.square().sum(dim=1, keepdim=True)
+        return resize(torch.cat([moved, moved * sure, sure], dim=1), size)
+
+    def _costs(self, first: Tensor, second: Tensor) -> Tensor:
+        """``[B, (2 r + 1)^2, h, w]``, displacements in rows."""
+        height, width = first.shape[-2:]
+        around = functional.pad(second, (self.radius,) * 4, mode="replicate")
+        shifts = range(2 * self.radius + 1)
+        costs = [
+            (first - around[..., i : i + height, j : j + width]).square().mean(dim=1)
+            for i in shifts
+            for j in shifts
+        ]
+        return functional.avg_pool2d(
+            torch.stack(costs, dim=1), 5, stride=1, padding=2, count_include_pad=False
+        )
 
 
 class _Refinement(nn.Module):
