@@ -14,8 +14,9 @@ Conventions
 * Maps of point clouds are seen from above: row y, column x, both rising (``geometry.grid``). In
   each cell stand two anchors for each class of a task, in the order of its classes: at the
   cell's centre, of its class's size and height, heading 0 first, then pi/2. A prediction for an
-  anchor is *box minus anchor*: in metres for x y z, ``log(box / anchor)`` for l w h, and in
-  (-pi, pi] for theta, so that a box points forwards, not merely along a line.
+  anchor is *box minus anchor*: in metres for x y z, ``log(box / anchor)`` for l w h, radians for
+  theta. Theta's difference lies in (-pi/2, pi/2] and tells the axis of a box; whether the box
+  points along that axis or, half a turn further, against it, is a logit of its own.
 * Point clouds and boxes live in the axes of the LiDAR of their own frame: x forward, y left,
   z up, metres; a box's heading theta is about z, from x towards y, in (-pi, pi].
 
@@ -165,9 +166,9 @@ QUANTITIES: dict[str, Quantity] = {
         ),
         Quantity(
             "detection",
-            ("A", 8, "Y", "X"),
+            ("A", 9, "Y", "X"),
             "float32",
-            "x y z in metres, log of l w h, theta in radians, logit of the class",
+            "x y z in metres, log of l w h, theta in radians, logits of direction and class",
             "none",
             "of each anchor the likeliest box, as the difference of box and anchor; see above",
         ),

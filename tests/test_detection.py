@@ -16,7 +16,7 @@ from taskray.loop.predicting import predict
 from taskray.models.pillars import Pillars
 from taskray.tasks.anchors import BACKGROUND, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.box_flow import BoxFlow, true_flow
-from taskray.tasks.detection import CHANNELS, Detection, angle_of, focal_loss
+from taskray.tasks.detection import CHANNELS, DIRECTION, LOGIT, Detection, focal_loss
 from taskray.tasks.detection_metrics import average_precision, greedy_match, overlaps
 
 Columns = dict[str, Tensor]
@@ -48,18 +48,16 @@ def frame(*boxes: list[float], rows: int = 4) -> Tensor:
 def certain(task: Detection, boxes: Tensor) -> Columns:
     """The prediction that is right everywhere: confidence where anchors answer for a box."""
     rows, columns = task.anchors.grid.shape
-    detection = torch.zeros(len(boxes), task.anchors.per_cell, 8, rows, columns)
-    detection[:, :, 7] = -15.0
-    heading = torch.zeros(len(boxes), task.anchors.per_cell, 2, rows, columns)
+    detection = torch.zeros(len(boxes), task.anchors.per_cell, CHANNELS, rows, columns)
+    detection[:, :, LOGIT] = -15.0
     assigned = task.anchors.assign(boxes)
     sample, *where = torch.where(assigned >= 0)
-    residual = task.anchors.encode(boxes[sample, assigned[(sample, *where)], :7], where)
+    target = task.anchors.encode(boxes[sample, assigned[(sample, *where)], :7], where)
     anchor, row, column = where
-    detection[sample, anchor, :7, row, column] = residual
-    detection[sample, anchor, 7, row, column] = 15.0
-    vector = 20 * torch.stack([residual[:, 6].sin(), residual[:, 6].cos()], dim=1)
-    heading[sample, anchor, :, row, column] = vector
-    return {"detection": detection, "heading": heading}
+    detection[sample, anchor, :7, row, column] = target[:, :7]
+    detection[sample, anchor, DIRECTION, row, column] = 15 * target[:, 7]
+    detection[sample, anchor, LOGIT, row, column] = 15.0
+    return {"detection": detection}
 
 
 def measured(task: Detection, prediction: Columns, boxes: Tensor) -> dict[str, float]:
@@ -97,9 +95,12 @@ def test_a_box_is_its_anchor_plus_what_is_predicted() -> None:
     residual = ANCHORS.encode(boxes, where)
     torch.testing.assert_close(ANCHORS.decode(residual, where), boxes, atol=1e-5, rtol=1e-5)
     x, y = -8 + 19.5 * 0.5, -6 + 7.5 * 0.5
-    expected = [1.3 - x, -2.1 - y, 0.2, math.log(4.4 / 4), math.log(1.7 / 2), 0, math.radians(170)]
-    torch.testing.assert_close(residual[0], torch.tensor(expected), atol=1e-5, rtol=1e-5)
-    assert float(residual[1, 6]) == pytest.approx(math.radians(170))  # -100 - 90 degrees, wrapped
+    expected = [1.3 - x, -2.1 - y, 0.2, math.log(4.4 / 4), math.log(1.7 / 2), 0, math.radians(-10)]
+    torch.testing.assert_close(residual[0, :7], torch.tensor(expected), atol=1e-5, rtol=1e-5)
+    assert float(residual[1, 6]) == pytest.approx(math.radians(-10))  # -100 - 90 and half a turn
+    assert residual[:, 7].tolist() == [-1, -1]  # both against the axis
+    ahead = frame(box(0, 0, 80))[0, :1, :7]
+    assert ANCHORS.encode(ahead, [w[:1] for w in where])[0, 7] == 1
 
 
 def test_angles_are_wrapped_into_one_turn_and_keep_their_gradient() -> None:
@@ -170,8 +171,11 @@ def test_the_losses_vanish_on_the_truth_and_nowhere_else() -> None:
         wrong = {**truth, "detection": truth["detection"].clone()}
         wrong["detection"][:, :, channel][assigned >= 0] += 0.2
         assert task.loss(wrong, {"boxes": boxes})["box"] > 1e-2
-    turned = {**truth, "heading": -truth["heading"]}
-    assert task.loss(turned, {"boxes": boxes})["direction"] > 1.0
+    turned = {"detection": truth["detection"].clone()}
+    turned["detection"][:, :, DIRECTION] *= -1
+    losses = task.loss(turned, {"boxes": boxes})
+    assert losses["direction"] > 1.0
+    assert losses["box"] < 1e-4
 
 
 def test_the_focal_loss_is_that_worked_out_by_hand() -> None:
@@ -184,7 +188,7 @@ def test_the_focal_loss_is_that_worked_out_by_hand() -> None:
 def test_a_new_network_is_unsure_of_everything() -> None:
     task = Detection(GRID, [CAR])
     prediction = task.predict(torch.zeros(1, task.out_channels, *GRID.shape))
-    confidence = prediction["detection"][:, :, 7].sigmoid()
+    confidence = prediction["detection"][:, :, LOGIT].sigmoid()
     torch.testing.assert_close(confidence, torch.full_like(confidence, 0.01))
 
 
@@ -200,17 +204,6 @@ def test_whatever_the_network_gives_the_prediction_is_finite_in_float16() -> Non
             quantity.sum().backward()
             assert raw.grad is not None
             assert raw.grad.isfinite().all()
-
-
-def test_the_angle_of_a_vector_has_a_bounded_gradient() -> None:
-    vectors = torch.tensor([[0.0, 0.0], [1e-8, 0.0], [0.3, -0.1], [3.0, 4.0]], dtype=torch.float64)
-    maps = vectors[:, None, :, None, None].requires_grad_()
-    angle = angle_of(maps)
-    torch.testing.assert_close(angle.flatten(), torch.atan2(vectors[:, 0], vectors[:, 1]))
-    (gradient,) = torch.autograd.grad(angle.sum(), maps)
-    assert gradient.isfinite().all()
-    assert (gradient.flatten(1).norm(dim=1) <= 1 + 1e-9).all()
-    torch.testing.assert_close(gradient[3].flatten(), torch.tensor([4.0, -3.0]).double() / 25)
 
 
 @pytest.mark.parametrize("boxes", [frame(), frame(box(9.0, 0.0))], ids=["none", "off the grid"])
@@ -258,7 +251,7 @@ def test_one_network_detects_on_every_frame_of_a_row() -> None:
     together = predict(task, model, columns, ("", "_2", "_3"))
     alone = predict(task, model, {"points": sweeps[2]})
     torch.testing.assert_close(together["detection_3"], alone["detection"])
-    assert together["detection_2"].shape == (1, 2, 8, 24, 32)
+    assert together["detection_2"].shape == (1, 2, 9, 24, 32)
 
 
 @pytest.mark.parametrize(
@@ -400,9 +393,9 @@ def test_precision_pools_over_the_whole_set_however_it_is_cut() -> None:
     task = Detection(GRID, [CAR])
     boxes = torch.cat([frame(box(1, 2), box(-4, -3, 90)), frame(box(0, 0, 30)), frame()])
     prediction = certain(task, boxes)["detection"]
-    prediction[0, 0, 7, 4, 4] = 9.0  # not as sure as the true ones, and wrong
-    prediction[2, 1, 7, 9, 9] = 15.0
-    prediction[1, :, 7] -= 10.0  # true, and the least sure of all
+    prediction[0, 0, LOGIT, 4, 4] = 9.0  # not as sure as the true ones, and wrong
+    prediction[2, 1, LOGIT, 9, 9] = 15.0
+    prediction[1, :, LOGIT] -= 10.0  # true, and the least sure of all
     whole, parts = task.metric(), task.metric()
     whole.update({"detection": prediction}, {"boxes": boxes})
     for n in range(3):
@@ -425,7 +418,7 @@ def test_detections_come_best_first_without_rivals_and_not_too_many() -> None:
     task = Detection(GRID, [CAR], max_boxes=1, min_score=0.3)
     boxes = frame(box(1, 2), box(-4, -3, 90))
     maps = certain(task, boxes)["detection"]
-    maps[:, 1, 7] -= 14.0  # the second, less sure
+    maps[:, 1, LOGIT] -= 14.0  # the second, less sure
     (found,) = task.detections(maps)
     assert found.boxes.shape == (1, 7)
     torch.testing.assert_close(found.boxes[0], boxes[0, 0, :7], atol=1e-5, rtol=1e-5)

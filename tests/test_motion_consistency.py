@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskray.consistency.motion_consistency import MotionConsistency
+from taskray.consistency.motion_consistency import DIRECTION, LOGIT, MotionConsistency
 from taskray.errors import InputError
 from taskray.geometry.grid import Grid
 from taskray.tasks.anchors import Anchor, Anchors, wrap
@@ -39,15 +39,17 @@ STANDING = [(4.0, -3.0, -60.0)] * 3
 
 def maps(boxes: Tensor, anchors: Anchors = ANCHORS) -> tuple[Tensor, Tensor]:
     """What is right to predict everywhere: each anchor's difference to the nearest box, with a
-    logit of the track's own; and which box that is. ``[1, A, 8, Y, X]``, ``[A, Y, X]``."""
+    logit of the track's own; and which box that is. ``[1, A, 9, Y, X]``, ``[A, Y, X]``."""
     rows, columns = anchors.grid.shape
     axes = [torch.arange(n) for n in (anchors.per_cell, rows, columns)]
     where = [index.flatten() for index in torch.meshgrid(*axes, indexing="ij")]
     centre = anchors.boxes_at(where, boxes)
     nearest = torch.cdist(centre[:, :2], boxes[:, :2]).argmin(dim=1)
-    values = torch.cat([anchors.encode(boxes[nearest], where), 1.0 + nearest[:, None]], dim=1)
+    encoded = anchors.encode(boxes[nearest], where)
+    logits = [3 * encoded[:, 7:], 1.0 + nearest[:, None]]
+    values = torch.cat([encoded[:, :7], *logits], dim=1)
     shape = (anchors.per_cell, rows, columns)
-    return values.T.reshape(8, *shape).movedim(0, 1)[None], nearest.reshape(shape)
+    return values.T.reshape(9, *shape).movedim(0, 1)[None], nearest.reshape(shape)
 
 
 def truth(frames: list[Tensor], reach: float | None = None) -> Columns:
@@ -64,7 +66,7 @@ def truth(frames: list[Tensor], reach: float | None = None) -> Columns:
     if reach is not None:
         detection = predictions["detection_3"]
         far = detection[:, :, :2].norm(dim=2) > reach
-        detection[:, :, 7][far] = -9.0
+        detection[:, :, LOGIT][far] = -9.0
     return predictions
 
 
@@ -85,8 +87,9 @@ def test_the_relation_vanishes_on_true_boxes_and_flows(
     track: list[tuple[float, float, float]],
 ) -> None:
     terms = RELATION(truth(tracks(track)), {})
-    assert terms.keys() == {"class", "residual"}
+    assert terms.keys() == {"class", "residual", "direction"}
     assert terms["class"] == 0
+    assert terms["direction"] == 0
     assert terms["residual"] < 1e-20
 
 
@@ -115,7 +118,7 @@ def test_flow_of_less_than_a_cell_counts() -> None:
 
 def test_an_error_in_any_channel_raises_the_loss() -> None:
     frames = tracks(CROSSING)
-    for name, channels in (("detection", 8), ("detection_2", 8), ("detection_3", 8)):
+    for name, channels in (("detection", 9), ("detection_2", 9), ("detection_3", 9)):
         for channel in range(channels):
             wrong = truth(frames)
             wrong[name][:, :, channel] += 0.1
@@ -129,8 +132,19 @@ def test_an_error_in_any_channel_raises_the_loss() -> None:
 def test_a_heading_that_passes_half_a_turn_is_no_error() -> None:
     predictions = truth(tracks(CROSSING))
     for name in ("detection", "detection_2", "detection_3"):
-        predictions[name][:, :, 6] += 2 * math.pi
+        predictions[name][:, :, 6] += math.pi
+        predictions[name][:, :, DIRECTION] *= -1
         assert total(predictions) < 1e-20
+
+
+def test_a_box_that_points_the_other_way_is_an_error_of_direction_alone() -> None:
+    predictions = truth(tracks(STANDING))
+    predictions["detection_2"][:, :, DIRECTION] *= -1
+    terms = RELATION(predictions, {})
+    assert terms["residual"] < 1e-20
+    assert float(terms["direction"]) == pytest.approx(36.0 / 2)  # in one of two past frames
+    paper = MotionConsistency(GRID, min_confidence=0.0, direction_weight=0.0)
+    assert paper(predictions, {})["direction"] == 0
 
 
 def test_flow_that_leaves_the_grid_does_not_count() -> None:
@@ -145,15 +159,15 @@ def test_flow_that_leaves_the_grid_does_not_count() -> None:
 
 def test_only_anchors_that_are_sure_count() -> None:
     predictions = truth(tracks(STANDING))
-    predictions["detection_3"][:, :, 7] = -4.0
-    predictions["detection_2"][:, :, 7] = -4.0
-    predictions["detection"][:, :, 7] = -4.0
-    predictions["detection_3"][0, 1, 7, 3, 5] = 2.0
+    predictions["detection_3"][:, :, LOGIT] = -4.0
+    predictions["detection_2"][:, :, LOGIT] = -4.0
+    predictions["detection"][:, :, LOGIT] = -4.0
+    predictions["detection_3"][0, 1, LOGIT, 3, 5] = 2.0
     strict = MotionConsistency(GRID, min_confidence=0.5)
     assert float(strict(predictions, {})["class"]) == pytest.approx(36.0)
     halved = MotionConsistency(GRID, min_confidence=0.5, class_weight=0.5)
     assert float(halved(predictions, {})["class"]) == pytest.approx(18.0)
-    predictions["detection_3"][:, :, 7] = -4.0
+    predictions["detection_3"][:, :, LOGIT] = -4.0
     assert total(predictions, strict) == 0
 
 
@@ -186,7 +200,7 @@ def test_the_gradient_equals_finite_differences() -> None:
     generator = torch.Generator().manual_seed(1)
     predictions = {
         name: torch.randn(
-            1, 2, 6 if "flow" in name else 8, *grid.shape, generator=generator, dtype=torch.float64
+            1, 2, 6 if "flow" in name else 9, *grid.shape, generator=generator, dtype=torch.float64
         )
         for name in relation.quantities
     }

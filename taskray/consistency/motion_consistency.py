@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -15,10 +16,11 @@ from taskray.errors import InputError
 from taskray.geometry.grid import Grid
 from taskray.tasks.anchors import HEADINGS, wrap
 
+Weight = Annotated[float, Field(ge=0)]
 PAPER_GRID = Grid()
-SIZES = slice(2, 6)
-"""Channels of ``detection`` that do not change along a track: z, log l w h."""
-THETA, LOGIT = 6, 7
+SHIFT, SIZES = slice(0, 2), slice(2, 6)
+"""Channels of ``detection``: x y; and what does not change along a track: z, log l w h."""
+THETA, DIRECTION, LOGIT = 6, 7, 8
 
 
 class MotionConsistency(Relation):
@@ -31,15 +33,21 @@ class MotionConsistency(Relation):
         L_class = (logit - logit')^2
         L_residual = sum over x, y, theta of (d' - d - (flow - (i' - i)))^2
                      + sum over z and log l w h of (d' - d)^2
+        L_direction = (logit of direction - logit' of direction)^2
 
     with d the difference *box minus anchor* of ``schema``, in metres and radians. The paper
     prints + before the remainder flow - (i' - i): that holds where d is anchor minus box. Which
     anchor is the nearest is a step function of the flow and carries no gradient; the remainder
-    does, and makes up exactly for the step. Differences of theta are wrapped to (-pi, pi].
+    does, and makes up exactly for the step.
+
+    Theta is, as ``schema`` has it, the axis of a box, so its difference is wrapped to half turns;
+    each half turn that is taken off changes the sign of the direction at one end. L_direction is
+    not in the paper, whose theta is left open; without it nothing would tie the way that a box
+    points to that of the same box half a second ago.
 
     Anchors count whose confidence in the current frame is at least ``min_confidence``, and whose
     flow stays on the grid: flow is supervised where there are boxes alone (3.2.2), so what it
-    says elsewhere ties nothing to anything. Both terms are averaged over the anchors that count
+    says elsewhere ties nothing to anything. All terms are averaged over the anchors that count
     and the frames; where none does they are 0, with a gradient of zeros.
 
     Args:
@@ -47,6 +55,7 @@ class MotionConsistency(Relation):
         frames: n_f; of three the current frame is the third.
         min_confidence: in [0, 1]; at 0 every anchor counts.
         class_weight: factor on L_class, whose logits are larger than metres; 1 in the paper.
+        direction_weight: factor on L_direction; 0 is the paper's loss.
     """
 
     def __init__(
@@ -54,9 +63,15 @@ class MotionConsistency(Relation):
         grid: Grid = PAPER_GRID,
         frames: Literal[2, 3] = 3,
         min_confidence: Fraction = 0.1,
-        class_weight: Annotated[float, Field(ge=0)] = 1.0,
+        class_weight: Weight = 1.0,
+        direction_weight: Weight = 1.0,
     ) -> None:
-        self.grid, self.min_confidence, self.class_weight = grid, min_confidence, class_weight
+        self.grid, self.min_confidence = grid, min_confidence
+        self.weights = {
+            "class": class_weight,
+            "residual": 1.0,
+            "direction": direction_weight,
+        }
         self.current = f"_{frames}"
         self.past = ("_2", "")[3 - frames :]
         suffixes = (self.current, *self.past)
@@ -74,18 +89,17 @@ class MotionConsistency(Relation):
             )
         flows = predictions[self.flow].chunk(len(self.past), dim=2)
         sure = here.detach()[:, :, LOGIT].sigmoid() >= self.min_confidence
-        total_class = total_residual = count = here.new_zeros(())
+        totals, count = here.new_zeros(len(self.weights)), here.new_zeros(())
         for suffix, flow in zip(self.past, flows, strict=True):
             there, step, on_grid = self._follow(flow, predictions[f"detection{suffix}"])
             counts = sure & on_grid
-            terms = (_class_term(here, there), _residual_term(here, there, flow, step))
-            class_term, residual = (torch.where(counts, term, 0.0).sum() for term in terms)
-            total_class, total_residual = total_class + class_term, total_residual + residual
+            terms = torch.stack(_terms(here, there, flow - step))
+            totals = totals + torch.where(counts, terms, 0.0).flatten(1).sum(dim=1)
             count = count + counts.sum()
-        count = count.clamp(min=1)
+        means = totals / count.clamp(min=1)
         return {
-            "class": self.class_weight * total_class / count,
-            "residual": total_residual / count,
+            name: weight * mean
+            for (name, weight), mean in zip(self.weights.items(), means, strict=True)
         }
 
     def _follow(self, flow: Tensor, detection: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,18 +125,21 @@ def _nearest_heading(anchor: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
     radians. Anchors are rectangles: turned by half a circle they are the same."""
     headings = turn.new_tensor(HEADINGS)
     before = headings[anchor % 2]
-    away = [wrap(2 * (before + turn - heading)).abs() for heading in headings]
+    away = [wrap(before + turn - heading, math.pi).abs() for heading in headings]
     nearest = torch.stack(away).argmin(dim=0)
     return anchor - anchor % 2 + nearest, headings[nearest] - before
 
 
-def _class_term(here: Tensor, there: Tensor) -> Tensor:
-    return (there[:, :, LOGIT] - here[:, :, LOGIT]).square()
-
-
-def _residual_term(here: Tensor, there: Tensor, flow: Tensor, step: Tensor) -> Tensor:
-    remainder = flow - step
-    shift = (there - here)[:, :, :2] - remainder[:, :, :2]
-    turn = wrap(there[:, :, THETA] - here[:, :, THETA] - remainder[:, :, 2])
-    sizes = (there - here)[:, :, SIZES]
-    return shift.square().sum(dim=2) + turn.square() + sizes.square().sum(dim=2)
+def _terms(here: Tensor, there: Tensor, remainder: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L_class, L_residual and L_direction of each anchor, ``[B, A, Y, X]``; ``remainder`` is the
+    part of the flow beyond the step."""
+    difference = there - here
+    turn = difference[:, :, THETA] - remainder[:, :, 2]
+    axis = wrap(turn, math.pi)
+    # an odd number of half turns between the axes: one box points along, the other against
+    sign = (turn - axis).detach().cos().sign()
+    along = there[:, :, DIRECTION] - sign * here[:, :, DIRECTION]
+    shift = difference[:, :, SHIFT] - remainder[:, :, :2]
+    sizes = difference[:, :, SIZES]
+    residual = shift.square().sum(dim=2) + axis.square() + sizes.square().sum(dim=2)
+    return difference[:, :, LOGIT].square(), residual, along.square()

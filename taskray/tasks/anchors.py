@@ -56,9 +56,9 @@ class Anchor(Settings):
         return self
 
 
-def wrap(angle: Tensor) -> Tensor:
-    """The same angle in (-pi, pi]; its gradient passes."""
-    return angle - 2 * math.pi * torch.ceil((angle.detach() - math.pi) / (2 * math.pi))
+def wrap(angle: Tensor, turn: float = 2 * math.pi) -> Tensor:
+    """The same angle, but for whole turns, in (-turn / 2, turn / 2]; its gradient passes."""
+    return angle - turn * torch.ceil(angle.detach() / turn - 0.5)
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,24 @@ class Anchors:
         return torch.stack([x[column], y[row], z, length, width, height, theta], dim=1)
 
     def encode(self, boxes_n7: Tensor, where: Sequence[Tensor]) -> Tensor:
-        """Box minus anchor, ``[n, 7]``, of boxes and the anchors at ``where``."""
+        """Box minus anchor, ``[n, 7]``, of boxes and the anchors at ``where``; then 1 where the box
+        points along that axis, -1 where against: ``[n, 8]``."""
         anchor = self.boxes_at(where, boxes_n7)
         shift = boxes_n7[:, :3] - anchor[:, :3]
         size = (boxes_n7[:, 3:6] / anchor[:, 3:6]).log()
-        return torch.cat([shift, size, wrap(boxes_n7[:, 6:7] - anchor[:, 6:7])], dim=1)
+        turn = wrap(boxes_n7[:, 6:7] - anchor[:, 6:7])
+        axis = wrap(turn, math.pi)
+        along = torch.where((turn - axis).abs() < 1, 1.0, -1.0)  # they differ by 0 or pi
+        return torch.cat([shift, size, axis, along], dim=1)
 
-    def decode(self, residuals_n7: Tensor, where: Sequence[Tensor]) -> Tensor:
-        """The boxes ``[n, 7]`` whose differences to the anchors at ``where`` these are."""
-        anchor = self.boxes_at(where, residuals_n7)
-        centre = anchor[:, :3] + residuals_n7[:, :3]
-        size = anchor[:, 3:6] * residuals_n7[:, 3:6].exp()
-        return torch.cat([centre, size, wrap(anchor[:, 6:7] + residuals_n7[:, 6:7])], dim=1)
+    def decode(self, residuals_n8: Tensor, where: Sequence[Tensor]) -> Tensor:
+        """The boxes ``[n, 7]`` whose differences to the anchors at ``where`` these are, with the
+        logit of direction."""
+        anchor = self.boxes_at(where, residuals_n8)
+        centre = anchor[:, :3] + residuals_n8[:, :3]
+        size = anchor[:, 3:6] * residuals_n8[:, 3:6].exp()
+        turned = torch.where(residuals_n8[:, 7:8] < 0, math.pi, 0.0)
+        return torch.cat([centre, size, wrap(anchor[:, 6:7] + residuals_n8[:, 6:7] + turned)], 1)
 
     # ---- who answers for what -------------------------------------------------------------
 
@@ -133,7 +139,7 @@ class Anchors:
 
     def _overlaps(self, kind: Anchor, boxes: Tensor) -> Tensor:
         """Overlap over union ``[m, 2, y, x]`` of boxes and the anchors of a class."""
-        lies_across = (wrap(2 * boxes[:, 6]).abs() > math.pi / 2)[:, None]
+        lies_across = (wrap(boxes[:, 6], math.pi).abs() > math.pi / 4)[:, None]
         extent = torch.where(lies_across, boxes[:, [4, 3]], boxes[:, [3, 4]])
         x, y = self.grid.centres(boxes)
         both = []

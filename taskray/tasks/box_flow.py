@@ -12,14 +12,11 @@ from torch import Tensor
 from taskray.geometry.grid import Grid
 from taskray.schema import at_frame
 from taskray.tasks.anchors import Anchor, Anchors, wrap
-from taskray.tasks.detection import CAR, FARTHEST, PAPER_GRID, as_map, smooth_l1
+from taskray.tasks.detection import CAR, FARTHEST, LARGEST_TURN, PAPER_GRID, as_map, smooth_l1
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
     from taskray.tasks.detection_metrics import BoxFlowMetrics
-
-LARGEST_TURN = 4.0
-"""Radians; beyond half a turn."""
 
 
 class BoxFlow(Task):

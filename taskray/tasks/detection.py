@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ from taskray.config import Fraction
 from taskray.errors import InputError, TaskrayError
 from taskray.geometry.grid import Grid
 from taskray.geometry.overlap import non_maximum_suppression
-from taskray.tasks.anchors import IGNORED, Anchor, Anchors
+from taskray.tasks.anchors import IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -23,15 +24,12 @@ if TYPE_CHECKING:
 
 PAPER_GRID, CAR = Grid(), Anchor()
 CHANNELS = 9
-"""Of the network for each anchor: x y z, log l w h, sine and cosine of theta, logit."""
-LOGIT = 7
-"""Channel of ``detection`` that holds the class logit."""
-LONGEST = 1e6
-"""Of the vector of a heading; its square is finite."""
-LARGEST_LOGIT, FARTHEST, LARGEST_LOG_SIZE = 15.0, 100.0, 3.0
-"""Bounds of what is predicted: finite in float16, and far beyond anything true."""
-PRIOR = 0.01
-"""Confidence of a network that knows nothing yet (Lin et al. 2017, section 4.1)."""
+"""Of each anchor: box minus anchor, logit of the direction, logit of the class."""
+DIRECTION, LOGIT = 7, 8
+LARGEST_LOGIT, FARTHEST, LARGEST_LOG_SIZE, LARGEST_TURN = 15.0, 100.0, 3.0, 4.0
+"""Bounds of what is predicted: finite in float16, and beyond anything true."""
+PRIOR_LOGIT = math.log(0.01 / 0.99)
+"""Of the class: a network that knows nothing yet is confident to 0.01 (Lin et al. 2017, 4.1)."""
 ALPHA, GAMMA = 0.25, 2.0
 """Of the focal loss."""
 BOX_WEIGHT, DIRECTION_WEIGHT = 2.0, 0.2
@@ -55,14 +53,12 @@ class Detection(Task):
     """Boxes around objects in one sweep, for one or several classes (Taskology 3.2.2; Lang et al.
     2019).
 
-    Losses, over all anchors of a batch, divided by the number of those that answer for a box:
-    ``class``, the focal loss; ``box``, twice the smooth L1 loss of box minus anchor, x and y over
-    the anchor's diagonal, z over its height, and the sine for theta; ``direction``, which of the
-    two ways along its axis a box points, with weight 0.2. All as published, but for what the
-    network gives for theta: the sine and cosine of the residual, a vector of any length. Theta is
-    its angle and turns a full circle, so that heading (APH) means something and a relation's
-    gradient can turn a box round; and its component along the true heading is the logit of the
-    direction, so its length says how sure the network is of that.
+    Losses as published, over all anchors of a batch, divided by the number of those that answer
+    for a box: ``class``, the focal loss; ``box``, twice the smooth L1 loss of box minus anchor, x
+    and y over the anchor's diagonal, z over its height, and the sine for theta, which leaves open
+    which way along its axis a box points; ``direction``, 0.2 times the cross entropy of that. So
+    axis and direction are learnt apart (one vector for both does not learn the direction), and a
+    box's heading, for APH, turns a full circle.
 
     Boxes whose centre is off the grid count neither in losses nor in metrics. A sample whose boxes
     are all NaN counts as one in which there is nothing; what is unlabelled must not come here.
@@ -102,23 +98,18 @@ class Detection(Task):
         return batch["points"]
 
     def predict(self, output: Tensor) -> dict[str, Tensor]:
-        """``detection``, and ``heading`` ``[B, A, 2, Y, X]``: the sine and cosine that theta is
-        the angle of, for the loss."""
         raw = as_map(output, self.anchors, CHANNELS)
-        scale = self.anchors.diagonals(raw)[:, None, None, None]
-        height = self.anchors.sizes(raw)[:, 2, None, None, None]
-        heading = raw[:, :, 6:8]
-        detection = torch.cat(
-            [
-                (raw[:, :, :2] * scale).clamp(-FARTHEST, FARTHEST),
-                (raw[:, :, 2:3] * height).clamp(-FARTHEST, FARTHEST),
-                raw[:, :, 3:6].clamp(-LARGEST_LOG_SIZE, LARGEST_LOG_SIZE),
-                angle_of(heading)[:, :, None],
-                (raw[:, :, 8:] + prior_logit()).clamp(-LARGEST_LOGIT, LARGEST_LOGIT),
-            ],
-            dim=2,
-        )
-        return {"detection": detection, "heading": heading}
+        sizes = self.anchors.sizes(raw)[..., None, None]
+        diagonal, height = self.anchors.diagonals(raw)[:, None, None, None], sizes[:, 2:3]
+        parts = [
+            (raw[:, :, :2] * diagonal).clamp(-FARTHEST, FARTHEST),
+            (raw[:, :, 2:3] * height).clamp(-FARTHEST, FARTHEST),
+            raw[:, :, 3:6].clamp(-LARGEST_LOG_SIZE, LARGEST_LOG_SIZE),
+            wrap(raw[:, :, 6:7].clamp(-LARGEST_TURN, LARGEST_TURN), math.pi),
+            raw[:, :, 7:8].clamp(-LARGEST_LOGIT, LARGEST_LOGIT),
+            (raw[:, :, 8:] + PRIOR_LOGIT).clamp(-LARGEST_LOGIT, LARGEST_LOGIT),
+        ]
+        return {"detection": torch.cat(parts, dim=2)}
 
     def loss(
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -129,25 +120,24 @@ class Detection(Task):
         count = max(1, len(sample))
         true = boxes[sample, assigned[(sample, *where)], :7]
         target = self.anchors.encode(true, where)
-        chosen = detection.movedim(2, -1)[(sample, *where)][:, :7]
-        heading = prediction["heading"].movedim(2, -1)[(sample, *where)]
-        scale = self.anchors.sizes(target)[where[0], 2:3]
+        chosen = detection.movedim(2, -1)[(sample, *where)]
         diagonal = self.anchors.diagonals(target)[where[0], None]
+        height = self.anchors.sizes(target)[where[0], 2:3]
+        difference = chosen[:, :7] - target[:, :7]
         error = torch.cat(
             [
-                (chosen[:, :2] - target[:, :2]) / diagonal,
-                (chosen[:, 2:3] - target[:, 2:3]) / scale,
-                chosen[:, 3:6] - target[:, 3:6],
-                (chosen[:, 6:] - target[:, 6:]).sin(),
+                difference[:, :2] / diagonal,
+                difference[:, 2:3] / height,
+                difference[:, 3:6],
+                difference[:, 6:].sin(),
             ],
             dim=1,
         )
-        true_heading = torch.stack([target[:, 6].sin(), target[:, 6].cos()], dim=1)
-        along = (heading * true_heading).sum(dim=1)
+        wrong_way = functional.softplus(-chosen[:, DIRECTION] * target[:, 7]).sum()
         return {
             "class": focal_loss(detection[:, :, LOGIT], assigned) / count,
             "box": BOX_WEIGHT * smooth_l1(error) / count,
-            "direction": DIRECTION_WEIGHT * functional.softplus(-along).sum() / count,
+            "direction": DIRECTION_WEIGHT * wrong_way / count,
         }
 
     @torch.no_grad()
@@ -160,7 +150,7 @@ class Detection(Task):
             scores, best = logits.sigmoid().flatten().topk(min(CANDIDATES, logits.numel()))
             best = best[scores >= self.min_score]
             where = torch.unravel_index(best, logits.shape)
-            boxes = self.anchors.decode(maps.float().movedim(1, -1)[where][:, :7], where)
+            boxes = self.anchors.decode(maps.float().movedim(1, -1)[where][:, :8], where)
             known = torch.tensor([c.label for c in self.anchors.classes], device=best.device)
             found.append(self._without_rivals(boxes, scores[: len(best)], known[where[0] // 2]))
         return found
@@ -178,21 +168,6 @@ class Detection(Task):
         from taskray.tasks.detection_metrics import DetectionMetrics
 
         return DetectionMetrics(self.detections, self.anchors)
-
-
-def angle_of(heading_ba2yx: Tensor) -> Tensor:
-    """The angle ``[B, A, Y, X]`` in (-pi, pi] of vectors (sine, cosine) of any length. Its gradient
-    is that of atan2, but that of a vector shorter than 1 is no larger than that of one as long."""
-    sine, cosine = heading_ba2yx.clamp(-LONGEST, LONGEST).unbind(dim=2)
-    length = torch.hypot(sine, cosine).detach().clamp(min=1e-6)
-    across = cosine.detach() * sine - sine.detach() * cosine
-    across = across / (length * length.clamp(min=1))
-    return torch.atan2(sine, cosine).detach() + across - across.detach()
-
-
-def prior_logit() -> float:
-    """The logit of :data:`PRIOR`."""
-    return float(torch.logit(torch.tensor(PRIOR, dtype=torch.float64)))
 
 
 def as_map(output: Tensor, anchors: Anchors, channels: int) -> Tensor:
