@@ -58,8 +58,7 @@ class DataConfig(Settings):
     """One dataset: where it comes from and how it reaches a task."""
 
     reader: Plugin
-    """``world``, ``seven_scenes``, ``nyuv2``, ``kitti_odometry``, ``cityscapes``, ``coco``,
-    ``parquet`` or an import path, with its arguments."""
+    """A built-in reader (``plugins.BUILTIN``) or an import path, with its arguments."""
     materialize: Literal["auto", "always", "never"] = "auto"
     """Hold the decoded dataset in the object store (``auto``: when below ``materialize_bytes``)."""
     materialize_bytes: Positive = 1 << 30
@@ -112,7 +111,7 @@ class TaskConfig(Settings):
     """One vision task: what it predicts, with which network, from which labels, how it trains."""
 
     task: Plugin
-    """``depth``, ``normals`` or an import path, with its arguments."""
+    """A built-in task (``plugins.BUILTIN``) or an import path, with its arguments."""
     model: Plugin = Plugin(name="unet")
     """The network and its arguments."""
     dedicated: str | None = None
@@ -181,7 +180,7 @@ class RelationConfig(Settings):
     """One consistency loss between quantities."""
 
     relation: Plugin
-    """``depth_normals`` or an import path, with its arguments."""
+    """A built-in relation (``plugins.BUILTIN``) or an import path, with its arguments."""
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Factor on the loss; 0 switches the relation off."""
     start_step: NonNegative = 0

@@ -200,6 +200,11 @@ def quantity_of(column: str) -> str:
     return base if base in QUANTITIES else column
 
 
+def frame_suffix(number: int) -> str:
+    """That of the columns of a row's frame, counted from 1: none, ``_2``, ``_3``."""
+    return "" if number == 1 else f"_{number}"
+
+
 def frame_of(column: str) -> str:
     """The suffix of a column's frame: ``depth_2`` -> ``_2``, ``depth`` -> an empty one."""
     return column[len(quantity_of(column)) :]

@@ -169,9 +169,12 @@ def test_a_frozen_prediction_is_made_once_in_a_plain_pass(taught: Path, tmp_path
 
 
 def test_an_age_bound_makes_a_frozen_task_predict_again(taught: Path, tmp_path: Path) -> None:
-    job = frozen(taught, "mediator.window=all", "staleness.max_seconds=1e-9")
+    job = frozen(taught, "steps=60", "mediator.window=all", "staleness.max_seconds=0.05")
     result = run(job, tmp_path, inline=True)
     assert result["status"] == "finished"
+    # a pass takes longer than that, a step does not: it predicts at nearly every visit
+    assert result["tasks"]["depth"]["skipped_consistency_steps"] < 10
+    assert result["cache"]["publishes"] > 30 + 8
 
 
 def test_a_frozen_task_alone_is_measured(taught: Path, tmp_path: Path) -> None:

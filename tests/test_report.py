@@ -274,10 +274,11 @@ def test_a_study_draws_all_variants_in_one_plot_over_steps_and_over_seconds(tmp_
     results = {"a": {key: [0.4, 0.5], "seconds": 3.0}, "b": {key: [0.3, 0.2], "seconds": 4.0}}
     table = study_table("Study", results)
     write_table(table, tmp_path)
-    assert write_curves(read_curves(tmp_path, table), tmp_path) is None
-    for run in ("a/seed_0", "a/seed_1", "b/seed_0"):
-        make_run(tmp_path / "runs" / run)
-    curves = read_curves(tmp_path, table)
+    assert write_curves(read_curves(table, {}), tmp_path) is None
+    runs = {"a": [tmp_path / "runs/a/seed_0", tmp_path / "runs/a/seed_1"], "b": [tmp_path / "b"]}
+    for run in [*runs["a"], *runs["b"]]:
+        make_run(run)
+    curves = read_curves(table, runs)
     assert {key: ["a", "b"]} == {k: [*v] for k, v in curves.items()}
     assert curves[key]["a"].steps == list(range(25, 201, 25))
     assert curves[key]["a"].values[0] == pytest.approx(1 / 25)

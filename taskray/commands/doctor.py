@@ -101,7 +101,7 @@ def relations_of(job: Job, tasks: Mapping[str, Task]) -> list[str]:
     """Who feeds whom, a line each: ``depth_normals: depth <- normals (normals)``."""
     lines = []
     for name, task in tasks.items():
-        for weighted in build_relations(job, name, task):
+        for weighted in build_relations(job, name, task) if name not in job.frozen else ():
             for quantity in wanted_quantities(task, [weighted]):
                 peers = [p for p, t in tasks.items() if p != name and t.predicts(quantity)]
                 lines.append(f"{weighted.name}: {name} <- {', '.join(peers)} ({quantity})")

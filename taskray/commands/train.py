@@ -100,7 +100,8 @@ def check(job: Job) -> dict[str, nn.Module]:
     tasks = build_tasks(job)
     models = {}
     for name, task in tasks.items():
-        build_relations(job, name, task)
+        if not build_relations(job, name, task) and not (job.labels_of(name) or name in job.frozen):
+            raise InputError(f"tasks.{name}: neither labels nor a relation: nothing to train on")
         models[name] = build_model(job, name, task)
     for name, config in job.data.items():
         build_reader(config, name)
@@ -112,9 +113,9 @@ def check_checkpoints(job: Job, location: str, models: Mapping[str, nn.Module]) 
     InputError otherwise."""
     store = CheckpointStore(location)
     for name, model in models.items():
-        load_initial(job, name, model)
-        checkpoint = None if name in job.frozen else store.latest(name)
+        checkpoint = store.latest(name)
         if checkpoint is None:
+            load_initial(job, name, model)
             continue
         load_into(model, checkpoint)
         config = job.tasks[name].optimizer

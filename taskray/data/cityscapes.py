@@ -22,9 +22,9 @@ from taskray.data.files import (
     resize_image,
 )
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
-from taskray.data.video import check_row, clips, columns_of, some_sample, suffix, too_short
+from taskray.data.video import check_row, clips, columns_of, some_sample, too_short
 from taskray.errors import InputError
-from taskray.schema import IGNORE
+from taskray.schema import IGNORE, frame_suffix
 
 CAMERA_SIZE: Size = (1024, 2048)
 """Size of the frames that the camera files and the disparities are about."""
@@ -124,7 +124,7 @@ class Cityscapes(Reader):
             image = open_image(self._folder(self._images, row["city"]) / name)
             kept = self._kept(image.height)
             box = (0, 0, image.width, kept)
-            sample[f"image{suffix(number)}"] = resize_image(image, self._size, box)
+            sample[f"image{frame_suffix(number)}"] = resize_image(image, self._size, box)
             if number == 1:  # cutting off below leaves pixels, and so intrinsics, where they are
                 whole = resize_camera(camera["matrix"], CAMERA_SIZE, (image.height, image.width))
                 matrix = resize_camera(whole, (kept, image.width), self._size)

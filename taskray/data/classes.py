@@ -94,3 +94,11 @@ def class_map(name: str) -> ClassMap:
         name = str(FOLDER / f"{name}.yaml")
     found: ClassMap = parse(ClassMap, read_yaml(name), name)
     return found
+
+
+def outside(found: int, count: int) -> str:
+    """What to say of a label beyond the classes of a segmentation."""
+    return (
+        f"the labels hold class {found}, but the segmentation has {count} classes "
+        "(class_map, num_classes)"
+    )

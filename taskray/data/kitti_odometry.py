@@ -18,10 +18,10 @@ from taskray.data.video import (
     columns_of,
     motion_columns,
     some_sample,
-    suffix,
     too_short,
 )
 from taskray.errors import InputError
+from taskray.schema import frame_suffix
 
 
 class KittiOdometry(Reader):
@@ -89,7 +89,7 @@ class KittiOdometry(Reader):
         sample: Sample = {}
         for number, name in enumerate(row["images"], start=1):
             image = open_image(folder / f"image_{self._camera}" / name)
-            sample[f"image{suffix(number)}"] = resize_image(image, self._size)
+            sample[f"image{frame_suffix(number)}"] = resize_image(image, self._size)
             if number == 1:
                 resized = resize_camera(matrix, (image.height, image.width), self._size)
                 sample["intrinsics"] = resized.astype(np.float32)

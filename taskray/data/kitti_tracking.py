@@ -15,6 +15,7 @@ from taskray.data.point_clouds import nearest_boxes, pad, thin_out
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
 from taskray.errors import InputError
 from taskray.geometry.boxes import points_in_boxes
+from taskray.schema import frame_suffix
 
 CLASSES: tuple[str, ...] = (
     "car", "van", "truck", "pedestrian", "person", "cyclist", "tram", "misc",
@@ -80,7 +81,7 @@ class KittiTracking(Reader):
         columns = ["points", "boxes"]
         for number in range(2, frames + 1):
             columns += [f"points_{number}", f"boxes_{number}"]
-            columns += [f"lidar_motion{_suffix(number - 1)}"]
+            columns += [f"lidar_motion{frame_suffix(number - 1)}"]
         self.columns = tuple(columns)
 
     def index(self) -> list[Row]:
@@ -109,14 +110,14 @@ class KittiTracking(Reader):
             if row["labelled"]:
                 boxes = read_boxes(self._file("label_02"), sweep, to_lidar)
                 boxes = nearest_boxes(boxes[self._held(points, boxes)], self._max_boxes)
-            sample[f"points{_suffix(number)}"] = pad(points, self._max_points)
-            sample[f"boxes{_suffix(number)}"] = pad(boxes, self._max_boxes)
+            sample[f"points{frame_suffix(number)}"] = pad(points, self._max_points)
+            sample[f"boxes{frame_suffix(number)}"] = pad(boxes, self._max_boxes)
         if self._frames > 1:
             poses = read_poses(self._file("poses"), row["sweeps"])
             for number in range(1, self._frames):
                 camera = np.linalg.inv(poses[number]) @ poses[number - 1]
                 motion = to_lidar @ camera @ np.linalg.inv(to_lidar)
-                sample[f"lidar_motion{_suffix(number)}"] = motion.astype(np.float32)
+                sample[f"lidar_motion{frame_suffix(number)}"] = motion.astype(np.float32)
         return {column: sample[column] for column in self.columns}
 
     def fingerprint(self) -> Any:
@@ -260,7 +261,3 @@ def _numbers(where: str, words: Sequence[str]) -> list[float]:
     if not np.isfinite(values).all():
         raise ValueError(f"{where}: expected finite numbers")
     return values
-
-
-def _suffix(number: int) -> str:
-    return "" if number == 1 else f"_{number}"

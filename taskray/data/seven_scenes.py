@@ -11,9 +11,10 @@ from pydantic import Field
 
 from taskray.data.files import camera_matrix, metres, nearest, read_image, read_map
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
-from taskray.data.video import camera_motions, check_pose, clips, columns_of, motion_columns, suffix
+from taskray.data.video import camera_motions, check_pose, clips, columns_of, motion_columns
 from taskray.errors import InputError
 from taskray.geometry.normals import normals_from_depth
+from taskray.schema import frame_suffix
 
 NORMALS_WINDOW = 1 / 40
 """Part of the frame's width over which slopes of the depth are averaged. At 3 m the sensor's
@@ -78,7 +79,7 @@ class SevenScenes(Reader):
         sample: Sample = {"intrinsics": camera_matrix(*self._camera, (480, 640), self._size)}
         poses = []
         for number, name in enumerate(row["frames"], start=1):
-            frame, end = self._path / row["sequence"] / name, suffix(number)
+            frame, end = self._path / row["sequence"] / name, frame_suffix(number)
             depth = metres(read_map(frame.with_name(f"{name}.depth.png")))
             sample[f"image{end}"] = read_image(frame.with_name(f"{name}.color.png"), self._size)
             sample[f"depth{end}"] = nearest(depth, self._size)[None]

@@ -9,21 +9,17 @@ import numpy as np
 
 from taskray.data.reader import Row
 from taskray.errors import InputError
-
-
-def suffix(number: int) -> str:
-    """That of the columns of a sample's frame, counted from 1: none, ``_2``, ``_3``."""
-    return "" if number == 1 else f"_{number}"
+from taskray.schema import frame_suffix
 
 
 def columns_of(names: Iterable[str], frames: int) -> list[str]:
     """The columns of all frames of a sample, frame by frame."""
-    return [name + suffix(k) for k in range(1, frames + 1) for name in names]
+    return [name + frame_suffix(k) for k in range(1, frames + 1) for name in names]
 
 
 def motion_columns(frames: int) -> list[str]:
     """``camera_motion`` from each frame of a sample to the next."""
-    return [f"camera_motion{suffix(k)}" for k in range(1, frames)]
+    return [f"camera_motion{frame_suffix(k)}" for k in range(1, frames)]
 
 
 def clips(

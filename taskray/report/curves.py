@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,22 @@ from taskray.errors import InputError
 from taskray.report.charts import Line, line_chart
 from taskray.report.history import Run, Series
 from taskray.report.metrics import describe
-from taskray.report.run_folder import atomic_write
+from taskray.report.run_folder import atomic_write, write_text
 from taskray.report.tables import OURS, Table, heading_of
 
-CURVES = "curves.png"
+CURVES = "curves.json"
 AXES = ("steps", "seconds")
 
 Curves = dict[str, dict[str, Series]]
 """Metric key -> label of the variant -> its mean over seeds."""
 
 
-def read_curves(folder: Path, table: Table) -> Curves:
-    """What the runs of a study logged of the table's metrics on their way (``evaluation.every``);
-    metrics of which no run logged at least two values are left out."""
+def read_curves(table: Table, runs_of: Mapping[str, Sequence[Path]]) -> Curves:
+    """What the runs of a study, by variant, logged of the table's metrics on their way
+    (``evaluation.every``); metrics of which no run logged at least two values are left out."""
     found: Curves = {}
     for row in table.rows:
-        runs = [run for run in map(_read, sorted(folder.glob(f"runs/{row.name}/*"))) if run]
+        runs = [run for folder in runs_of.get(row.name, ()) if (run := _read(folder))]
         for column in table.columns:
             task, _, metric = column.key.partition("/")
             if column.source != OURS:
@@ -53,7 +55,10 @@ def curve_charts(curves: Curves) -> str:
 
 
 def write_curves(curves: Curves, folder: Path) -> Path | None:
-    """The same as a picture, a row for each metric; None where there is no curve."""
+    """Write ``curves.json`` for the report and ``curves.png``, the same as a picture, a row for
+    each metric; None where there is no curve."""
+    plain = {key: {label: vars(s) for label, s in rows.items()} for key, rows in curves.items()}
+    write_text(folder / CURVES, json.dumps(plain, ensure_ascii=False))
     if not curves:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -72,7 +77,16 @@ def write_curves(curves: Curves, folder: Path) -> Path | None:
             axes.grid(alpha=0.3)
     grid[0][0].legend(fontsize=8)
     options: dict[str, Any] = {"dpi": 130, "format": "png", "metadata": {"Software": None}}
-    return atomic_write(folder / CURVES, lambda p: figure.savefig(p, **options))
+    return atomic_write(folder / "curves.png", lambda p: figure.savefig(p, **options))
+
+
+def saved_curves(folder: Path) -> Curves:
+    """What :func:`write_curves` wrote; nothing where it did not."""
+    try:
+        plain = json.loads((folder / CURVES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: {label: Series(**s) for label, s in rows.items()} for key, rows in plain.items()}
 
 
 def _read(folder: Path) -> Run | None:
@@ -96,5 +110,5 @@ def _mean(seeds: Sequence[Series]) -> Series:
     return mean
 
 
-def _styles() -> list[str]:
-    return [f"c{number}" for number in range(6)] + ["base"]
+def _styles() -> Iterator[str]:
+    return cycle([f"c{number}" for number in range(6)])

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from taskray.report.charts import dot_chart
-from taskray.report.curves import curve_charts, read_curves
+from taskray.report.curves import curve_charts, saved_curves
 from taskray.report.metrics import NOTHING, describe, duration
 from taskray.report.page import config_details, html_table, page, raw_table, section
 from taskray.report.run_folder import read_result
@@ -34,7 +34,7 @@ def study_page(folder: Path) -> str:
         [
             f'<header><h1>{escape(title)}</h1><p class="lead">{lead}</p></header>',
             section("Results", html_table(table), "The best of each column is bold."),
-            section("On the way", curve_charts(read_curves(folder, table)), "Means over seeds."),
+            section("On the way", curve_charts(saved_curves(folder)), "Means over seeds."),
             section("Spread over seeds", _charts(table), "Dots: seeds. Bars: ± one deviation."),
             section("Runs", _runs(folder, runs)),
             config_details(text, config.name if config else ""),

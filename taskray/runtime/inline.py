@@ -30,8 +30,9 @@ from taskray.runtime.supervision import traceback_of
 
 
 class LocalPeers:
-    """Peers in the same process, behind the same cache. Whoever has not predicted on a batch, or
-    too long ago, is asked to: ``answer`` is what the others call."""
+    """Peers in the same process, behind the same cache. Whoever has not predicted on a batch in
+    its present step (it had no consistency step, is done or frozen) is asked to: ``answer`` is
+    what the others call."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class LocalPeers:
         assert batch.id is not None
         query = Query(self.name, batch.id, self.wanted)
         found = self.cache.look_up(query)
-        asked = [peer for peer in found.values() if peer.miss is not None]
+        asked = [p for p in found.values() if p.miss is not None or p.staleness_steps > 0]
         for peer in asked:
             peer.server(batch)
         found = self.cache.look_up(query) if asked else found
@@ -140,6 +141,8 @@ class InlineCollective:
 
     def _step(self, living: dict[str, Member]) -> None:
         """One step of all tasks, whole; those that are done or have failed leave ``living``."""
+        for name, member in living.items():
+            self.cache.progress(name, member.trainer.step)
         for name in list(living):
             self._guard(living, name, living[name].trainer.begin)
         for name in list(living):

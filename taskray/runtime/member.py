@@ -90,8 +90,7 @@ class Member:
     def resume(self) -> int:
         """Go on from the latest checkpoint, where there is one, or from the weights that the job
         begins with; returns the step."""
-        config = self.job.tasks[self.name]
-        checkpoint = None if config.frozen else self.checkpoints.latest(self.name)
+        checkpoint = self.checkpoints.latest(self.name)
         if checkpoint is not None:
             load_into(self.trainer.model, checkpoint)
             self.trainer.load_state_dict(checkpoint.state)

@@ -58,6 +58,10 @@ class CachePeers:
         self.bound = job.staleness
         self.waits = self.bound.on_stale == "wait"
         self.patience = job.runtime.peer_timeout + (self.bound.wait_seconds if self.waits else 0)
+        # A task without labels has nothing to do but to wait: a miss would cost it a step.
+        self.idle_without = job.labels_of(task) is None
+        if self.idle_without:
+            self.patience = max(self.patience, CALL_TIMEOUT)
         self.by_server = job.runtime.publisher == "forward_server"
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="ask")
         self._telling = ThreadPoolExecutor(1, thread_name_prefix="tell")
@@ -66,6 +70,7 @@ class CachePeers:
         self._asked.set()
         self._late = False  # an answer is overdue: no step waits until the cache is back
         self._outbox: deque[Publication] = deque()  # predictions not yet on their way
+        self._published = 0  # at this step last
         self._known: set[str] = set()
         self._weights: tuple[int, dict[str, np.ndarray]] | None = None
         self.dropped_publishes = 0
@@ -95,6 +100,7 @@ class CachePeers:
             return
         dtype = self.job.cache.dtype
         self._outbox.append(Publication.of(self.task, batch, step, prediction, dtype))
+        self._published = step
         if self.waits:  # a peer may be waiting for it now
             self._tell(self._send)
 
@@ -103,7 +109,8 @@ class CachePeers:
         if answer is None:
             return PeerPredictions()
         try:
-            found = answer.result(0 if self._late else self.patience)
+            late = self._late and not self.idle_without
+            found = answer.result(0 if late else self.patience)
         except FutureTimeout:
             answer.cancel()
             self._late = True
@@ -112,7 +119,7 @@ class CachePeers:
         return self._aged(found)
 
     def stepped(self, step: int, model: nn.Module) -> None:
-        if self._outbox and self._outbox[0].step < step - 1:  # no question has taken it along
+        if self._outbox and self._published < step - 1:  # no question has taken it along
             self._tell(self._send)
         if self.server is None:
             return
@@ -166,7 +173,11 @@ class CachePeers:
         for _ in range(2):
             call = self.cache.exchange.remote(publications, query)
             self._asked.set()
-            answer: Answer | None = ray.get(call, timeout=CALL_TIMEOUT + self.patience)
+            try:
+                answer: Answer | None = ray.get(call, timeout=CALL_TIMEOUT + self.patience)
+            except ray.exceptions.RayError:
+                self.dropped_publishes += len(publications)
+                raise
             if answer is not None:
                 self._warn(answer.refused)
                 return answer
@@ -263,9 +274,10 @@ class CachePeers:
         self._call(self.cache.announce, self.task, self.quantities, step, self.server, self.active)
 
     def _send(self) -> None:
-        # A waiting look-up must reach the cache before the publish that sets the peer free
-        # to move on, or the peer's next step would make its own prediction stale.
-        self._asked.wait(CALL_TIMEOUT)
+        if self.waits:
+            # A waiting look-up must reach the cache before the publish that sets the peer free
+            # to move on, or the peer's next step would make its own prediction stale.
+            self._asked.wait(CALL_TIMEOUT)
         for new in self._take_outbox():
             refused = self._call(self.cache.publish, new)
             if refused == NOT_ANNOUNCED:

@@ -16,7 +16,7 @@ from taskray.config import Fraction
 from taskray.errors import InputError, TaskrayError
 from taskray.geometry.grid import Grid
 from taskray.geometry.overlap import non_maximum_suppression
-from taskray.tasks.anchors import IGNORED, Anchor, Anchors, wrap
+from taskray.tasks.anchors import HEADINGS, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -152,7 +152,9 @@ class Detection(Task):
             where = torch.unravel_index(best, logits.shape)
             boxes = self.anchors.decode(maps.float().movedim(1, -1)[where][:, :8], where)
             known = torch.tensor([c.label for c in self.anchors.classes], device=best.device)
-            found.append(self._without_rivals(boxes, scores[: len(best)], known[where[0] // 2]))
+            found.append(
+                self._without_rivals(boxes, scores[: len(best)], known[where[0] // len(HEADINGS)])
+            )
         return found
 
     def _without_rivals(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from taskray.data.classes import ClassMap
+from taskray.data.classes import ClassMap, outside
 from taskray.data.classes import class_map as find_class_map
 from taskray.errors import InputError, TaskrayError
 from taskray.schema import IGNORE
@@ -65,10 +65,7 @@ class Segmentation(Task):
             )
         except IndexError:
             found = int(torch.where(label == IGNORE, 0, label).max())
-            raise TaskrayError(
-                f"the labels hold class {found}, but the segmentation has {len(self.classes)} "
-                "classes (class_map, num_classes)"
-            ) from None
+            raise TaskrayError(outside(found, len(self.classes))) from None
         return {"cross_entropy": total / count}
 
     def metric(self) -> SegmentationMetrics:

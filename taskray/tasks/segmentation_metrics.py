@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from taskray.data.classes import outside
+from taskray.errors import TaskrayError
 from taskray.schema import IGNORE
 
 
@@ -40,6 +42,8 @@ class SegmentationMetrics(Metric):  # type: ignore[misc]
         predicted = prediction["segmentation"].argmax(dim=1)
         valid = label != IGNORE
         count = len(self.classes)
+        if valid.any() and int(label[valid].max()) >= count:
+            raise TaskrayError(outside(int(label[valid].max()), count))
         pairs = count * label[valid] + predicted[valid]
         self.confusion += torch.bincount(pairs, minlength=count**2).view(count, count)
 

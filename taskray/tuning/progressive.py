@@ -73,6 +73,13 @@ def check_references(jobs: Mapping[str, Job], folders: Mapping[str, Path], sourc
     names = {str(folder): name for name, folder in folders.items()}
     for name, job in jobs.items():
         for task, config in job.tasks.items():
+            for reference in references(config.checkpoint):
+                raise InputError(
+                    f"{source}: variants.{name}: tasks.{task}.checkpoint: '${{{reference}}}' "
+                    "stands outside a variant's own 'set', where it means nothing"
+                )
+    for name, job in jobs.items():
+        for task, config in job.tasks.items():
             place, _, other = (config.checkpoint or "").partition("#")
             if place in names and (other or task) not in jobs[names[place]].tasks:
                 raise InputError(

@@ -193,7 +193,11 @@ def write_study(
     """Write the table and the report of what the run folders hold."""
     table = table_of(config, runs, errors)
     write_table(table, folder)
-    write_curves(read_curves(folder, table), folder)
+    runs_of: dict[str, list[Path]] = {}
+    for r in runs:
+        if _finished(r.run) is not None:
+            runs_of.setdefault(r.variant, []).append(r.run.folder)
+    write_curves(read_curves(table, runs_of), folder)
     write_report(folder)
     return table
 

@@ -32,7 +32,7 @@ from taskray.data.world.views import (
     clip_views,
 )
 from taskray.errors import InputError
-from taskray.schema import IGNORE, quantity_of
+from taskray.schema import IGNORE, frame_suffix, quantity_of
 
 __all__ = ["CLASSES", "MOVABLE", "LidarSensor", "World"]
 
@@ -166,7 +166,7 @@ class World(Reader):
         ]
         sample: Sample = {"intrinsics": camera_matrix(*self.size, self.focal).astype(np.float32)}
         for number, frame in enumerate(taken):
-            suffix = _suffix(number)
+            suffix = frame_suffix(number + 1)
             sample["image" + suffix] = image_of(frame, look, noises[number])
             sample |= {name + suffix: values for name, values in labels_of(frame).items()}
             if number + 1 < len(taken):
@@ -187,7 +187,7 @@ def columns_of(frames: int, cameras: bool = True, lidar: bool = False) -> tuple[
     measured = ["points", "boxes"] if lidar else []
     columns = [*seen, *(["intrinsics"] if cameras else []), *measured]
     for number in range(1, frames):
-        before, here = _suffix(number - 1), _suffix(number)
+        before, here = frame_suffix(number), frame_suffix(number + 1)
         columns += [name + here for name in seen]
         if cameras:
             columns += ["camera_motion" + before, "object_motion" + before]
@@ -196,10 +196,6 @@ def columns_of(frames: int, cameras: bool = True, lidar: bool = False) -> tuple[
         columns += [name + here for name in measured]
         columns += ["lidar_motion" + before] if lidar else []
     return tuple(columns)
-
-
-def _suffix(number: int) -> str:
-    return "" if number == 0 else f"_{number + 1}"
 
 
 def _rng(seed: int, domain: str, split: str, scene: int, *what: int) -> np.random.Generator:
