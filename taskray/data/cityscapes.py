@@ -22,7 +22,16 @@ from taskray.data.files import (
     resize_image,
 )
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
-from taskray.data.video import check_row, clips, columns_of, some_sample, too_short
+from taskray.data.video import (
+    Fraction,
+    check_row,
+    checked_part,
+    clips,
+    columns_of,
+    cut,
+    some_sample,
+    too_short,
+)
 from taskray.errors import InputError
 from taskray.schema import IGNORE, frame_suffix
 
@@ -61,6 +70,8 @@ class Cityscapes(Reader):
         frames: frames in a sample.
         gap: frames from one frame of a sample to the next.
         stride: a sample begins at every ``stride``-th frame of a video (without labels).
+        start, stop: part of each video's time, as fractions of its frames; no sample reaches out
+            of it, so that training and test data given other parts share no frame.
     """
 
     def __init__(
@@ -76,12 +87,15 @@ class Cityscapes(Reader):
         frames: Literal[1, 2, 3] = 1,
         gap: Annotated[int, Field(ge=1)] = 1,
         stride: Annotated[int, Field(ge=1)] = 1,
+        start: Fraction = 0.0,
+        stop: Fraction = 1.0,
     ) -> None:
         self._path, self._split, self._cities = Path(path).expanduser(), split, cities
         self._labels, self._crop_bottom = labels, crop_bottom
         self._table = _table(class_map) if "segmentation" in labels else None
         self._size = (height, width)
         self._frames, self._gap, self._stride = frames, gap, stride
+        self._part = checked_part(start, stop)
         self._images = "leftImg8bit" if labels and frames == 1 else "leftImg8bit_sequence"
         self.columns = ("intrinsics", *columns_of(["image"], frames), *labels)
 
@@ -96,10 +110,12 @@ class Cityscapes(Reader):
                 _videos(self._folder(FOLDERS[label][0], city.name), FOLDERS[label][1])
                 for label in self._labels
             ]
-            for video, present in videos.items():
+            for video, whole in videos.items():
+                present = cut(whole, self._part)
                 starts = sorted(present)[:: self._stride]
                 if labelled:
                     starts = sorted(set.intersection(*(set(of[video]) for of in labelled)))
+                    starts = [n for n in starts if n in present or n not in whole]
                 found = clips(present, starts, self._frames, self._gap)
                 for clip in found:
                     row: Row = {"key": f"{video}_{clip[0]:06d}", "city": city.name, "video": video}

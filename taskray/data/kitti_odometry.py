@@ -11,11 +11,14 @@ from pydantic import Field
 from taskray.data.files import check_camera, open_image, resize_camera, resize_image
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
 from taskray.data.video import (
+    Fraction,
     camera_motions,
     check_pose,
     check_row,
+    checked_part,
     clips,
     columns_of,
+    cut,
     motion_columns,
     some_sample,
     too_short,
@@ -41,6 +44,8 @@ class KittiOdometry(Reader):
         frames: frames in a sample.
         gap: frames from one frame of a sample to the next.
         stride: a sample begins at every ``stride``-th frame of a sequence.
+        start, stop: part of each sequence's time, as fractions of its frames; no sample reaches out
+            of it, so that training and test data given other parts share no frame.
     """
 
     def __init__(
@@ -54,11 +59,14 @@ class KittiOdometry(Reader):
         frames: Literal[1, 2, 3] = 2,
         gap: Annotated[int, Field(ge=1)] = 1,
         stride: Annotated[int, Field(ge=1)] = 1,
+        start: Fraction = 0.0,
+        stop: Fraction = 1.0,
     ) -> None:
         self._path = Path(path).expanduser()
         self._sequences, self._camera, self._poses = sequences, camera, poses
         self._size = (height, width)
         self._frames, self._gap, self._stride = frames, gap, stride
+        self._part = checked_part(start, stop)
         motions = motion_columns(frames) if poses else []
         self.columns = ("intrinsics", *columns_of(["image"], frames), *motions)
 
@@ -69,6 +77,7 @@ class KittiOdometry(Reader):
             names = {int(file.stem): file.name for file in self._images(folder)}
             if not names:
                 raise InputError(f"{folder}/image_{self._camera}: no frames (NNNNNN.png)")
+            names = cut(names, self._part)
             lines = self._pose_lines(name)
             starts = sorted(names)[:: self._stride]
             found = clips(names, starts, self._frames, self._gap)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from taskray.data.reader import Row
 from taskray.errors import InputError
 from taskray.schema import frame_suffix
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Part = tuple[float, float]
+"""Where the part of a video begins and ends, as fractions of its frames."""
 
 
 def columns_of(names: Iterable[str], frames: int) -> list[str]:
@@ -20,6 +26,20 @@ def columns_of(names: Iterable[str], frames: int) -> list[str]:
 def motion_columns(frames: int) -> list[str]:
     """``camera_motion`` from each frame of a sample to the next."""
     return [f"camera_motion{frame_suffix(k)}" for k in range(1, frames)]
+
+
+def checked_part(start: float, stop: float) -> Part:
+    """The part of each video from ``start`` to ``stop``; InputError where that is none."""
+    if start >= stop:
+        raise InputError(f"stop: expected more than start, {start:g} (got {stop:g})")
+    return start, stop
+
+
+def cut(present: Mapping[int, str], part: Part) -> dict[int, str]:
+    """The frames of one part of a video, number -> name: no sample reaches out of it."""
+    numbers = sorted(present)
+    first, last = (round(fraction * len(numbers)) for fraction in part)
+    return {number: present[number] for number in numbers[first:last]}
 
 
 def clips(
