@@ -1,0 +1,86 @@
+"""What the ego-motion of a run is to be compared with: motions that look at no frame.
+
+``jobs/constant_velocity.py RUN TRAINING TEST`` scores, on the dataset TEST of a run's job, and as
+the run's own ``ego_motion`` is scored, ``constant``: the mean true motion of the dataset TRAINING,
+again and again; ``ahead``: straight ahead, which needs no poses, since what is measured does not
+depend on speed; and ``still``: none. It prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taskray.config import Job, override, parse_job, read_yaml
+from taskray.data.source import load_in_process
+from taskray.data.store import prepare
+from taskray.data.streams import plain_batches
+from taskray.errors import InputError, TaskrayError
+from taskray.report.run_folder import CONFIG
+from taskray.tasks.motion_metrics import EgoMotionMetrics
+
+MOTION = "camera_motion"
+
+
+def measure(
+    run: Path, training: str, test: str, overrides: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
+    """The metrics of each motion; InputError where a dataset has no true motion."""
+    job = parse_job(override(read_yaml(run / CONFIG), overrides), str(run / CONFIG))
+    true = motions(job, test)
+    motion = torch.eye(4).repeat(3, 1, 1)
+    motion[0] = mean_motion(motions(job, training))
+    motion[1, 2, 3] = -1.0  # what lies ahead comes nearer
+    found = {}
+    for name, one in zip(("constant", "ahead", "still"), motion, strict=True):
+        metric = EgoMotionMetrics()
+        metric.update({MOTION: one.expand_as(true)}, {MOTION: true})
+        found[name] = {key: float(value) for key, value in metric.compute().items()}
+    return found
+
+
+def motions(job: Job, dataset: str) -> Tensor:
+    """The true motions of a dataset, ``[n, 4, 4]``."""
+    if dataset not in job.data:
+        raise InputError(f"no dataset {dataset!r}, expected one of {', '.join(job.data)}")
+    path = prepare(job.data[dataset], name=dataset, use_ray=False)
+    source = load_in_process(path, job.data[dataset], [MOTION], name=dataset).open()
+    return torch.cat([batch.tensors[MOTION] for batch in plain_batches(source, 16, [MOTION])])
+
+
+def mean_motion(motions_n44: Tensor) -> Tensor:
+    """The mean translation, and the rotation nearest to the mean of the rotations; ``[4, 4]``."""
+    mean = motions_n44.double().mean(dim=0)
+    left, _, right = torch.linalg.svd(mean[:3, :3])
+    mean[:3, :3] = left @ right
+    return mean.to(motions_n44.dtype)
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("training", metavar="TRAINING")
+    parser.add_argument("test", metavar="TEST")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=v", dest="overrides")
+    given = parser.parse_args()
+    try:
+        found = measure(given.run, given.training, given.test, given.overrides)
+    except TaskrayError as error:
+        print(f"constant_velocity: {error}", file=sys.stderr)
+        return error.exit_code
+    values = {n: {k: round(v, 4) for k, v in of.items()} for n, of in found.items()}
+    print(json.dumps({"run": given.run.name, "dataset": given.test, **values}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

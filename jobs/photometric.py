@@ -1,0 +1,141 @@
+"""How well the latest checkpoints of a run move the frames of a video onto one another.
+
+``jobs/photometric.py RUN DATASET`` takes every pair of a dataset (a name under ``data`` in the
+run's job) through the tasks that ``scene_photometric`` ties, and compares each frame with the
+other one, sampled where its pixels should stand there (Taskology eq. 9). Errors are means of
+|I' - I| over channels and pixels, both directions, the whole dataset; images lie in [0, 1]. It
+prints one line of JSON:
+
+``warped``            over the pixels that the predictions call visible
+``identity``          over the same pixels, with the other frame as it is
+``flat``              as ``warped``, but with everything as far away as the frame's median
+``everywhere``        over all pixels, with the other frame as it is
+``visible``           the fraction of pixels that is visible
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taskray.config import Job, override, parse_job, read_yaml
+from taskray.consistency.scene_photometric import ScenePhotometric
+from taskray.consistency.two_views import Direction, both_directions
+from taskray.data.source import load_in_process
+from taskray.data.store import prepare
+from taskray.data.streams import plain_batches
+from taskray.errors import InputError, TaskrayError
+from taskray.loop.assembly import asked_columns, build_relations, build_task, build_trainer
+from taskray.loop.trainer import Trainer
+from taskray.report.run_folder import CONFIG
+from taskray.runtime.checkpoints import CheckpointStore, load_into
+
+
+def measure(run: Path, dataset: str, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """What is printed; InputError where the run has no such relation, dataset or checkpoint."""
+    job = parse_job(override(read_yaml(run / CONFIG), overrides), str(run / CONFIG))
+    if dataset not in job.data:
+        raise InputError(f"{run}: no dataset {dataset!r}, expected one of {', '.join(job.data)}")
+    relation, trainers = trained(job, run)
+    columns = tuple({*asked_columns(job, [t.name for t in trainers]), *relation.inputs})
+    path = prepare(job.data[dataset], name=dataset, use_ray=False)
+    source = load_in_process(path, job.data[dataset], columns).open()
+    sums: dict[str, Tensor] = {}
+    for batch in plain_batches(source, job.evaluation.batch_size, columns):
+        found: dict[str, Tensor] = {}
+        for trainer in trainers:
+            found |= trainer.answer(batch)
+        flat = {name: _flat(v) if name in ("depth", "depth_2") else v for name, v in found.items()}
+        for errors in (
+            compare(relation, found, batch.tensors),
+            {"flat": compare(relation, flat, batch.tensors)["warped"]},
+        ):
+            for name, error in errors.items():
+                sums[name] = sums.get(name, torch.zeros(2)) + error
+    result = {name: float(total / count) for name, (total, count) in sums.items()}
+    return {**result, "visible": float(sums["warped"][1] / sums["everywhere"][1])}
+
+
+def trained(job: Job, run: Path) -> tuple[ScenePhotometric, list[Trainer]]:
+    """The relation, and the tasks that it ties, with the weights of their latest checkpoints."""
+    store = CheckpointStore(job.checkpoint.path or run / "checkpoints")
+    relation, trainers = None, []
+    for name in job.tasks:
+        task = build_task(job, name)
+        tied = [
+            weighted
+            for weighted in build_relations(job, name, task)
+            if isinstance(weighted.relation, ScenePhotometric)
+        ]
+        if not tied:
+            continue
+        trainer = build_trainer(
+            job, name, task, dedicated=None, mediator=None, relations=tied, peers=None
+        )
+        checkpoint = store.latest(name)
+        if checkpoint is None:
+            raise InputError(f"{store.root}/{name}: no checkpoint of task {name!r}")
+        load_into(trainer.model, checkpoint)
+        trainers.append(trainer)
+        relation = tied[0].relation
+    if not isinstance(relation, ScenePhotometric):
+        raise InputError(f"{run}: no relation scene_photometric in its job")
+    return relation, trainers
+
+
+def compare(
+    relation: ScenePhotometric, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Each error as (sum, number of values), both directions together."""
+    both = both_directions(predictions, batch, relation.object_motion, relation.movable)
+    there, back = (_one_way(direction, batch) for direction in both)
+    return {name: there[name] + back[name] for name in there}
+
+
+def _one_way(direction: Direction, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    here, there = (batch["image" + view.frame] for view in (direction.here, direction.there))
+    visible = direction.visible(direction.sample(direction.there.depth)).expand_as(here)
+    warped, still = ((image - here).abs() for image in (direction.sample(there), there))
+    return {
+        "warped": _sum(warped[visible]),
+        "identity": _sum(still[visible]),
+        "everywhere": _sum(still),
+    }
+
+
+def _sum(values: Tensor) -> Tensor:
+    return torch.tensor([float(values.double().sum()), values.numel()], dtype=torch.float64)
+
+
+def _flat(depth_b1hw: Tensor) -> Tensor:
+    median = depth_b1hw.flatten(1).median(dim=1).values
+    return median[:, None, None, None].expand_as(depth_b1hw)
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=v", dest="overrides")
+    given = parser.parse_args()
+    try:
+        found = measure(given.run, given.dataset, given.overrides)
+    except TaskrayError as error:
+        print(f"photometric: {error}", file=sys.stderr)
+        return error.exit_code
+    values = {name: round(value, 5) for name, value in found.items()}
+    print(json.dumps({"run": given.run.name, "dataset": given.dataset, **values}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
