@@ -37,7 +37,8 @@ def predict(
     """A task's quantities (float32) on these frames, named as in ``schema``. The frames go
     through the network together, as one batch."""
     frames = frames if task.per_frame else FIRST
-    inputs = torch.cat([task.network_input(_frame(columns, frame)) for frame in frames])
+    parts = [task.network_input(_frame(columns, frame)) for frame in frames]
+    inputs = parts[0] if len(parts) == 1 else torch.cat(parts)
     if inputs.dim() == 4:  # only images have a memory format
         inputs = inputs.contiguous(memory_format=layout)
     output = network(inputs)
