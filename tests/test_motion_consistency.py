@@ -12,6 +12,8 @@ from taskray.consistency.motion_consistency import DIRECTION, LOGIT, MotionConsi
 from taskray.errors import InputError
 from taskray.geometry.grid import Grid
 from taskray.tasks.anchors import Anchor, Anchors, wrap
+from taskray.tasks.box_flow import BoxFlow
+from taskray.tasks.detection import Detection
 
 Columns = dict[str, Tensor]
 GRID = Grid(x=(-8.0, 8.0), y=(-6.0, 6.0), cell=0.5)
@@ -237,3 +239,14 @@ def test_of_two_frames_the_second_is_the_current_one() -> None:
 def test_maps_of_another_grid_are_refused() -> None:
     with pytest.raises(InputError, match=r"grid: the relation's has \(468, 468\) cells"):
         total(truth(tracks(CROSSING)), MotionConsistency())
+
+
+def test_tasks_of_another_grid_or_other_classes_are_refused_before_anything_runs() -> None:
+    cars, people = [Anchor(label=8)], [Anchor(label=7)]
+    tasks = {"boxes": Detection(GRID, cars), "flow": BoxFlow(GRID, cars)}
+    RELATION.check_tasks(tasks)
+    as_many_cells = Grid(x=(-16.0, 16.0), y=(-12.0, 12.0), cell=1.0)
+    with pytest.raises(InputError, match="grid: is not that of task 'flow'"):
+        RELATION.check_tasks({**tasks, "flow": BoxFlow(as_many_cells, cars)})
+    with pytest.raises(InputError, match="differ in their classes"):
+        RELATION.check_tasks({**tasks, "flow": BoxFlow(GRID, people)})

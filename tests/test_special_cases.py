@@ -11,9 +11,10 @@ import torch
 from collectives import Watch, run
 from rich.console import Console
 
-from taskray.commands.train import prepare_datasets
+from taskray.commands.train import check, prepare_datasets
 from taskray.config import Job, load_job
 from taskray.data.source import load_in_process
+from taskray.errors import InputError
 from taskray.loop.assembly import build_tasks
 from taskray.schema import IGNORE
 
@@ -140,3 +141,15 @@ def test_several_relations_add_up_and_each_is_reported(tmp_path: Path) -> None:
     for name, expected in relations.items():
         found = {loss.split("/")[1] for loss in losses(watch, name) if "/" in loss}
         assert found == expected
+
+
+def test_a_task_with_neither_labels_nor_a_relation_is_refused_before_anything_runs() -> None:
+    job = load_job(ROOT / "jobs/depth_ego_motion.yaml", ["consistency.scene=null"])
+    with pytest.raises(InputError, match=r"tasks\.depth: neither labels nor a relation"):
+        check(job)
+
+
+def test_augmentation_of_point_clouds_is_refused_not_ignored() -> None:
+    job = load_job(ROOT / "jobs/detection_flow.yaml", ["tasks.detection.augment.flip=true"])
+    with pytest.raises(InputError, match=r"tasks\.detection\.augment: only images"):
+        check(job)

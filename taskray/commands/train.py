@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from taskray.config import Job
+from taskray.config import AugmentConfig, Job
 from taskray.data.parquet import columns_of
 from taskray.data.source import Handle, open_source
 from taskray.data.store import build_reader, prepare
@@ -34,6 +34,7 @@ from taskray.report.run_folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
 from taskray.runtime.checkpoints import CheckpointStore, load_into
 from taskray.runtime.inline import InlineCollective
 from taskray.runtime.member import load_initial
+from taskray.schema import quantity_of
 
 Resume = Literal["auto", "never"]
 
@@ -102,6 +103,10 @@ def check(job: Job) -> dict[str, nn.Module]:
     for name, task in tasks.items():
         if not build_relations(job, name, task) and not (job.labels_of(name) or name in job.frozen):
             raise InputError(f"tasks.{name}: neither labels nor a relation: nothing to train on")
+        if not any(quantity_of(c) == "image" for c in task.inputs) and (
+            job.tasks[name].augment != AugmentConfig()
+        ):
+            raise InputError(f"tasks.{name}.augment: only images are augmented; it has none")
         models[name] = build_model(job, name, task)
     for name, config in job.data.items():
         build_reader(config, name)

@@ -15,6 +15,9 @@ from taskray.consistency.relation import Relation
 from taskray.errors import InputError
 from taskray.geometry.grid import Grid
 from taskray.tasks.anchors import HEADINGS, wrap
+from taskray.tasks.box_flow import BoxFlow
+from taskray.tasks.detection import Detection
+from taskray.tasks.task import Task
 
 Weight = Annotated[float, Field(ge=0)]
 PAPER_GRID = Grid()
@@ -77,6 +80,14 @@ class MotionConsistency(Relation):
         suffixes = (self.current, *self.past)
         self.flow = f"box_flow{self.current}"
         self.quantities = (*(f"detection{suffix}" for suffix in suffixes), self.flow)
+
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        known = {n: t.anchors for n, t in tasks.items() if isinstance(t, (Detection, BoxFlow))}
+        for name, anchors in known.items():
+            if anchors.grid != self.grid:
+                raise InputError(f"grid: is not that of task {name!r}")
+            if anchors.classes != next(iter(known.values())).classes:
+                raise InputError(f"tasks {', '.join(map(repr, known))} differ in their classes")
 
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]

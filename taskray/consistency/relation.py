@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from taskray.tasks.task import Task
+
 
 class Relation(ABC):
     """One consistency loss. Its ``__init__`` arguments are what a job may set."""
@@ -18,6 +20,11 @@ class Relation(ABC):
     """Predicted quantities that the relation ties together."""
     inputs: tuple[str, ...] = ()
     """Columns of the mediator batch that it needs besides predictions."""
+
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        """Refuse (InputError) tasks, by name, whose predictions this relation cannot compare; all
+        that predict one of its quantities are given. Any will do, unless a relation says so."""
+        return None
 
     @abstractmethod
     def __call__(

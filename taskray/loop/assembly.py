@@ -88,6 +88,11 @@ def build_tasks(job: Job) -> dict[str, Task]:
                     f"consistency.{name}: needs {quantity!r}, which no task predicts "
                     f"(predicted: {', '.join(sorted(predicted))})"
                 )
+        tied = {n: t for n, t in tasks.items() if any(map(t.predicts, relation.quantities))}
+        try:
+            relation.check_tasks(tied)
+        except InputError as error:
+            raise InputError(f"consistency.{name}.relation: {error}") from None
     return tasks
 
 
