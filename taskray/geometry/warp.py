@@ -5,7 +5,7 @@ depth, R and T the camera's motion 1 -> 2, delta the object motion in axes of ca
 the mask of what can move; p' is where the point stands in frame 2 and z' its depth there.
 
 Shape legend as in :mod:`taskray.geometry.camera`. Everything is differentiable in depth,
-motions, mask and sampled values; validity is boolean and carries no gradient.
+motions and sampled values; validity is boolean and carries no gradient.
 """
 
 from __future__ import annotations
@@ -41,21 +41,19 @@ def warp(
     intrinsics_b33: Tensor,
     motion_b44: Tensor,
     object_motion_b3hw: Tensor | None = None,
-    mask_b1hw: Tensor | None = None,
 ) -> Warp:
     """Move every pixel of frame 1 to frame 2 (Taskology eq. 9).
 
-    ``motion_b44`` is ``camera_motion`` 1 -> 2; ``object_motion_b3hw`` is in metres in axes of
-    camera 2, and without ``mask_b1hw`` (m in [0, 1]) it counts everywhere. The intrinsics must
-    be invertible.
+    ``motion_b44`` is ``camera_motion`` 1 -> 2; ``object_motion_b3hw`` is m delta, in metres in
+    axes of camera 2. The intrinsics must be invertible.
     """
     height, width = depth_b1hw.shape[-2:]
     turn = intrinsics_b33 @ motion_b44[:, :3, :3] @ invert_intrinsics(intrinsics_b33)
     turned = turn @ _homogeneous_pixels(height, width, depth_b1hw.dtype, depth_b1hw.device)
     shift = (intrinsics_b33 @ motion_b44[:, :3, 3:])[..., None]
     if object_motion_b3hw is not None:
-        moved = object_motion_b3hw if mask_b1hw is None else mask_b1hw * object_motion_b3hw
-        shift = shift + (intrinsics_b33 @ moved.flatten(2)).view_as(moved)
+        moved = intrinsics_b33 @ object_motion_b3hw.flatten(2)
+        shift = shift + moved.view_as(object_motion_b3hw)
     projected = torch.addcmul(shift, depth_b1hw, turned.view(-1, 3, height, width))
     depth = projected[:, 2:]
     pixels = projected[:, :2] / depth.clamp(min=NEAREST)
@@ -90,17 +88,16 @@ def in_bounds(pixels_b2hw: Tensor, height: int, width: int) -> Tensor:
     return inside & (row >= -1e-3) & (row <= height - 1 + 1e-3)
 
 
-def sample(values_bchw: Tensor, pixels_b2hw: Tensor, mode: str = "bilinear") -> Tensor:
-    """Values ``[b, c, h, w]`` of frame 2 at pixels (column, row), ``[b, c, h', w']``.
+def sample(values_bchw: Tensor, pixels_b2hw: Tensor) -> Tensor:
+    """Values ``[b, c, h, w]`` of frame 2 at pixels (column, row), bilinear, ``[b, c, h', w']``.
 
-    ``mode`` is ``bilinear`` or ``nearest``. Outside the frame the border's value is repeated:
-    mask with :func:`in_bounds`.
+    Outside the frame the border's value is repeated: mask with :func:`in_bounds`.
     """
     height, width = values_bchw.shape[-2:]
     size = pixels_b2hw.new_tensor([width, height])[:, None, None]
     grid = torch.addcmul(1 / size - 1, pixels_b2hw, 2 / size)
     return functional.grid_sample(
-        values_bchw, grid.movedim(1, -1), mode=mode, padding_mode="border", align_corners=False
+        values_bchw, grid.movedim(1, -1), padding_mode="border", align_corners=False
     )
 
 
