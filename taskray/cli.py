@@ -61,54 +61,56 @@ def _keep_traceback() -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line, see CONTRACT in the README."""
+    """The command line."""
     top = argparse.ArgumentParser(prog="taskray", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+    for name, add, run, help in (
+        ("train", _train, run_train, "one collective run of a job"),
+        ("evaluate", _evaluate, run_evaluate, "evaluate the checkpoints of a run"),
+        ("study", _study, run_study, "run a table: variants x seeds"),
+        ("tune", _tune, run_tune, "search a space of jobs with Ray Tune"),
+        ("submit", _submit, run_submit, "run a job on a cluster, through Ray's job submission"),
+        ("report", _report, run_report, "write report.html of a run or study"),
+        ("data", _data, run_data, "build, look at or convert datasets"),
+        ("doctor", _doctor, run_doctor, "check a job and this machine before anything is placed"),
+    ):
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(run=run)
-        return sub
+        add(sub)
+    return top
 
-    def overrides(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="a.b=v", dest="overrides",
-            help="override a dotted path of the job; may be given often",
-        )  # fmt: skip
 
-    def recording(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--record", type=Path, metavar="DIR",
-            help="also write what was found to DIR/<name>.md and .json, with commit and hardware",
-        )  # fmt: skip
-
-    sub = command("train", run_train, "one collective run of a job")
+def _train(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("job", metavar="JOB.yaml")
-    overrides(sub)
+    _overrides(sub)
     sub.add_argument("--out", type=Path, help="run folder (default: runs/<name of the job>)")
     sub.add_argument("--resume", choices=("auto", "never"), default="auto")
     sub.add_argument("--inline", action="store_true", help="the same loop in one process, no Ray")
 
-    sub = command("evaluate", run_evaluate, "evaluate the checkpoints of a run")
-    sub.add_argument("folder", type=Path, metavar="RUN")
-    overrides(sub)
 
-    sub = command("study", run_study, "run a table: variants x seeds")
+def _evaluate(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("folder", type=Path, metavar="RUN")
+    _overrides(sub)
+
+
+def _study(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("study", type=Path, metavar="STUDY.yaml")
     sub.add_argument("--out", type=Path, help="study folder (default: runs/<name of the study>)")
     sub.add_argument("--seeds", type=int, help="how many seeds, instead of the study's own")
-    recording(sub)
-    overrides(sub)
+    _recording(sub)
+    _overrides(sub)
 
-    sub = command("tune", run_tune, "search a space of jobs with Ray Tune")
+
+def _tune(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("space", type=Path, metavar="SPACE.yaml")
     sub.add_argument("--job", type=Path, metavar="JOB.yaml", help="instead of the space's own")
     sub.add_argument("--out", type=Path, help="folder (default: runs/<name of the space>)")
     sub.add_argument("--samples", type=int, help="how many trials, instead of the space's own")
-    recording(sub)
-    overrides(sub)
+    _recording(sub)
+    _overrides(sub)
 
-    sub = command("submit", run_submit, "run a job on a cluster, through Ray's job submission")
+
+def _submit(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("job", metavar="JOB.yaml")
     sub.add_argument("--address", required=True, help="of the cluster's dashboard, http://...")
     sub.add_argument("--follow", action="store_true", help="print the job's log until it ends")
@@ -119,21 +121,37 @@ def parser() -> argparse.ArgumentParser:
         "--python", default="python", metavar="COMMAND",
         help="the interpreter that the cluster's Ray runs with, if it is not 'python' there",
     )  # fmt: skip
-    overrides(sub)
+    _overrides(sub)
 
-    sub = command("report", run_report, "write report.html of a run or study")
+
+def _report(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("folder", type=Path, metavar="RUN_OR_STUDY")
     sub.add_argument("--baseline", type=Path, help="a run to compare with, in report and table")
 
-    sub = command("data", run_data, "build, look at or convert datasets")
+
+def _data(sub: argparse.ArgumentParser) -> None:
     from taskray.commands.data import add_arguments
 
     add_arguments(sub)
 
-    sub = command("doctor", run_doctor, "check a job and this machine before anything is placed")
+
+def _doctor(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("job", metavar="JOB.yaml")
-    overrides(sub)
-    return top
+    _overrides(sub)
+
+
+def _overrides(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="a.b=v", dest="overrides",
+        help="override a dotted path of the job; may be given often",
+    )  # fmt: skip
+
+
+def _recording(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--record", type=Path, metavar="DIR",
+        help="also write what was found to DIR/<name>.md and .json, with commit and hardware",
+    )  # fmt: skip
 
 
 def run_train(arguments: argparse.Namespace) -> int:

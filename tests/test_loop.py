@@ -171,6 +171,21 @@ def test_an_absurd_prediction_of_a_peer_is_a_skipped_step_and_no_failure():
     assert all(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
 
 
+class SaysNothing(Agree):
+    """Its value does not depend on what this task predicts."""
+
+    def __call__(
+        self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {"off": super().__call__(predictions, batch)["off"].detach()}
+
+
+def test_a_relation_without_a_gradient_for_this_task_is_a_skipped_step_and_no_failure():
+    loop = trainer(Scripted(fresh_normals()), supervised=0)
+    loop.relations = [WeightedRelation("agree", SaysNothing(), loop.relations[0].config)]
+    assert loop.train(3)["totals"]["skipped_consistency_steps"] == 3
+
+
 def test_a_step_without_peers_publishes_and_learns_nothing_and_is_counted():
     peers = Scripted(PeerPredictions({}, {"normals": "absent"}))
     loop = trainer(peers, supervised=0)

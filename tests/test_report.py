@@ -21,7 +21,7 @@ from taskray.report.compare import comparison_table
 from taskray.report.curves import read_curves, write_curves
 from taskray.report.history import Run
 from taskray.report.html import write_report
-from taskray.report.live import Live
+from taskray.report.live import Live, Progress
 from taskray.report.metrics import describe, duration, format_change, relative_change
 from taskray.report.render import to_markdown, to_rich
 from taskray.report.run_folder import RunFolder, read_metrics, read_panels, read_result
@@ -42,7 +42,8 @@ def make_run(path: Path, *, consistency: bool = True, finished: bool = True) -> 
             for task, peer in (("depth", "normals"), ("normals", "depth")):
                 values = {"loss/supervised": 10 / step, "eval/real_test/abs_rel": 1 / step}
                 if consistency:
-                    values |= {"loss/consistency/depth_normals": 1 / step,
+                    values |= {"loss/consistency": 1 / step,
+                               "loss/consistency/depth_normals": 1 / step,
                                f"staleness/{peer}/steps_mean": 20.0,
                                f"staleness/{peer}/steps_max": 40.0,
                                f"staleness/{peer}/seconds_mean": 1.5,
@@ -60,14 +61,14 @@ def make_result(abs_rel: float) -> dict[str, object]:
     normals = {"real_test": {"mean_deg": 25.0, "within_11_25": 0.378}}
     return {
         "name": f"run {NASTY}", "status": "finished", "seconds": 93.1, "hardware": "2 CPU cores",
-        "tasks": {"depth": {"steps": 200, "restarts": 1, "evaluations": depth,
+        "tasks": {"depth": {"steps": 200, "restarts": 1, "corrupt_rows": 2, "evaluations": depth,
                             "metrics": depth["real_test"]},
                   "normals": {"steps": 200, "restarts": 0, "evaluations": normals,
                               "metrics": normals["real_test"]}},
         "staleness": {"depth<-normals": {"steps_mean": 20.0, "steps_max": 40, "seconds_mean": 1.5,
                                          "hit_rate": 0.9}},
         "cache": {"entries": 150, "bytes": 41_000_000, "publishes": 400, "refused": 0},
-        "events": [], "error": None, "corrupt_rows": {"depth": 2},
+        "events": [], "error": None,
     }  # fmt: skip
 
 
@@ -217,6 +218,8 @@ def test_the_report_has_all_sections(tmp_path: Path) -> None:
                  "over steps", "over seconds", "depth ← normals", "Hit rate", "41.0 MB",
                  "\N{MINUS SIGN}15.2 %", "<details><summary>Configuration"):  # fmt: skip
         assert text in page
+    work = page[page.index("Work done"):page.index("Events")]  # fmt: skip
+    assert re.search(r"corrupt rows.*>2<", work, re.S)
     assert page.count("<img ") == 2 * 2 * 6  # tasks, samples, pictures a row
 
 
@@ -421,6 +424,12 @@ def test_the_live_view_is_quiet_without_a_terminal() -> None:
     assert len(lines) == 5  # one every 10 s, the event, the last state
     assert lines[0] == "[10 s] depth 100/1000 10.0/s loss 0.5000"
     assert "task 'depth' [lost] its process" in lines[3]
+
+
+def test_the_live_view_shows_the_consistency_loss_once_however_many_terms_it_has() -> None:
+    terms = {"loss/consistency": 0.5, "loss/consistency/scene": 1.0}
+    parts = {"loss/consistency/scene/rgb": 0.6, "loss/consistency/scene/ssim": 0.4}
+    assert Progress(100, values=terms | parts).consistency == 0.5
 
 
 def test_the_live_view_draws_at_most_twice_a_second() -> None:

@@ -16,7 +16,7 @@ from taskray.data.store import prepare
 from taskray.data.streams import plain_batches
 from taskray.errors import InputError
 from taskray.loop.assembly import build_task, build_trainer
-from taskray.loop.evaluation import Evaluation, evaluate
+from taskray.loop.evaluation import Evaluation, evaluate, panels
 from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
 from taskray.report.run_folder import CONFIG, RunFolder, read_panels, read_result
@@ -104,13 +104,3 @@ def merge(
         merged = {**(before.get("evaluations") or {}), **values}
         tasks[name] = {**before, "metrics": metrics, "evaluations": merged}
     return {**result, "tasks": tasks, "evaluated_steps": dict(steps)}
-
-
-def panels(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> dict[str, Any]:
-    """The frames that the evaluations kept, under the names of ``panels.npz``."""
-    return {
-        f"{task}/{title}/{name}": array
-        for task, found in evaluations.items()
-        for title, evaluation in found.items()
-        for name, array in evaluation.samples.items()
-    }

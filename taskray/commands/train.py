@@ -15,7 +15,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -26,6 +25,7 @@ from taskray.data.source import Handle, open_source
 from taskray.data.store import build_reader, prepare
 from taskray.errors import InputError
 from taskray.loop.assembly import build_model, build_relations, build_tasks, columns_of_datasets
+from taskray.loop.evaluation import panels
 from taskray.loop.optimization import build_optimizer
 from taskray.report.html import write_report
 from taskray.report.live import Live
@@ -88,7 +88,8 @@ def train(
                 finally:
                     result: dict[str, Any] = collective.result(recorder.elapsed)
                     result |= {"events": recorder.events, "hardware": hardware()}
-                    files.write_panels(panels(collective.states))
+                    seen = {t: s.evaluations for t, s in collective.states.items()}
+                    files.write_panels(panels(seen))
                     files.write_errors({n: s.traceback for n, s in collective.states.items()})
                     files.write_result(result)
     write_report(folder)
@@ -245,13 +246,3 @@ class Recorder:
         self.files.event(text, self.elapsed, task, step)
         self.live.event(text)
         self.events.append({"event": text, "task": task, "step": step})
-
-
-def panels(states: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The frames that the evaluations kept, under the names of ``panels.npz``."""
-    return {
-        f"{task}/{title}/{name}": array
-        for task, state in states.items()
-        for title, evaluation in state.evaluations.items()
-        for name, array in evaluation.samples.items()
-    }

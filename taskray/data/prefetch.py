@@ -46,11 +46,6 @@ class Prefetcher(Generic[T]):
             self._changed.notify_all()
             return item
 
-    def peek(self) -> T | None:
-        """The item that ``next`` will give, if it is ready."""
-        with self._changed:
-            return self._ready[0] if self._ready else None
-
     def close(self, timeout: float = 5.0) -> None:
         """End the thread; waits for the item it is working on, up to ``timeout`` seconds."""
         with self._changed:

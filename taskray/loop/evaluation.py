@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,3 +63,13 @@ def _keep(
             predicted = predicted.argmax(dim=1, keepdim=True)
         kept.setdefault(f"{quantity}/truth", []).append(labels[quantity][:take].float())
         kept.setdefault(f"{quantity}/prediction", []).append(predicted.float())
+
+
+def panels(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> dict[str, np.ndarray]:
+    """The frames that the evaluations kept, under the names of ``panels.npz``."""
+    return {
+        f"{task}/{title}/{name}": array
+        for task, found in evaluations.items()
+        for title, evaluation in found.items()
+        for name, array in evaluation.samples.items()
+    }

@@ -178,7 +178,7 @@ class Trainer:
         for term, value in terms.items():
             self.meter.add(f"loss/{term}", value.detach())
         self.meter.add("loss/supervised", loss.detach())
-        self._update(loss)
+        self._update(loss, checked=self.device.type == "cpu")
 
     def _consistency_step(self, batch: Batch, prediction: dict[str, Tensor]) -> None:
         waiting = time.perf_counter()
@@ -202,11 +202,11 @@ class Trainer:
             if len(terms) > 1:
                 values |= {f"{weighted.name}/{t}": v.detach() for t, v in terms.items()}
             loss = weight * value if loss is None else loss + weight * value
-        if loss is None:  # nobody to be consistent with: no backward pass, and it is counted
+        if loss is None or not loss.requires_grad:  # nobody to be consistent with, or no way to be
             self.totals.skipped_consistency_steps += 1
             return
         try:
-            self._update(loss)
+            self._update(loss, checked=True)
         except NotFinite:
             if not all(bool(torch.isfinite(p).all()) for p in prediction.values()):
                 raise
@@ -232,14 +232,16 @@ class Trainer:
                 f"relation {weighted.name!r} failed on {shapes}: {type(error).__name__}: {error}"
             ) from error
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self, loss: Tensor, checked: bool) -> None:
+        """Descend. ``checked``: raise NotFinite, with nothing updated, rather than take what is
+        not finite. On a CPU that is free. A GPU has to be waited for, which only what peers have
+        said is worth: the sums of the other steps are looked at when the chunk ends, before any
+        checkpoint is written."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         clip = self.config.optimizer.clip_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip or float("inf"))
-        # On a CPU the check is free. On a GPU it would make every step wait: there the sums of
-        # the chunk are looked at when it ends, before any checkpoint is written.
-        if self.device.type == "cpu" and not torch.isfinite(norm):
+        if checked and not torch.isfinite(norm):
             what = "its gradient" if torch.isfinite(loss) else "the loss"
             raise NotFinite(f"{what} is not finite (loss {float(loss.detach()):g})")
         self.meter.add("grad_norm", norm.detach())

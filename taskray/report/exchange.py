@@ -75,7 +75,7 @@ def work(run: Run) -> str:
                 "restarts")),
              fixed(values.get("steps_per_second"), 1),
              percent(values.get("data_wait_fraction")),
-             count((run.result.get("corrupt_rows") or {}).get(task))]
+             count(values.get("corrupt_rows") or None)]
         )  # fmt: skip
     header = ["task", "steps", "supervised", "consistency", "skipped", "restarts", "steps/s",
               "waiting for data", "corrupt rows"]  # fmt: skip

@@ -36,8 +36,7 @@ class Progress:
 
     @property
     def consistency(self) -> float | None:
-        losses = [v for k, v in self.values.items() if k.startswith("loss/consistency/")]
-        return sum(losses) if losses else None
+        return self.values.get("loss/consistency")
 
     @property
     def seconds_left(self) -> float | None:
