@@ -3,6 +3,7 @@ world, against an implementation in plain loops, and against finite differences 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ from scenes import CAR, Columns, moving_ball, moving_square, world_pairs
 from torch import Tensor
 
 from taskray import plugins
+from taskray.consistency.relation import Relation
 from taskray.consistency.scene_photometric import ScenePhotometric
 from taskray.consistency.segmentation_warp import SegmentationWarp
 from taskray.data.classes import class_map
 from taskray.errors import InputError
 from taskray.geometry.motion import rigid_motion
 from taskray.geometry.warp import invert
+from taskray.tasks.depth import Depth
+from taskray.tasks.segmentation import Segmentation
 
 TERMS = (
     "rgb", "ssim", "depth", "smoothness", "rotation_cycle", "translation_cycle",
@@ -451,3 +455,15 @@ def test_a_movable_class_that_the_segmentation_does_not_have_is_named() -> None:
     with pytest.raises(InputError, match="5 classes"):
         SegmentationWarp()(pair.truth | few, pair.batch)
     assert class_map("world").movable_indices == (6, 7, 8)
+
+
+@pytest.mark.parametrize("make", [ScenePhotometric, SegmentationWarp])
+def test_a_class_map_that_is_not_the_segmentations_is_refused_before_anything_runs(
+    make: Callable[..., Relation],
+) -> None:
+    city, depth = Segmentation("cityscapes_19"), Depth()
+    with pytest.raises(InputError, match="classes of 'world' are not those of task 'city'"):
+        make().check_tasks({"depth": depth, "city": city})
+    for fitting in ("cityscapes_19", [11, 13]):
+        make(movable=fitting).check_tasks({"depth": depth, "city": city})
+    make(object_motion=False).check_tasks({"city": city})  # nothing moves: no class is looked at

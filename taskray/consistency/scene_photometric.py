@@ -18,6 +18,7 @@ from taskray.consistency.two_views import (
     Direction,
     View,
     both_directions,
+    check_classes,
     movable_indices,
 )
 from taskray.errors import InputError
@@ -28,6 +29,7 @@ from taskray.geometry.photometric import (
     weighted_dissimilarity,
 )
 from taskray.geometry.warp import sample
+from taskray.tasks.task import Task
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -57,7 +59,8 @@ class ScenePhotometric(Relation):
             everything can.
         object_motion: things move by themselves; without, the scene is static (delta = 0, and
             no segmentation is needed).
-        movable: classes that can move: their indices, or a class map (a name or a YAML file).
+        movable: classes that can move: their indices, or the segmentation's class map (a name or a
+            YAML file).
         rgb: |I1' - I1| where visible, mean over all pixels and channels.
         ssim: 1/2 of (1 - SSIM)/2 of windows of 3x3 pixels, weighted by how well the depths
             agree: s / (dz^2 + s), s the mean of dz^2 over visible pixels (no gradient).
@@ -99,12 +102,16 @@ class ScenePhotometric(Relation):
             raise InputError("every term has weight 0: nothing is left")
         self.object_motion = object_motion
         masked = segmentation and object_motion
-        self.movable = movable_indices(movable) if masked else None
+        self.named, self.movable = movable, movable_indices(movable) if masked else None
         self.quantities = (
             *SCENE,
             *(OBJECTS if object_motion else ()),
             *(CLASSES if masked else ()),
         )
+
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        if self.movable is not None:
+            check_classes(self.named, tasks)
 
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]

@@ -13,8 +13,10 @@ from taskray.consistency.two_views import (
     OBJECTS,
     SCENE,
     both_directions,
+    check_classes,
     movable_indices,
 )
+from taskray.tasks.task import Task
 
 
 class SegmentationWarp(Relation):
@@ -30,15 +32,20 @@ class SegmentationWarp(Relation):
     Args:
         object_motion: things move by themselves where the segmentation is of a movable class;
             without, the scene is static.
-        movable: those classes: their indices, or a class map (a name or a YAML file).
+        movable: those classes: their indices, or the segmentation's class map (a name or a YAML
+            file).
     """
 
     inputs = ("intrinsics",)
 
     def __init__(self, object_motion: bool = True, movable: str | list[int] = "world") -> None:
         self.object_motion = object_motion
-        self.movable = movable_indices(movable)
+        self.named, self.movable = movable, movable_indices(movable)
         self.quantities = (*SCENE, *(OBJECTS if object_motion else ()), *CLASSES)
+
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        if self.object_motion:
+            check_classes(self.named, tasks)
 
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]

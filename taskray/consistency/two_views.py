@@ -16,6 +16,8 @@ from taskray.data.classes import class_map
 from taskray.errors import InputError
 from taskray.geometry.motion import squared_length
 from taskray.geometry.warp import sample, warp
+from taskray.tasks.segmentation import Segmentation
+from taskray.tasks.task import Task
 
 SCENE = ("depth", "depth_2", "camera_motion", "camera_motion_back_2")
 OBJECTS = ("object_motion", "object_motion_back_2")
@@ -128,6 +130,18 @@ def movable_indices(movable: str | list[int]) -> tuple[int, ...]:
     if not indices or min(indices) < 0:
         raise InputError(f"movable: expected at least one class, each 0 or more, got {movable!r}")
     return tuple(sorted(indices))
+
+
+def check_classes(movable: str | list[int], tasks: Mapping[str, Task]) -> None:
+    """Refuse (InputError) a class map with other classes than a segmentation among the tasks has:
+    its indices would be those of other things. Indices themselves are taken as they are."""
+    if isinstance(movable, str):
+        for name, task in tasks.items():
+            if isinstance(task, Segmentation) and task.classes != class_map(movable).classes:
+                raise InputError(
+                    f"movable: the classes of {movable!r} are not those of task {name!r}; "
+                    "expected its class map, or the indices of the classes that can move"
+                )
 
 
 def checked_intrinsics(batch: Mapping[str, Tensor]) -> Tensor:
