@@ -17,6 +17,7 @@ from taskray.config import DataConfig
 from taskray.data.cityscapes import Cityscapes, depth_of
 from taskray.data.coco import Coco, centre_box
 from taskray.data.codec import check_sample
+from taskray.data.files import resize_image
 from taskray.data.kitti_odometry import KittiOdometry
 from taskray.data.masks import fill_polygon, fill_runs, run_lengths
 from taskray.data.store import prepare, read_manifest
@@ -400,6 +401,16 @@ def test_coco_images_are_cut_to_the_shape_of_the_frame(photographs: Path) -> Non
     whole = Coco(str(photographs), "small", height=60, width=80)
     uncut = whole.load(whole.index()[0])["segmentation"][0]
     np.testing.assert_array_equal(classes, uncut[10:50][1::2, 1::2])
+
+
+def test_a_coco_image_of_any_size_is_cut_within_its_edges() -> None:
+    for size, wanted in (((249, 640), (120, 160)), ((640, 249), (160, 120))):
+        box = centre_box(size, wanted)
+        assert min(box) >= 0
+        assert box[2] <= size[1]
+        assert box[3] <= size[0]
+        image = Image.new("RGB", (size[1], size[0]))
+        assert resize_image(image, wanted, box).shape == (*wanted, 3)
 
 
 def test_run_lengths_are_read_in_both_forms() -> None:

@@ -127,8 +127,9 @@ def centre_box(size: Size, wanted: Size) -> Box:
     """The largest part of an image, in its middle, that is shaped as is wanted."""
     scale = min(size[0] / wanted[0], size[1] / wanted[1])
     height, width = wanted[0] * scale, wanted[1] * scale
-    left, top = (size[1] - width) / 2, (size[0] - height) / 2
-    return (left, top, left + width, top + height)
+    left, top = max(0.0, (size[1] - width) / 2), max(0.0, (size[0] - height) / 2)
+    # rounding may put an edge a hair outside, and Pillow reads nothing beyond the image
+    return (left, top, min(left + width, size[1]), min(top + height, size[0]))
 
 
 def _show(mask: np.ndarray, box: Box, size: Size) -> np.ndarray:
