@@ -473,6 +473,24 @@ def test_a_flip_mirrors_the_world_half_of_the_time() -> None:
     assert torch.allclose(moved, mirror * (before["camera_motion"][sample] @ point))
 
 
+def test_a_flip_mirrors_the_motion_back_as_well() -> None:
+    batch = labelled_batch()
+    there = batch.tensors["camera_motion"].double()
+    batch.tensors.update(camera_motion=there, camera_motion_back_2=there.inverse())
+    config = AugmentConfig(flip=True)
+    after = augment(batch, config, torch.Generator().manual_seed(0), labelled=True).tensors
+    assert not torch.equal(after["camera_motion"], there)
+    torch.testing.assert_close(after["camera_motion_back_2"], after["camera_motion"].inverse())
+
+
+@pytest.mark.parametrize("column", ["scribble", "points"])
+def test_a_flip_refuses_a_column_that_has_no_mirror_image(column: str) -> None:
+    batch = labelled_batch()
+    batch.tensors[column] = torch.zeros(64, 5, 4)
+    with pytest.raises(InputError, match=rf"augment\.flip: column '{column}' has no mirror image"):
+        augment(batch, AugmentConfig(flip=True), torch.Generator(), labelled=True)
+
+
 def test_all_frames_of_a_sample_change_colour_alike() -> None:
     image = labelled_batch().tensors["image"]
     batch = Batch({"image": image, "image_2": image.clone()})

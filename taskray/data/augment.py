@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taskray.config import AugmentConfig
 from taskray.data.batch import Batch
+from taskray.errors import InputError
 from taskray.geometry.camera import flip_intrinsics
 from taskray.schema import QUANTITIES, quantity_of
 
@@ -65,16 +66,17 @@ def _recolour(
 
 
 def _flip(tensors: dict[str, Tensor], column: str) -> Tensor:
-    """A column of the mirrored samples: what ``x -> -x`` does to its quantity."""
+    """A column of the mirrored samples: what ``x -> -x`` does to its quantity. InputError where
+    nobody knows: a column of no quantity of cameras."""
     values, quantity = tensors[column], quantity_of(column)
     if quantity == "intrinsics":
         width = next(t.shape[-1] for c, t in tensors.items() if quantity_of(c) == "image")
         return flip_intrinsics(values, width)
-    if quantity == "camera_motion":  # X2 = M X1 becomes F X2 = (F M F) F X1
+    if quantity in ("camera_motion", "camera_motion_back"):  # X2 = M X1 becomes F X2 = (F M F) F X1
         mirror = values.new_tensor([-1.0, 1.0, 1.0, 1.0])
         return values * mirror[:, None] * mirror
-    if "W" not in QUANTITIES[quantity].shape:
-        return values
+    if quantity not in QUANTITIES or "W" not in QUANTITIES[quantity].shape:
+        raise InputError(f"augment.flip: column {column!r} has no mirror image; expected false")
     flipped = values.flip(-1)
     if quantity in ("normals", "object_motion", "object_motion_back"):
         flipped[:, 0] *= -1
