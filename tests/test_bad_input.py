@@ -279,3 +279,31 @@ def test_damaged_checkpoints_are_named(train, tmp_path):
     for file in tmp_path.glob("run/checkpoints/*/*/model.safetensors"):
         file.write_bytes(bytes(file.stat().st_size))
     told(train("steps=8"), 2, "step_4: the checkpoint cannot be read")
+
+
+def test_a_run_of_another_job_is_never_gone_on_from(train, tmp_path):
+    assert train()[0] == 0
+    before = {f: (tmp_path / "run" / f).read_bytes() for f in ("result.json", "config.yaml")}
+    for setting, key in (
+        ("seed=1", "seed"),
+        ("consistency.depth_normals.weight=0.5", "consistency.depth_normals.weight"),
+        ("consistency={}", "consistency.depth_normals"),
+        ("tasks.depth.optimizer.lr=0.1", "tasks.depth.optimizer.lr"),
+        ("data.labelled.reader.num_samples=16", "data.labelled.reader.num_samples"),
+        ("runtime.publisher=forward_server", "runtime.publisher"),
+        ("steps=3", "tasks.depth.steps"),
+    ):
+        line = told(train(setting), 2, f"run holds a run of another job ({key} differs): ")
+        assert "another --out, or --resume never" in line
+    assert before == {f: (tmp_path / "run" / f).read_bytes() for f in before}
+
+
+def test_a_run_goes_on_where_only_its_length_and_its_place_are_others(train):
+    assert train()[0] == 0
+    assert train("steps=6", "runtime.chunk_steps=2", "checkpoint.every=3", "name=other")[0] == 0
+
+
+def test_any_job_may_begin_where_another_one_left_no_checkpoint(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(dump_yaml(tiny_job("seed=1")))
+    assert train()[0] == 0

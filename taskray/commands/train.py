@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from taskray.commands.resuming import check_same_job
 from taskray.config import AugmentConfig, Job
 from taskray.data.parquet import columns_of
 from taskray.data.source import Handle, open_source
@@ -58,8 +59,8 @@ def train(
 
     ``resume="auto"`` goes on from the folder's checkpoints where there are some; ``"never"``
     starts over. ``inline`` runs the same loop in this process, without Ray. Raises InputError
-    for what the job has wrong, before anything is placed; an interrupt (Ctrl-C) leaves after the
-    checkpoints are written.
+    for what the job has wrong, or where the folder holds a run of another job, before anything
+    is placed; an interrupt (Ctrl-C) leaves after the checkpoints are written.
     """
     console = console or Console()
     models = check(job)
@@ -69,6 +70,7 @@ def train(
     if resume == "never":
         start_over(folder, checkpoints, job)
     check_checkpoints(job, checkpoints, models)
+    check_same_job(job, folder, checkpoints)
     with ray_session(job, inline), RunFolder(folder) as files:
         files.write_config(job)
         (folder / RESULT).unlink(missing_ok=True)  # what is cut off from here on has no result

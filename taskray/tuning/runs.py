@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from taskray.commands.resuming import essence, saved_config
 from taskray.config import Job, assign, dump_yaml, override, parse_job
 from taskray.errors import InputError
 from taskray.loop.assembly import build_tasks
@@ -85,23 +86,15 @@ def fate(run: Run) -> Fate:
     whose evaluations alone are others is resumed too, which measures its last checkpoint anew. A
     run that began before a checkpoint that it begins from was written starts over.
     """
-    before = _saved_config(run.folder)
+    before = saved_config(run.folder)
     if before is None:
         return Fate.RESUME
     now = yaml.safe_load(dump_yaml(run.job))
-    if _essence(before) != _essence(now) or _is_outdated(run):
+    if essence(before) != essence(now) or _is_outdated(run):
         return Fate.START_OVER
     result = _result(run.folder)
     same = _measured(before) == _measured(now)
     return Fate.DONE if same and result.get("status") == "finished" else Fate.RESUME
-
-
-def _saved_config(folder: Path) -> dict[str, Any] | None:
-    try:
-        values = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -123,23 +116,6 @@ def _measured(values: Mapping[str, Any]) -> Any:
     evaluation = values.get("evaluation") or {}
     data = values.get("data") or {}
     return evaluation, {n: data.get(n) for n in (evaluation.get("data") or {}).values()}
-
-
-def _essence(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A job without what leaves its training as it is."""
-    beside = ("name", "description", "evaluation", "checkpoint")
-    kept = {k: v for k, v in values.items() if k not in beside}
-    runtime = kept.get("runtime") or {}
-    kept["runtime"] = {k: v for k, v in runtime.items() if k != "address"}
-    kept["tasks"] = {
-        name: {k: v for k, v in task.items() if k not in ("threads", "cpus")}
-        for name, task in (kept.get("tasks") or {}).items()
-    }
-    # datasets that only evaluations use may come and go
-    used = {task.get("dedicated") for task in kept["tasks"].values()}
-    used.add((kept.get("mediator") or {}).get("data"))
-    kept["data"] = {n: d for n, d in (kept.get("data") or {}).items() if n in used}
-    return kept
 
 
 # ---- metrics ------------------------------------------------------------------------------------

@@ -1,0 +1,85 @@
+"""Whether what a run folder holds is a run of this very job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taskray.config import Job, dump_yaml
+from taskray.errors import InputError
+from taskray.report.run_folder import CONFIG
+from taskray.runtime.checkpoints import CheckpointStore
+
+
+def check_same_job(job: Job, folder: Path, checkpoints: str) -> None:
+    """A run goes on from its own checkpoints only: those of another job would be reported as
+    this one's. InputError names the key in which the two differ.
+
+    ``steps`` may grow, and where and how it runs may change, besides what :func:`essence` leaves
+    out. A folder without a checkpoint holds nothing to go on from, so any job may begin there.
+    """
+    before = saved_config(folder)
+    store = CheckpointStore(checkpoints)
+    came_to = {name: steps[-1] for name in job.tasks if (steps := store.steps(name))}
+    if before is None or not came_to:
+        return
+    now = yaml.safe_load(dump_yaml(job))
+    key = difference(_to_go_on(before), _to_go_on(now))
+    too_far = [f"tasks.{n}.steps" for n, step in came_to.items() if step > job.steps_of(n)]
+    if key or too_far:
+        raise InputError(
+            f"{folder} holds a run of another job ({key or too_far[0]} differs): another --out, "
+            "or --resume never"
+        )
+
+
+def saved_config(folder: Path) -> dict[str, Any] | None:
+    """The ``config.yaml`` of a run folder as plain values; None where it has none to read."""
+    try:
+        values = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def essence(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's plain values without what leaves its training as it is."""
+    beside = ("name", "description", "evaluation", "checkpoint")
+    kept = {k: v for k, v in values.items() if k not in beside}
+    runtime = kept.get("runtime") or {}
+    kept["runtime"] = {k: v for k, v in runtime.items() if k != "address"}
+    kept["tasks"] = {
+        name: {k: v for k, v in task.items() if k not in ("threads", "cpus")}
+        for name, task in (kept.get("tasks") or {}).items()
+    }
+    # datasets that only evaluations use may come and go
+    used = {task.get("dedicated") for task in kept["tasks"].values()}
+    used.add((kept.get("mediator") or {}).get("data"))
+    kept["data"] = {n: d for n, d in (kept.get("data") or {}).items() if n in used}
+    return kept
+
+
+def _to_go_on(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in a run that goes on: a person may let it train for longer."""
+    kept = essence(values)
+    kept["runtime"] = {"publisher": kept["runtime"].get("publisher")}
+    kept.pop("steps", None)
+    for task in kept["tasks"].values():
+        for name in ("steps", "gpus"):
+            task.pop(name, None)
+    return kept
+
+
+def difference(before: Any, now: Any) -> str | None:
+    """The dotted path of the first value in which two jobs differ; None where they are the same.
+    What is absent in one of them is as null there."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return None if before == now else ""
+    for key in dict.fromkeys([*now, *before]):
+        inner = difference(before.get(key), now.get(key))
+        if inner is not None:
+            return f"{key}.{inner}" if inner else str(key)
+    return None
