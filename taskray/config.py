@@ -315,6 +315,15 @@ class Job(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _waiting_has_an_end(self) -> Job:
+        if self.staleness.on_stale == "wait" and self.runtime.publisher == "forward_server":
+            raise ValueError(
+                "@staleness.on_stale@'wait' waits for what trainers publish, and with "
+                "runtime.publisher 'forward_server' they publish nothing"
+            )
+        return self
+
     def steps_of(self, task: str) -> int:
         """Training steps of a task; none where it is frozen."""
         return 0 if self.tasks[task].frozen else self.tasks[task].steps or self.steps

@@ -6,8 +6,11 @@ import asyncio
 
 import numpy as np
 import pytest
+from collectives import tiny_job
 
-from taskray.config import StalenessConfig
+from taskray.config import Job, StalenessConfig
+from taskray.errors import InputError
+from taskray.loop.assembly import build_tasks
 from taskray.loop.staleness import Version, within, worth_waiting_for
 from taskray.runtime.cache import NOT_ANNOUNCED, PredictionCache, Publication, Query
 from taskray.runtime.waiting import WaitingCache
@@ -164,6 +167,53 @@ def test_waiting_goes_by_the_consumers_own_step():
     assert worth_waiting_for(bound, None, 10, 0.0)
     assert worth_waiting_for(bound, Version(5, 0.0), 10, 0.0)
     assert not worth_waiting_for(bound, Version(6, 0.0), 10, 0.0)
+
+
+def walk_together(job: Job) -> bool:
+    """Whether tasks that wait for each other come to their last steps, each as far as it can."""
+    assert job.mediator is not None
+    supervised, consistency = job.mediator.supervised_steps, job.mediator.consistency_steps
+    steps = dict.fromkeys(job.tasks, 0)
+    batches = dict.fromkeys(job.tasks, 0)
+    made: dict[tuple[str, int], Version] = {}
+    while going := [name for name in steps if steps[name] < job.steps_of(name)]:
+        before = dict(steps)
+        for name in going:
+            step, batch = steps[name], batches[name]
+            if not job.labels_of(name) or step % (supervised + consistency) >= supervised:
+                made.setdefault((name, batch), Version(step, 0.0))
+                peers = [made.get((peer, batch)) for peer in going if peer != name]
+                if any(worth_waiting_for(job.staleness, peer, step, 0.0) for peer in peers):
+                    continue
+                batches[name] += 1
+            steps[name] += 1
+        if steps == before:
+            return False
+    return True
+
+
+@pytest.mark.parametrize(("supervised", "consistency"), [(1, 1), (3, 2), (0, 1)])
+def test_a_bound_is_refused_where_tasks_would_wait_for_each_other_for_ever(supervised, consistency):
+    needed = supervised * (40 // (supervised + consistency))
+    for bound in {0, needed - 1, needed} - {-1}:
+        job = tiny_job(
+            "tasks.normals.dedicated=null",
+            f"mediator.supervised_steps={supervised}",
+            f"mediator.consistency_steps={consistency}",
+            f"staleness={{max_steps: {bound}, on_stale: wait}}",
+        )
+        assert walk_together(job) is (bound >= needed)
+        if bound >= needed:
+            build_tasks(job)
+        else:
+            with pytest.raises(InputError, match=f"staleness.max_steps: .* at least {needed} "):
+                build_tasks(job)
+
+
+def test_tasks_that_all_have_labels_may_wait_in_lock_step():
+    job = tiny_job("staleness={max_steps: 0, on_stale: wait}")
+    assert walk_together(job)
+    build_tasks(job)
 
 
 def test_nobody_waits_for_a_task_that_has_ended(cache):

@@ -172,6 +172,11 @@ def test_a_task_without_labels_needs_a_mediator():
         tiny_job("tasks.depth.dedicated=null", "mediator=null")
 
 
+def test_nobody_waits_for_trainers_that_publish_nothing():
+    with pytest.raises(InputError, match=r"staleness\.on_stale: 'wait' waits for what trainers"):
+        tiny_job("staleness.on_stale=wait", "runtime.publisher=forward_server")
+
+
 def test_values_need_no_file():
     with pytest.raises(InputError, match=r"^here: data: required, but not given$"):
         parse_job({"name": "x", "tasks": {"a": {"task": "depth"}}}, "here")

@@ -16,6 +16,7 @@ from taskray.config import Job, Plugin
 from taskray.errors import InputError
 from taskray.loop.interfaces import Peers, Stream
 from taskray.loop.predicting import frames_of, inputs_of
+from taskray.loop.staleness import check_waiting
 from taskray.loop.trainer import Trainer, WeightedRelation
 from taskray.tasks.task import Task
 
@@ -93,6 +94,7 @@ def build_tasks(job: Job) -> dict[str, Task]:
             relation.check_tasks(tied)
         except InputError as error:
             raise InputError(f"consistency.{name}.relation: {error}") from None
+        check_waiting(job, tied)
     return tasks
 
 

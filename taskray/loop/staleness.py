@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from taskray.config import StalenessConfig
+from taskray.config import Job, StalenessConfig
+from taskray.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,30 @@ def worth_waiting_for(
     if bound.max_steps is not None and version.producer_step < consumer_step - bound.max_steps:
         return True
     return bound.max_seconds is not None and now - version.produced_at > bound.max_seconds
+
+
+def check_waiting(job: Job, tied: Collection[str]) -> None:
+    """Refuse a bound that tasks of one relation could only wait for in vain, each of the other,
+    at nearly every step. InputError names the key and the smallest bound that is none.
+
+    Without labels a task makes mediator batch k at its step k. One with labels makes it later,
+    by ``supervised_steps`` in each round of the alternation so far, and the other, which waits
+    for that very batch, never comes nearer.
+    """
+    bound, alternation = job.staleness, job.mediator
+    if bound.on_stale != "wait" or bound.max_steps is None or alternation is None:
+        return
+    training = [name for name in tied if name not in job.frozen]
+    labelled = [name for name in training if job.labels_of(name) is not None]
+    others = [name for name in training if name not in labelled]
+    if not labelled or not others:
+        return
+    period = alternation.supervised_steps + alternation.consistency_steps
+    rounds = -(-max(map(job.steps_of, labelled)) // period)
+    needed = alternation.supervised_steps * rounds
+    if bound.max_steps < needed:
+        raise InputError(
+            f"staleness.max_steps: {labelled[0]!r} has labels and {others[0]!r} has none: their "
+            f"steps on one mediator batch are up to {needed} apart, and with on_stale 'wait' both "
+            f"would wait in vain; expected null or at least {needed} (got {bound.max_steps})"
+        )
