@@ -251,6 +251,15 @@ def test_a_labelled_frame_may_begin_a_clip(street: Path) -> None:
         reader.load(rows[1])
 
 
+def test_a_part_of_the_time_of_single_labelled_frames_is_refused(street: Path) -> None:
+    """Of most videos one frame is labelled: each part would hold all of them, or none."""
+    for key, part in (("start", {"start": 0.5}), ("stop", {"stop": 0.5})):
+        with pytest.raises(InputError, match=f"^{key}: not for single labelled frames"):
+            Cityscapes(str(street), labels=("segmentation",), **part)
+        Cityscapes(str(street), labels=("segmentation",), frames=2, **part)
+        Cityscapes(str(street), **part)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

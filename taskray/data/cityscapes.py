@@ -71,7 +71,8 @@ class Cityscapes(Reader):
         gap: frames from one frame of a sample to the next.
         stride: a sample begins at every ``stride``-th frame of a video (without labels).
         start, stop: part of each video's time, as fractions of its frames; no sample reaches out
-            of it, so that training and test data given other parts share no frame.
+            of it, so that training and test data given other parts share no frame. Not for single
+            labelled frames, which have no video around them: ``split`` and ``cities`` part those.
     """
 
     def __init__(
@@ -96,7 +97,13 @@ class Cityscapes(Reader):
         self._size = (height, width)
         self._frames, self._gap, self._stride = frames, gap, stride
         self._part = checked_part(start, stop)
-        self._images = "leftImg8bit" if labels and frames == 1 else "leftImg8bit_sequence"
+        alone = bool(labels) and frames == 1
+        if alone and self._part != (0, 1):
+            raise InputError(
+                f"{'start' if start else 'stop'}: not for single labelled frames, of which a video "
+                "has one or few to part; expected other cities, or frames of 2 or 3"
+            )
+        self._images = "leftImg8bit" if alone else "leftImg8bit_sequence"
         self.columns = ("intrinsics", *columns_of(["image"], frames), *labels)
 
     def index(self) -> list[Row]:
