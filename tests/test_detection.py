@@ -258,7 +258,6 @@ def test_one_network_detects_on_every_frame_of_a_row() -> None:
     ("arguments", "told"),
     [
         ({"classes": []}, "task.classes: expected at least 1"),
-        ({"classes": [{"label": 1}, {"label": 1}]}, "task.classes: a label stands there twice"),
         ({"classes": [{"unmatched": 0.7}]}, "unmatched: expected at most matched, 0.6"),
         ({"classes": [{"length": 4}]}, "length: unknown key"),
         ({"max_overlap": 1.5}, "task.max_overlap: expected at most 1"),
@@ -267,6 +266,13 @@ def test_one_network_detects_on_every_frame_of_a_row() -> None:
 def test_what_a_job_has_wrong_is_one_line(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         plugins.build("task", "detection", arguments, "task")
+
+
+@pytest.mark.parametrize("task", ["detection", "box_flow"])
+def test_a_class_whose_label_stands_twice_is_refused(task: str) -> None:
+    classes = [{"label": 1}, {"label": 1, "l": 0.8}]
+    with pytest.raises(InputError, match=r"task\.classes: a label stands there twice"):
+        plugins.build("task", task, {"classes": classes}, "task")
 
 
 def test_detection_and_flow_learn_a_few_sweeps_by_heart() -> None:

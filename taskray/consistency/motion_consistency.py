@@ -114,7 +114,7 @@ class MotionConsistency(Relation):
         }
 
     def _follow(self, flow: Tensor, detection: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The prediction at the anchor that each flow leads to ``[B, A, 8, Y, X]``, the step from
+        """The prediction at the anchor that each flow leads to ``[B, A, 9, Y, X]``, the step from
         anchor to anchor ``[B, A, 3, Y, X]`` in metres and radians, and whether it stays on the
         grid ``[B, A, Y, X]``."""
         batch, anchors, _, rows, columns = detection.shape

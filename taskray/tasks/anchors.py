@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from taskray.config import Fraction, NonNegative, Settings
+from taskray.errors import InputError
 from taskray.geometry.grid import Grid
 
 Metres = Annotated[float, Field(gt=0)]
@@ -63,10 +64,14 @@ def wrap(angle: Tensor, turn: float = 2 * math.pi) -> Tensor:
 
 @dataclass(frozen=True)
 class Anchors:
-    """All anchors of a grid."""
+    """All anchors of a grid; InputError where two classes have one label."""
 
     grid: Grid
     classes: Sequence[Anchor]
+
+    def __post_init__(self) -> None:
+        if len({c.label for c in self.classes}) < len(self.classes):
+            raise InputError("classes: a label stands there twice")
 
     @property
     def per_cell(self) -> int:

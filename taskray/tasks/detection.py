@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from taskray.config import Fraction
-from taskray.errors import InputError, TaskrayError
+from taskray.errors import TaskrayError
 from taskray.geometry.grid import Grid
 from taskray.geometry.overlap import non_maximum_suppression
 from taskray.tasks.anchors import HEADINGS, IGNORED, Anchor, Anchors, wrap
@@ -86,8 +86,6 @@ class Detection(Task):
         max_overlap: Fraction = 0.5,
         max_boxes: Annotated[int, Field(ge=1)] = 100,
     ) -> None:
-        if len({c.label for c in classes}) < len(classes):
-            raise InputError("classes: a label stands there twice")
         self.anchors = Anchors(grid, classes)
         self.min_score, self.max_overlap, self.max_boxes = min_score, max_overlap, max_boxes
         self.out_channels = CHANNELS * self.anchors.per_cell
