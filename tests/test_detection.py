@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,10 @@ import torch
 from torch import Tensor
 
 from taskray import plugins
+from taskray.commands.train import check
+from taskray.config import load_job
+from taskray.data.kitti_tracking import KittiTracking
+from taskray.data.world import World
 from taskray.errors import InputError, TaskrayError
 from taskray.geometry.grid import Grid
 from taskray.loop.predicting import predict
@@ -273,6 +278,35 @@ def test_a_class_whose_label_stands_twice_is_refused(task: str) -> None:
     classes = [{"label": 1}, {"label": 1, "l": 0.8}]
     with pytest.raises(InputError, match=r"task\.classes: a label stands there twice"):
         plugins.build("task", task, {"classes": classes}, "task")
+
+
+def test_a_detection_is_not_given_sweeps_that_lost_their_boxes() -> None:
+    """Their boxes are NaN, as those of an empty sweep: all in them would be background."""
+    sweeps: dict[str, Any] = {"lidar": True, "cameras": False, "label_fraction": 0.1}
+    for rows in ("all", "unlabelled"):
+        with pytest.raises(InputError, match="rows: expected 'labelled' where label_fraction is"):
+            Detection().check_labels(World(**sweeps, rows=rows))
+        with pytest.raises(InputError, match="rows: expected 'labelled'"):
+            Detection().check_labels(KittiTracking("", label_fraction=0.1, rows=rows))
+        BoxFlow().check_labels(World(**sweeps, rows=rows))  # learns where there are boxes alone
+    for fitting in (sweeps | {"rows": "labelled"}, {"lidar": True}, {"label_fraction": 0.1}):
+        Detection().check_labels(World(**fitting))
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("data.labelled.reader.rows=all", r"data\.labelled\.reader\.rows: "),
+        ("data.test.reader.label_fraction=0.5", r"data\.test\.reader\.rows: "),
+    ],
+)
+def test_a_job_that_would_learn_from_or_be_measured_on_such_sweeps_is_refused(
+    setting: str, key: str
+) -> None:
+    job = Path(__file__).parents[1] / "jobs" / "detection_flow.yaml"
+    check(load_job(job, ["data.sweeps.reader.label_fraction=0.5"]))  # a mediator's are never read
+    with pytest.raises(InputError, match=f"{key}expected 'labelled'"):
+        check(load_job(job, [setting]))
 
 
 def test_detection_and_flow_learn_a_few_sweeps_by_heart() -> None:

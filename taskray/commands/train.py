@@ -111,8 +111,14 @@ def check(job: Job) -> dict[str, nn.Module]:
         ):
             raise InputError(f"tasks.{name}.augment: only images are augmented; it has none")
         models[name] = build_model(job, name, task)
-    for name, config in job.data.items():
-        build_reader(config, name)
+    for dataset, config in job.data.items():
+        reader = build_reader(config, dataset)
+        for name, task in tasks.items():
+            if dataset in (job.labels_of(name), *job.evaluation.data.values()):
+                try:
+                    task.check_labels(reader)
+                except InputError as error:
+                    raise InputError(f"data.{dataset}.reader.{error}") from None
     return models
 
 

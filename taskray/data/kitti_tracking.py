@@ -78,6 +78,7 @@ class KittiTracking(Reader):
         self._max_points, self._max_boxes = max_points, max_boxes
         self._min_box_points = min_box_points
         self._labels, self._seed = (label_fraction, seed, rows), seed
+        self.unlabelled = label_fraction < 1 and rows != "labelled"
         columns = ["points", "boxes"]
         for number in range(2, frames + 1):
             columns += [f"points_{number}", f"boxes_{number}"]

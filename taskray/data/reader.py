@@ -28,6 +28,8 @@ class Reader(ABC):
 
     columns: tuple[str, ...]
     """Columns that every sample has."""
+    unlabelled: bool = False
+    """Whether some samples have lost their labels, whose columns then say that there are none."""
     stored: Path | None = None
     """Where the dataset already lies in taskray's own Parquet layout: no conversion needed."""
 

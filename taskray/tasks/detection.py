@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from taskray.config import Fraction
-from taskray.errors import TaskrayError
+from taskray.errors import InputError, TaskrayError
 from taskray.geometry.grid import Grid
 from taskray.geometry.overlap import non_maximum_suppression
 from taskray.tasks.anchors import HEADINGS, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
+    from taskray.data.reader import Reader
     from taskray.tasks.detection_metrics import DetectionMetrics
 
 PAPER_GRID, CAR = Grid(), Anchor()
@@ -61,7 +62,8 @@ class Detection(Task):
     box's heading, for APH, turns a full circle.
 
     Boxes whose centre is off the grid count neither in losses nor in metrics. A sample whose boxes
-    are all NaN counts as one in which there is nothing; what is unlabelled must not come here.
+    are all NaN counts as one in which there is nothing; a dataset in which some are unlabelled is
+    refused.
 
     Args:
         grid: the cells of the map; see :class:`taskray.geometry.grid.Grid`. The network is given
@@ -90,6 +92,13 @@ class Detection(Task):
         self.min_score, self.max_overlap, self.max_boxes = min_score, max_overlap, max_boxes
         self.out_channels = CHANNELS * self.anchors.per_cell
         self.network_arguments = {"grid": grid}
+
+    def check_labels(self, reader: Reader) -> None:
+        if reader.unlabelled and "boxes" in reader.columns:
+            raise InputError(
+                "rows: expected 'labelled' where label_fraction is below 1: a sweep that lost its "
+                "boxes would count as one in which there is nothing"
+            )
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sweeps ``[B, P, 4]``."""

@@ -17,6 +17,7 @@ from taskray.schema import quantity_of
 if TYPE_CHECKING:  # importing it takes longer than torch itself: only who measures pays
     from torchmetrics import Metric
 
+    from taskray.data.reader import Reader
 
 Output = Tensor | Mapping[str, Tensor]
 """What a network gives: one tensor ``[B, C, H, W]``, or several by name; float32."""
@@ -45,6 +46,11 @@ class Task(ABC):
     def predicts(self, quantity: str) -> bool:
         """Whether this task can give a quantity: ``depth_2`` is depth on the second frame."""
         return (quantity_of(quantity) if self.per_frame else quantity) in self.quantities
+
+    def check_labels(self, reader: Reader) -> None:
+        """Refuse (InputError) a dataset to learn from, or to be measured on, whose labels this
+        task would misread. Any will do, unless a task says so."""
+        return None
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The network's input ``[B, in_channels, H, W]`` from the columns of a batch."""

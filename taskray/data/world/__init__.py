@@ -117,6 +117,7 @@ class World(Reader):
             "num_points": lidar_points, "max_boxes": max_boxes, "min_box_points": min_box_points
         }  # fmt: skip
         self.columns = columns_of(frames, cameras, lidar)
+        self.unlabelled = label_fraction < 1 and rows != "labelled"
 
     def index(self) -> list[Row]:
         rows: list[Row] = []
