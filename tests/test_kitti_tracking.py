@@ -167,6 +167,18 @@ def test_what_stands_still_stays_where_it_is_under_the_motion_of_the_lidar(folde
             torch.testing.assert_close(moved[:2], sample["boxes" + then][:2], atol=1e-4, rtol=0)
 
 
+def test_who_needs_no_motion_needs_no_poses(folder: Path) -> None:
+    whole = reader(folder, frames=3)
+    known = whole.load(whole.index()[2])
+    (folder / "training" / "poses" / "0003.txt").unlink()
+    data = reader(folder, frames=3, motion=False)
+    sample = data.load(data.index()[2])
+    assert tuple(sample) == data.columns
+    assert set(known) - set(sample) == {"lidar_motion", "lidar_motion_2"}
+    for column, values in sample.items():
+        np.testing.assert_array_equal(values, known[column])
+
+
 def test_parts_of_the_time_share_no_sweep(folder: Path) -> None:
     early, late = reader(folder, frames=2, stop=0.6), reader(folder, frames=2, start=0.6)
     sweeps = [{n for row in part.index() for n in row["sweeps"]} for part in (early, late)]
@@ -232,7 +244,7 @@ def test_a_folder_that_is_not_kitti_tracking_is_named(folder: Path) -> None:
         reader(folder, sequence=4).index()
     (folder / "training" / "poses" / "0003.txt").unlink()
     assert len(reader(folder).index()) == SWEEPS
-    with pytest.raises(InputError, match=r"poses/0003.txt: no such file"):
+    with pytest.raises(InputError, match=r"poses/0003.txt: no such file.*motion: false does witho"):
         reader(folder, frames=2).index()
     for file in (folder / "training" / "velodyne" / "0003").glob("*.bin"):
         file.unlink()

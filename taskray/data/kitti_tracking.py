@@ -32,14 +32,15 @@ class KittiTracking(Reader):
     """One to three sweeps of one sequence, at 10 Hz, with the boxes of what is labelled.
 
     Layout: ``training/{velodyne/NNNN/NNNNNN.bin, label_02/NNNN.txt, calib/NNNN.txt}``, and for
-    motion ``training/poses/NNNN.txt``: a 3x4 camera-to-world matrix a line, in metres, of the
-    rectified camera 0. Boxes are labelled in that camera's axes, their place at the bottom; they
-    are given in those of the LiDAR, their place at the centre. Classes are :data:`CLASSES`.
+    ``lidar_motion`` ``training/poses/NNNN.txt``: a 3x4 camera-to-world matrix a line, in metres,
+    of the rectified camera 0. Boxes are labelled in that camera's axes, their place at the bottom;
+    they are given in those of the LiDAR, their place at the centre. Classes are :data:`CLASSES`.
 
     Args:
         path: the folder that holds ``training``.
         sequence: its number (0 for ``0000``).
         frames: sweeps in a sample.
+        motion: also give ``lidar_motion`` between them, which needs the poses.
         gap: sweeps from one of a sample to the next.
         stride: a sample begins at every ``stride``-th sweep.
         start, stop: part of the sequence's time, as fractions; no sample reaches out of it, so
@@ -58,6 +59,7 @@ class KittiTracking(Reader):
         path: str,
         sequence: Annotated[int, Field(ge=0, le=9999)] = 0,
         frames: Literal[1, 2, 3] = 1,
+        motion: bool = True,
         gap: Annotated[int, Field(ge=1)] = 1,
         stride: Annotated[int, Field(ge=1)] = 1,
         start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0,
@@ -74,6 +76,7 @@ class KittiTracking(Reader):
         self._root = Path(path).expanduser() / "training"
         self._name = f"{sequence:04d}"
         self._frames, self._gap, self._stride = frames, gap, stride
+        self._motion = motion and frames > 1
         self._part = (start, stop)
         self._max_points, self._max_boxes = max_points, max_boxes
         self._min_box_points = min_box_points
@@ -82,13 +85,14 @@ class KittiTracking(Reader):
         columns = ["points", "boxes"]
         for number in range(2, frames + 1):
             columns += [f"points_{number}", f"boxes_{number}"]
-            columns += [f"lidar_motion{frame_suffix(number - 1)}"]
+            columns += [f"lidar_motion{frame_suffix(number - 1)}"] if motion else []
         self.columns = tuple(columns)
 
     def index(self) -> list[Row]:
         for file in self._tables():
             if not file.is_file():
-                raise InputError(f"{file}: no such file, expected one of KITTI tracking")
+                without = " (motion: false does without)" if file.parent.name == "poses" else ""
+                raise InputError(f"{file}: no such file, expected one of KITTI tracking{without}")
         try:
             read_calibration(self._file("calib"))
         except ValueError as error:  # all samples need it
@@ -113,7 +117,7 @@ class KittiTracking(Reader):
                 boxes = nearest_boxes(boxes[self._held(points, boxes)], self._max_boxes)
             sample[f"points{frame_suffix(number)}"] = pad(points, self._max_points)
             sample[f"boxes{frame_suffix(number)}"] = pad(boxes, self._max_boxes)
-        if self._frames > 1:
+        if self._motion:
             poses = read_poses(self._file("poses"), row["sweeps"])
             for number in range(1, self._frames):
                 camera = np.linalg.inv(poses[number]) @ poses[number - 1]
@@ -144,7 +148,7 @@ class KittiTracking(Reader):
         return (inside.sum(dim=0) >= self._min_box_points).numpy()
 
     def _tables(self) -> list[Path]:
-        names = ["label_02", "calib"] + (["poses"] if self._frames > 1 else [])
+        names = ["label_02", "calib"] + (["poses"] if self._motion else [])
         return [self._file(name) for name in names]
 
     def _file(self, name: str) -> Path:
