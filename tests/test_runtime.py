@@ -163,6 +163,22 @@ def test_a_task_that_goes_wrong_is_named_and_nobody_else_is_affected(tmp_path, t
     assert result["tasks"]["normals"]["metrics"]
 
 
+def test_whoever_is_too_slow_to_write_its_checkpoint_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("taskray.runtime.collective.SAVE_TIMEOUT", 0.5)
+    run(tiny_job("steps=20"), tmp_path, inline=True)
+
+    def act(report: dict[str, Any]) -> None:
+        if report["task"] == "normals" and report["step"] >= 30:
+            raise KeyboardInterrupt
+
+    job = tiny_job("steps=100", "tasks.depth.task={name: faults:SlowDepth, seconds: 2}")
+    watch = Watch(act)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, tmp_path, watch)
+    (late,) = [event for event in watch.events if "wrote no checkpoint" in event]
+    assert late == "task 'depth' wrote no checkpoint within 0.5 s; the last is of step 20"
+
+
 def test_a_slow_task_does_not_slow_its_peers(tmp_path):
     alone = run(tiny_job("steps=200"), tmp_path / "fast")
     slow = run(

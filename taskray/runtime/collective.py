@@ -21,6 +21,7 @@ from taskray.errors import TaskrayError
 from taskray.loop.assembly import build_relations, build_task, published_quantities
 from taskray.loop.evaluation import Evaluation
 from taskray.loop.meters import Edge
+from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import NUM_SAMPLES
 from taskray.runtime.placement import Share, place_cache, place_server, place_task, plan
 from taskray.runtime.supervision import Decision, judge, traceback_of
@@ -170,7 +171,12 @@ class Collective:
         self.observer.event("interrupted; writing checkpoints")
         living = [n for n, s in self.states.items() if s.error is None]
         calls = {self.actors[name].save.remote(): name for name in living}
-        written, _ = ray.wait(list(calls), num_returns=len(calls), timeout=SAVE_TIMEOUT)
+        written, late = ray.wait(list(calls), num_returns=len(calls), timeout=SAVE_TIMEOUT)
+        for name in (calls[call] for call in late):
+            steps = CheckpointStore(self.checkpoints).steps(name)
+            last = f"the last is of step {steps[-1]}" if steps else "there is none"
+            text = f"task {name!r} wrote no checkpoint within {SAVE_TIMEOUT:g} s; {last}"
+            self.observer.event(text, name, self.states[name].step)
         for call in written:
             try:
                 report = ray.get(call)
