@@ -243,6 +243,18 @@ def test_a_failed_task_is_named_with_step_cause_and_log(train, ray_session, tmp_
     assert "normals" not in log
 
 
+@pytest.mark.parametrize("inline", [True, False])
+def test_what_only_an_actor_can_find_wrong_with_a_job_ends_with_2_as_well(
+    train, ray_session, inline
+):
+    outcome = train(
+        "mediator={data: unlabelled, window: all, shuffle: true}",
+        "data.unlabelled.materialize=never",
+        inline=inline,
+    )
+    told(outcome, 2, "mediator.shuffle: dataset 'unlabelled' is streamed")
+
+
 def test_an_error_that_nobody_foresaw_leaves_its_traceback_in_a_file(train, monkeypatch):
     def surprise(*arguments, **keywords):
         raise ZeroDivisionError("surprise")

@@ -59,8 +59,9 @@ def train(
 
     ``resume="auto"`` goes on from the folder's checkpoints where there are some; ``"never"``
     starts over. ``inline`` runs the same loop in this process, without Ray. Raises InputError
-    for what the job has wrong, or where the folder holds a run of another job, before anything
-    is placed; an interrupt (Ctrl-C) leaves after the checkpoints are written.
+    for what the job has wrong, or where the folder holds a run of another job: before anything
+    is placed, or at the end where only an actor with its data could tell. An interrupt (Ctrl-C)
+    leaves after the checkpoints are written.
     """
     console = console or Console()
     models = check(job)
@@ -95,6 +96,9 @@ def train(
                     files.write_errors({n: s.traceback for n, s in collective.states.items()})
                     files.write_result(result)
     write_report(folder)
+    errors = [s.error for s in collective.states.values() if s.error is not None]
+    if errors and isinstance(errors[0], InputError):  # found by an actor: a wrong job all the same
+        raise errors[0]
     return result
 
 
