@@ -29,6 +29,7 @@ from taskray.tuning.runs import Fate, Run, check_metric, fate, resolve, value_of
 from taskray.tuning.searching import domains, tune_settings
 from taskray.tuning.settings import StudyConfig, load_space, load_study
 from taskray.tuning.study import plan_study, run_in_waves, study, table_of
+from taskray.tuning.trial import Metric, run_trial
 from taskray.tuning.trial_table import TrialRow
 from taskray.tuning.tune import Space, check_space, pick_best, short_names, tune, verdict
 
@@ -279,6 +280,31 @@ def test_a_run_that_did_not_finish_goes_on_from_its_checkpoints(
     finish(run)
     (run.folder / "result.json").write_text(content, encoding="utf-8")
     assert fate(run) is Fate.RESUME
+
+
+def test_of_two_trials_of_one_point_the_second_finds_the_work_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run("r", tmp_path / "trials/r", parse_job(JOB, "job"))
+    trained: list[Path] = []
+    reports: list[dict[str, Any]] = []
+
+    def slowly(job: Job, folder: Path, **_: Any) -> dict[str, Any]:
+        trained.append(folder)
+        time.sleep(0.2)
+        finish(run, depth__test__abs_rel=0.5)
+        return read_result(folder) or {}
+
+    monkeypatch.setattr("taskray.tuning.trial.train", slowly)
+    monkeypatch.setattr("taskray.tuning.trial.tune.report", reports.append)
+    arguments = (run, tmp_path / ".stop", Metric("depth/test/abs_rel"))
+    trials = [threading.Thread(target=run_trial, args=arguments) for _ in range(2)]
+    for trial in trials:
+        trial.start()
+    for trial in trials:
+        trial.join()
+    assert trained == [run.folder]
+    assert [report["depth/test/abs_rel"] for report in reports] == [0.5, 0.5]
 
 
 # ---- variants that build on each other ----------------------------------------------------------

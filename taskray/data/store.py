@@ -70,7 +70,7 @@ def prepare(
         return folder
     if not is_complete(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_name(f".{folder.name}.lock")):
+        with lock(folder.with_name(f".{folder.name}.lock")):
             if not is_complete(folder):  # another process may have built it meanwhile
                 convert(config, folder, name=name, use_ray=use_ray, progress=progress)
     _check_errors(name, read_manifest(folder)["errors"], config.max_corrupt_rows)
@@ -274,7 +274,7 @@ class _Writer:
 
 
 @contextmanager
-def _lock(file: Path) -> Iterator[None]:
+def lock(file: Path) -> Iterator[None]:
     """Held by one process at a time; let go by the system when that process ends."""
     with file.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from taskray.commands.train import train
 from taskray.config import Job
+from taskray.data.store import lock
 from taskray.errors import TaskrayError
 from taskray.report.run_folder import RESULT, read_metrics, read_result
 from taskray.tuning.runs import Fate, Run, fate, value_of
@@ -92,9 +93,15 @@ def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = 
 
     A run that is done already is only reported again, evaluation by evaluation, so that a
     search which is started a second time takes the same decisions. ``early=False`` reports
-    nothing before the end: no scheduler can give the run up.
+    nothing before the end: no scheduler can give the run up. Of two trials of the same point,
+    which share a folder, the second waits until the first has ended.
     """
-    listener = ToTune(run.job, stop, metric if early else None)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with lock(run.folder / ".lock"):
+        _run_trial(run, ToTune(run.job, stop, metric if early else None), metric, early)
+
+
+def _run_trial(run: Run, listener: ToTune, metric: Metric | None, early: bool) -> None:
     what = fate(run)
     if metric is not None and early and what is not Fate.START_OVER:
         for line in read_metrics(run.folder):
