@@ -126,8 +126,18 @@ class InlineCollective:
         except KeyboardInterrupt:
             for name, member in self.members.items():
                 if self.states[name].error is None:
-                    member.save()
+                    self._stop(name, member)
             raise
+
+    def _stop(self, name: str, member: Member) -> None:
+        """Write a checkpoint, and let the result tell of the very same step."""
+        try:
+            report = member.trainer.report()
+        except TrainingError as error:
+            self._fail(name, error)
+            return
+        member.save()
+        self.states[name].step, self.states[name].report = report["step"], report
 
     def _train(self) -> None:
         while living := self._living():
