@@ -15,10 +15,12 @@ import pytest
 import yaml
 from collectives import tiny_job
 from PIL import Image
+from rich.console import Console
 from test_bad_input import parquet
 
 from taskray.cli import main
 from taskray.commands import submit as submission
+from taskray.commands.train import absolute_paths, train
 from taskray.config import dump_yaml, load_job
 from taskray.errors import InputError, TaskrayError
 
@@ -121,6 +123,41 @@ def test_train_leaves_a_complete_run_folder_and_goes_on_when_called_again(call, 
     assert "goes on from step 4" in (run / "metrics.jsonl").read_text()
     assert call("train", job, "--inline", "--out", run, "--resume", "never")[0] == 0
     assert "goes on from step" not in (run / "metrics.jsonl").read_text()
+
+
+def test_relative_paths_are_those_of_the_folder_where_the_command_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("frames", "runs/old"):
+        (tmp_path / folder).mkdir(parents=True)
+    job = tiny_job(
+        "tasks.depth.checkpoint=runs/old#other",
+        "tasks.normals.checkpoint=s3://bucket/run",
+        "data.labelled.reader={name: parquet, path: frames}",
+        "data.test.reader={name: parquet, path: /there/alone}",
+    )
+    found = absolute_paths(job)
+    assert found.tasks["depth"].checkpoint == f"{tmp_path}/runs/old#other"
+    assert found.tasks["normals"].checkpoint == "s3://bucket/run"
+    assert found.data["labelled"].reader.arguments == {"path": f"{tmp_path}/frames"}
+    assert found.data["test"] == job.data["test"]
+    assert found.data["unlabelled"] == job.data["unlabelled"]
+    assert found.model_copy(update={"tasks": job.tasks, "data": job.data}) == job
+
+
+@pytest.mark.parametrize("settings", [[], ["checkpoint.path=elsewhere"]])
+def test_actors_are_told_where_checkpoints_lie_by_an_absolute_path(tmp_path, monkeypatch, settings):
+    class Told(Exception):
+        pass
+
+    def tell(job, checkpoints, *arguments):
+        raise Told(checkpoints)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("taskray.commands.train.make_collective", tell)
+    with pytest.raises(Told) as told:
+        train(tiny_job(*settings), Path("run"), inline=True, console=Console(quiet=True))
+    expected = "elsewhere" if settings else "run/checkpoints"
+    assert str(told.value) == str(tmp_path / expected)
 
 
 def test_evaluate_measures_the_checkpoints_again_and_keeps_the_rest(call, job, tmp_path):

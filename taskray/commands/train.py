@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from taskray.commands.resuming import check_same_job
-from taskray.config import AugmentConfig, Job
+from taskray.config import AugmentConfig, Job, parse_job
 from taskray.data.parquet import columns_of
 from taskray.data.source import Handle, open_source
 from taskray.data.store import build_reader, prepare
@@ -65,7 +65,10 @@ def train(
     """
     console = console or Console()
     models = check(job)
+    folder = folder.resolve()  # processes of a cluster that is already there are at home elsewhere
     checkpoints = job.checkpoint.path or str(folder / "checkpoints")
+    if "://" not in checkpoints:
+        checkpoints = str(Path(checkpoints).absolute())
     if inline:
         check_gpus(job)
     if resume == "never":
@@ -74,6 +77,8 @@ def train(
     check_same_job(job, folder, checkpoints)
     with ray_session(job, inline), RunFolder(folder) as files:
         files.write_config(job)
+        if not inline:
+            job = with_paths_for_workers(job)
         (folder / RESULT).unlink(missing_ok=True)  # what is cut off from here on has no result
         live = Live({n: job.steps_of(n) for n in job.tasks}, job.name, console)
         recorder = Recorder(files, live, listener)
@@ -161,6 +166,33 @@ def ray_session(job: Job, inline: bool) -> Any:
     from taskray.runtime.session import session
 
     return session(job.runtime.address)
+
+
+def with_paths_for_workers(job: Job) -> Job:
+    """The job with paths that mean in Ray's workers what they mean here: they start in our folder
+    only where we started Ray, or where the folder travelled with the job (``taskray submit``)."""
+    import ray
+
+    travelled = "working_dir" in ray.get_runtime_context().runtime_env
+    return job if job.runtime.address is None or travelled else absolute_paths(job)
+
+
+def absolute_paths(job: Job) -> Job:
+    """The job with every initial checkpoint and every reader's ``path`` that is there, seen from
+    the present folder, as an absolute path; whatever else stands there (a URI) is left alone."""
+
+    def absolute(path: Any) -> Any:
+        local = isinstance(path, str) and Path(path).exists()
+        return str(Path(path).absolute()) if local else path
+
+    values = job.model_dump(mode="json")
+    for task in values["tasks"].values():
+        place, mark, other = (task["checkpoint"] or "").partition("#")
+        task["checkpoint"] = f"{absolute(place)}{mark}{other}" if place else None
+    for data in values["data"].values():
+        if "path" in data["reader"]:
+            data["reader"]["path"] = absolute(data["reader"]["path"])
+    return parse_job(values, job.name)
 
 
 def make_collective(job: Job, checkpoints: str, recorder: Recorder, inline: bool) -> Any:
