@@ -1,10 +1,12 @@
-"""What the consistency relations cost: forward and backward, against a depth network's own step.
+"""What the consistency relations cost: forward and backward, against a network's own step.
 
-The yardstick is a supervised training step (forward, loss, backward, clipping, Adam) of the
-``encoder_decoder`` depth network with a ResNet-18, on the same frames, batch and threads. A
-relation is measured as each task meets it: its own quantities live, its peers' detached; two
-frames make one sample of a relation between frames. All take turns in one process, so that
-whatever else the machine does touches all alike.
+The yardstick is a supervised training step (forward, loss, backward, clipping, Adam) with the
+same batch and threads: of the ``encoder_decoder`` depth network with a ResNet-18 on the same
+frames; for ``motion_consistency``, which ties sweeps of a LiDAR, of the ``pillars`` detection
+network of ``jobs/detection_flow.yaml`` on one sweep and the same grid. A relation is measured as
+each task meets it: its own quantities live, its peers' detached; two frames, or three sweeps,
+make one sample of a relation between frames. All take turns in one process, so that whatever else
+the machine does touches all alike.
 
 ``ratio`` is the median time of the costliest of those over the median time of the step; target:
 below 0.15 for each relation.
@@ -18,30 +20,40 @@ from typing import Any
 
 import torch
 from _common import finish, median, parse, parser, say
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskray.consistency.depth_normals import DepthNormals
+from taskray.consistency.motion_consistency import MotionConsistency
 from taskray.consistency.relation import Relation
 from taskray.consistency.scene_photometric import ScenePhotometric
 from taskray.consistency.segmentation_warp import SegmentationWarp
+from taskray.geometry.grid import Grid
 from taskray.geometry.motion import rigid_motion
 from taskray.models.encoder_decoder import EncoderDecoder
+from taskray.models.pillars import Pillars
 from taskray.tasks.depth import Depth
+from taskray.tasks.detection import CHANNELS, Detection
+from taskray.tasks.task import Task
 
-QUICK = {"height": 32, "width": 64, "batch": 1, "repetitions": 2}
+QUICK = {"height": 32, "width": 64, "cell": 2.0, "points": 200, "batch": 1, "repetitions": 2}
+AREA = {"x": (-24.0, 24.0), "y": (-16.0, 16.0), "z": (-2.5, 1.0)}
+"""What the maps of sweeps show, in metres."""
 NUM_CLASSES = 8
-RELATIONS: dict[str, Callable[[], Relation]] = {
-    "depth_normals": DepthNormals,
-    "scene_photometric (static)": lambda: ScenePhotometric(object_motion=False),
-    "scene_photometric (motion)": lambda: ScenePhotometric(segmentation=False),
-    "scene_photometric": lambda: ScenePhotometric(movable="taskology"),
-    "segmentation_warp": lambda: SegmentationWarp(movable="taskology"),
+RELATIONS: dict[str, Callable[[Grid], Relation]] = {
+    "depth_normals": lambda _: DepthNormals(),
+    "scene_photometric (static)": lambda _: ScenePhotometric(object_motion=False),
+    "scene_photometric (motion)": lambda _: ScenePhotometric(segmentation=False),
+    "scene_photometric": lambda _: ScenePhotometric(movable="taskology"),
+    "segmentation_warp": lambda _: SegmentationWarp(movable="taskology"),
+    "motion_consistency": MotionConsistency,
 }
 TASKS = {
     "depth": ("depth", "depth_2"),
     "normals": ("normals",),
     "motion": ("camera_motion", "camera_motion_back_2", "object_motion", "object_motion_back_2"),
     "segmentation": ("segmentation", "segmentation_2"),
+    "detection": ("detection", "detection_2", "detection_3"),
+    "flow": ("box_flow_3",),
 }
 
 
@@ -62,15 +74,29 @@ def columns(batch: int, height: int, width: int) -> dict[str, Tensor]:
     return found
 
 
-def training_step(data: dict[str, Tensor]) -> Callable[[], None]:
-    """One supervised step of the depth network."""
-    task, network = Depth(loss="log_mse"), EncoderDecoder(3, 1, backbone="resnet18")
+def sweeps(batch: int, points: int, grid: Grid) -> dict[str, Tensor]:
+    """Plausible maps of a batch of triplets, and a sweep with eight cars for the detection's own
+    step."""
+    low, high = torch.tensor([AREA[axis] for axis in "xyz"]).T
+    found = {
+        f"detection{s}": torch.randn(batch, 2, CHANNELS, *grid.shape) for s in ("", "_2", "_3")
+    }
+    found["box_flow_3"] = torch.randn(batch, 2, 6, *grid.shape)
+    places = low + (high - low) * torch.rand(batch, points, 3)
+    found["points"] = torch.cat([places, torch.rand(batch, points, 1)], dim=2)
+    rest = torch.tensor([-1.0, 3.9, 1.6, 1.56, 0.3, 0.0, 0.0]).expand(batch, 8, 7)
+    found["boxes"] = torch.cat([places[:, :8, :2], rest], dim=2)
+    return found
+
+
+def training_step(task: Task, network: nn.Module, data: dict[str, Tensor]) -> Callable[[], None]:
+    """One supervised step of a network."""
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(task.predict(network(data["image"])), data)["log_mse"]
-        torch.autograd.backward(loss)
+        terms = task.loss(task.predict(network(task.network_input(data))), data)
+        torch.autograd.backward(torch.stack(list(terms.values())).sum())
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
 
@@ -94,10 +120,18 @@ def relation_step(
 
 def measure(settings: Any) -> dict[str, Any]:
     """Median times in milliseconds, and the ratios."""
+    grid = Grid(**AREA, cell=settings.cell)
     data = columns(settings.batch, settings.height, settings.width)
-    steps: dict[tuple[str, str], Callable[[], None]] = {("step", ""): training_step(data)}
+    data |= sweeps(settings.batch, settings.points, grid)
+    depth, detection = Depth(loss="log_mse"), Detection(grid)
+    resnet = EncoderDecoder(3, 1, backbone="resnet18")
+    pillars = Pillars(4, detection.out_channels, grid, channels=16, layers=[2, 3, 3])
+    steps: dict[tuple[str, str], Callable[[], None]] = {
+        ("step", "depth"): training_step(depth, resnet, data),
+        ("step", "detection"): training_step(detection, pillars, data),
+    }
     for name, make in RELATIONS.items():
-        relation = make()
+        relation = make(grid)
         for task, quantities in TASKS.items():
             live = [q for q in quantities if q in relation.quantities]
             if live:
@@ -111,20 +145,28 @@ def measure(settings: Any) -> dict[str, Any]:
                 times[key].append(1e3 * (time.process_time() - began))
         say(f"repetition {repetition + 1} of {settings.repetitions}")
     middle = {key: median(values) for key, values in times.items()}
-    own = middle.pop(("step", ""))
+    own, own_of_sweeps = (middle.pop(("step", task)) for task in ("depth", "detection"))
     relations: dict[str, dict[str, Any]] = {}
     for (name, task), milliseconds in middle.items():
         relations.setdefault(name, {"ms": {}})["ms"][task] = milliseconds
     for relation in relations.values():
-        relation["ratio"] = max(relation["ms"].values()) / own
-    return {"step_ms": own, "relations": relations, "target_ratio": 0.15}
+        yardstick = own_of_sweeps if "detection" in relation["ms"] else own
+        relation["ratio"] = max(relation["ms"].values()) / yardstick
+    return {
+        "step_ms": own,
+        "detection_step_ms": own_of_sweeps,
+        "relations": relations,
+        "target_ratio": 0.15,
+    }
 
 
 def main(given: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--height", type=int, default=128, help="of frames, in pixels")
     arguments.add_argument("--width", type=int, default=416, help="of frames, in pixels")
-    arguments.add_argument("--batch", type=int, default=4, help="frames, or pairs, in a batch")
+    arguments.add_argument("--cell", type=float, default=0.5, help="of maps of sweeps, in metres")
+    arguments.add_argument("--points", type=int, default=8192, help="of a sweep")
+    arguments.add_argument("--batch", type=int, default=4, help="frames, pairs or triplets a batch")
     arguments.add_argument("--threads", type=int, default=1, help="of torch")
     arguments.add_argument("--repetitions", type=int, default=10, help="of each measurement")
     settings = parse(arguments, given, QUICK)
