@@ -152,6 +152,18 @@ def test_a_look_up_is_sent_one_step_ahead_however_long_the_round():
     assert peers.calls == [("request", 0, 5)]
 
 
+def test_after_a_pause_the_peers_of_the_next_step_are_asked_for_again():
+    peers = Scripted(fresh_normals())
+    loop = trainer(peers, supervised=5)
+    loop.ask_again()
+    assert peers.calls == []  # nobody has been asked yet
+    loop.train(5)
+    loop.ask_again()
+    assert peers.calls == [("request", 0, 5), ("request", 0, 5)]
+    loop.train(1)
+    assert peers.calls[2:] == [("publish", 0, 5), ("collect", 0, 5)]
+
+
 def test_a_task_that_gives_its_relations_no_weight_trains_on_its_labels_alone():
     peers = Scripted(fresh_normals())
     loop = trainer(peers, consistency_weight=0.0)

@@ -339,6 +339,15 @@ class Trainer:
         self.peers.request(self._upcoming, self.step, use)
         self.meter.wait_seconds += time.perf_counter() - waiting
 
+    def ask_again(self) -> None:
+        """After a pause between two steps (an evaluation, a checkpoint): its peers have trained
+        on meanwhile, and what was found for the step to come may be beyond ``max_steps`` now.
+
+        Where peers wait for each other they have not, and a second question would hold them up.
+        """
+        if self._upcoming is not None and self.job.staleness.on_stale != "wait":
+            self.peers.request(self._upcoming, self.step, self.step)
+
     def _take_upcoming(self) -> Batch:
         assert self._upcoming is not None
         batch, self._upcoming = self._upcoming, None

@@ -116,6 +116,8 @@ class Member:
             self.job.checkpoint.every
         ):
             self.save()
+        if step in (self.evaluated_step, self.saved_step):
+            self.trainer.ask_again()
         self.trainer.start_clock()
         return report
 
