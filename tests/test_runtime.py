@@ -94,6 +94,29 @@ def test_a_task_that_dies_too_often_fails_alone(tmp_path):
     assert result["tasks"]["normals"]["metrics"]
 
 
+@pytest.mark.parametrize(("restarts", "status"), [(1, "finished"), (0, "failed")])
+def test_a_task_killed_before_it_is_measured_is_measured_from_its_checkpoint(
+    tmp_path, restarts, status
+):
+    def kill_depth_at_the_end(collective: Any) -> None:
+        add = collective.add_evaluations
+
+        def add_and_kill(data: dict[str, Any]) -> None:
+            add(data)
+            kill(pid_of(collective.actors["depth"]))
+
+        collective.add_evaluations = add_and_kill
+
+    job = tiny_job("steps=10", f"runtime.max_restarts={restarts}")
+    watch = Watch()
+    result = run(job, tmp_path, watch, before=kill_depth_at_the_end)
+    assert result["status"] == status
+    assert result["tasks"]["depth"]["restarts"] == restarts
+    assert bool(result["tasks"]["depth"]["metrics"]) is bool(restarts)
+    assert result["tasks"]["normals"]["metrics"]
+    assert any("lost" in event for event in watch.events)
+
+
 def test_the_cache_may_be_killed(tmp_path):
     pids: list[int] = []
     seen: list[float] = []

@@ -11,6 +11,7 @@ waits for another, and none of the tasks' data passes through here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -196,22 +197,30 @@ class Collective:
                 self.actors[name].add_evaluations.remote(data)
 
     def evaluate(self) -> None:
-        """Every task measures itself; those that failed are left out."""
-        calls = {}
-        for name, state in self.states.items():
-            for number, title in enumerate(self.job.evaluation.data):
-                if state.error is None:
-                    samples = NUM_SAMPLES if number == 0 else 0
-                    calls[name, title] = self.actors[name].evaluate.remote(title, samples)
-        for (name, title), call in calls.items():
-            try:
+        """Every task measures itself; those that failed are left out. One whose process is lost
+        does so again, from its last checkpoint."""
+        living = [name for name, state in self.states.items() if state.error is None]
+        calls = {name: self._measure(name) for name in living}  # all at once
+        for name in living:
+            self._take_evaluations(name, calls[name])
+
+    def _measure(self, name: str) -> dict[str, Any]:
+        """A task's evaluations, by title, on their way."""
+        return {
+            title: self.actors[name].evaluate.remote(title, 0 if number else NUM_SAMPLES)
+            for number, title in enumerate(self.job.evaluation.data)
+        }
+
+    def _take_evaluations(self, name: str, calls: dict[str, Any], back: Sequence[Any] = ()) -> None:
+        """Take what a task measures, once its process is ``back`` where it was lost."""
+        try:
+            ray.get(list(back))
+            for title, call in calls.items():
                 self.states[name].evaluations[title] = ray.get(call)
-            except Exception as error:
-                verdict = judge(name, self.states[name].step, error, 0, 0)
-                self.observer.event(f"evaluation {title!r}: {verdict.reason}", name)
-                if self.states[name].error is None:
-                    self.states[name].error = verdict.error
-                    self.states[name].traceback = traceback_of(error)
+        except Exception as error:
+            again = self._supervise(name, error)
+            if again is not None:
+                self._take_evaluations(name, self._measure(name), [again])
 
     def result(self, seconds: float) -> dict[str, Any]:
         """The result file's content."""
