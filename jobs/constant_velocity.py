@@ -33,9 +33,9 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """The metrics of each motion; InputError where a dataset has no true motion."""
     job = parse_job(override(read_yaml(run / CONFIG), overrides), str(run / CONFIG))
-    true = motions(job, test)
+    true = column(job, test, MOTION)
     motion = torch.eye(4).repeat(3, 1, 1)
-    motion[0] = mean_motion(motions(job, training))
+    motion[0] = mean_motion(column(job, training, MOTION))
     motion[1, 2, 3] = -1.0  # what lies ahead comes nearer
     found = {}
     for name, one in zip(("constant", "ahead", "still"), motion, strict=True):
@@ -45,13 +45,13 @@ def measure(
     return found
 
 
-def motions(job: Job, dataset: str) -> Tensor:
-    """The true motions of a dataset, ``[n, 4, 4]``."""
+def column(job: Job, dataset: str, name: str) -> Tensor:
+    """One column of a dataset, ``[n, ...]``."""
     if dataset not in job.data:
         raise InputError(f"no dataset {dataset!r}, expected one of {', '.join(job.data)}")
     path = prepare(job.data[dataset], name=dataset, use_ray=False)
-    source = load_in_process(path, job.data[dataset], [MOTION], name=dataset).open()
-    return torch.cat([batch.tensors[MOTION] for batch in plain_batches(source, 16, [MOTION])])
+    source = load_in_process(path, job.data[dataset], [name], name=dataset).open()
+    return torch.cat([batch.tensors[name] for batch in plain_batches(source, 16, [name])])
 
 
 def mean_motion(motions_n44: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from taskray.tuning.settings import load_study
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "jobs"))
 import constant_velocity  # noqa: E402
+import mean_depth  # noqa: E402
 import photometric  # noqa: E402
 
 JOBS = ("real_video", "ego_motion_kitti", "detection_flow_kitti")
@@ -159,7 +160,7 @@ def test_parts_of_a_video_meet_and_do_not_overlap() -> None:
         checked_part(0.6, 0.5)
 
 
-# ---- photometric.py and constant_velocity.py --------------------------------------------------
+# ---- photometric.py, constant_velocity.py and mean_depth.py -------------------------------------
 
 
 def errors_of(relation: ScenePhotometric, predictions: Any, batch: Any) -> dict[str, float]:
@@ -197,10 +198,17 @@ def test_the_mean_motion_is_a_motion() -> None:
     torch.testing.assert_close(mean[None], expected)
 
 
-@pytest.mark.parametrize("script", ["photometric.py", "constant_velocity.py"])
+def test_the_mean_depth_is_geometric_over_what_was_measured() -> None:
+    depth = torch.tensor([[[[2.0, 0.0, 4.0]]], [[[8.0, 0.0, 0.0]]]])
+    everywhere = 64 ** (1 / 3)
+    expected = torch.tensor([[[[4.0, everywhere, 4.0]]]])
+    torch.testing.assert_close(mean_depth.mean_map(depth), expected)
+
+
+@pytest.mark.parametrize("script", ["photometric.py", "constant_velocity.py", "mean_depth.py"])
 def test_a_folder_that_is_no_run_is_one_line(script: str, tmp_path: Path) -> None:
     shell = [sys.executable, str(ROOT / "jobs" / script), str(tmp_path), "a"]
-    shell += ["b"] if script.startswith("constant") else []
+    shell += ["b"] if script != "photometric.py" else []
     done = subprocess.run(shell, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

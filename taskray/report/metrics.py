@@ -19,7 +19,8 @@ class MetricInfo:
 
     name: str
     title: str
-    higher_is_better: bool
+    higher_is_better: bool | None
+    """None: neither is, it only tells how things were."""
     unit: str = ""
     decimals: int = 3
 
@@ -32,7 +33,12 @@ class MetricInfo:
     def heading(self) -> str:
         """Title, unit and an arrow towards better: ``AbsRel ↓``, ``δ < 1.25 (%) ↑``."""
         unit = f" ({self.unit})" if self.unit else ""
-        return f"{self.title}{unit} {'↑' if self.higher_is_better else '↓'}"
+        return f"{self.title}{unit} {self.arrow}".rstrip()
+
+    @property
+    def arrow(self) -> str:
+        """Towards better; empty where neither is."""
+        return {True: "↑", False: "↓", None: ""}[self.higher_is_better]
 
     def format(self, value: float | None, std: float | None = None) -> str:
         """The figure as people read it, without its unit: ``0.393``, ``37.8 ± 0.4``."""
@@ -42,8 +48,15 @@ class MetricInfo:
         text = f"{value * scale:.{self.decimals}f}"
         return text if std is None else f"{text} ± {std * scale:.{self.decimals}f}"
 
-    def better(self, value: float, than: float) -> bool:
-        return value > than if self.higher_is_better else value < than
+    def good(self, change: float | None) -> bool | None:
+        """Whether a change is for better; None where nothing changed, or it is neither."""
+        if not change or self.higher_is_better is None:
+            return None
+        return (change > 0) == self.higher_is_better
+
+
+def _fact(name: str, title: str, unit: str = "", decimals: int = 1) -> MetricInfo:
+    return MetricInfo(name, title, higher_is_better=None, unit=unit, decimals=decimals)
 
 
 def _ratio(name: str, title: str) -> MetricInfo:
@@ -83,6 +96,10 @@ METRICS: dict[str, MetricInfo] = {
         MetricInfo("delta_m", "Δm", higher_is_better=True, unit="%", decimals=2),
         MetricInfo("steps_per_second", "Steps/s", higher_is_better=True, decimals=2),
         _error("seconds", "Seconds", "s", 1),
+        _fact("steps_mean", "Steps, mean"),
+        _fact("steps_max", "Steps, most", decimals=0),
+        _fact("seconds_mean", "Seconds, mean", "s"),
+        _ratio("hit_rate", "Hit rate"),
     )
 }
 """Every known metric, in the order in which tables show them."""

@@ -77,18 +77,17 @@ def _cards(run: Run, baseline: Run | None) -> str:
 
 def _card(task: str, title: str, name: str, value: float | None, before: float | None) -> str:
     info = describe(name)
-    arrow = "↑" if info.higher_is_better else "↓"
     unit = f'<span class="unit">{escape(info.unit)}</span>' if info.unit else ""
     comparison = ""
     change = relative_change(value, before)
     if change is not None:
-        kind = ("good" if (change > 0) == info.higher_is_better else "bad") if change else ""
+        kind = {True: "good", False: "bad", None: ""}[info.good(change)]
         comparison = (
             f'<small><span class="change {kind}">{format_change(change)}</span> '
             f"from {info.format(before)}</small>"
         )
     return (
-        f'<div class="card"><small>{escape(task)} · {escape(info.title)}&nbsp;{arrow}</small>'
+        f'<div class="card"><small>{escape(task)} · {escape(info.title)}&nbsp;{info.arrow}</small>'
         f"<b>{info.format(value)}{unit}</b>{comparison}<small>on {escape(title)}</small></div>"
     )
 

@@ -190,8 +190,7 @@ def _metric_rows(table: Table) -> tuple[tuple[str, ...], list[tuple[Entry, ...]]
             entries.append(Entry(text, best=text in best))
             if base is not None and row is not base:
                 change = relative_change(row.cell(column).mean, base.cell(column).mean)
-                good = (change > 0) == info.higher_is_better if change else None
-                entries.append(Entry(format_change(change), good=good))
+                entries.append(Entry(format_change(change), good=info.good(change)))
         rows.append(tuple(entries))
     return tuple(header), rows
 
@@ -205,7 +204,7 @@ def _best(table: Table, column: Column) -> set[str]:
     shown = [(r.cell(column).mean, _text(r.cell(column), column.key)) for r in table.rows]
     known = [(mean, text) for mean, text in shown if mean is not None]
     info = describe(column.key)
-    if len({info.format(mean) for mean, _ in known}) < 2:
+    if info.higher_is_better is None or len({info.format(mean) for mean, _ in known}) < 2:
         return set()
     means = [mean for mean, _ in known]
     target = info.format(max(means) if info.higher_is_better else min(means))

@@ -72,7 +72,7 @@ class Space:
     def maximise(self) -> bool:
         if self.config.mode is not None:
             return self.config.mode == "max"
-        return describe(self.config.metric).higher_is_better
+        return bool(describe(self.config.metric).higher_is_better)
 
     @property
     def num_trials(self) -> int:

@@ -1,0 +1,72 @@
+"""What the depth of a run is to be compared with: a depth map that looks at no frame.
+
+``jobs/mean_depth.py RUN TRAINING TEST`` scores, on the dataset TEST of a run's job, and as the
+run's own ``depth`` is scored, one and the same map for every frame: at each pixel the geometric
+mean of the true depths of the dataset TRAINING. Scenes have a floor below and walls around, so a
+network that has learnt no more than where things usually are comes to this error, too. It prints
+one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from constant_velocity import column
+from torch import Tensor
+
+from taskray.config import override, parse_job, read_yaml
+from taskray.errors import InputError, TaskrayError
+from taskray.loop.assembly import build_task
+from taskray.report.run_folder import CONFIG
+
+DEPTH = "depth"
+
+
+def measure(run: Path, training: str, test: str, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """The metrics of the mean map; InputError where there is no depth task or no true depth."""
+    job = parse_job(override(read_yaml(run / CONFIG), overrides), str(run / CONFIG))
+    if DEPTH not in job.tasks:
+        raise InputError(f"{run / CONFIG}: tasks: expected one that is named {DEPTH!r}")
+    true = column(job, test, DEPTH)
+    metric = build_task(job, DEPTH).metric()
+    metric.update({DEPTH: mean_map(column(job, training, DEPTH)).expand_as(true)}, {DEPTH: true})
+    return {key: float(value) for key, value in metric.compute().items()}
+
+
+def mean_map(depth_n1hw: Tensor) -> Tensor:
+    """Geometric mean over the frames that have a depth there, ``[1, 1, h, w]``; where none has
+    one, that of all pixels."""
+    measured = depth_n1hw > 0
+    logs = depth_n1hw.clamp(min=1e-6).log() * measured
+    count = measured.sum(dim=0, keepdim=True)
+    everywhere = logs.sum() / measured.sum()
+    mean = logs.sum(dim=0, keepdim=True) / count.clamp(min=1)
+    return mean.where(count > 0, everywhere).exp()
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("training", metavar="TRAINING")
+    parser.add_argument("test", metavar="TEST")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=v", dest="overrides")
+    given = parser.parse_args()
+    try:
+        found = measure(given.run, given.training, given.test, given.overrides)
+    except TaskrayError as error:
+        print(f"mean_depth: {error}", file=sys.stderr)
+        return error.exit_code
+    values = {key: round(value, 4) for key, value in found.items()}
+    print(json.dumps({"run": given.run.name, "dataset": given.test, **values}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
