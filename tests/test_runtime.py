@@ -213,6 +213,17 @@ def test_a_slow_task_does_not_slow_its_peers(tmp_path):
     assert rates[1] > 0.7 * rates[0]
 
 
+@pytest.mark.parametrize("peer_steps", [32, 8])
+def test_a_task_without_labels_does_not_run_away_from_a_slower_peer(tmp_path, peer_steps):
+    job = tiny_job(
+        "steps=32", "tasks.normals.dedicated=null", f"tasks.depth.steps={peer_steps}",
+        "tasks.depth.task={name: 'faults:SlowDepth', seconds: 0.1}",
+    )  # fmt: skip
+    normals = run(job, tmp_path)["tasks"]["normals"]
+    assert normals["consistency_steps"] == 32
+    assert normals["skipped_consistency_steps"] <= 4
+
+
 def test_bad_predictions_are_refused_and_the_peer_trains_on_its_labels(tmp_path):
     result = run(tiny_job("tasks.depth.task.name=faults:OverflowingDepth"), tmp_path)
     assert result["cache"]["refused"] > 0

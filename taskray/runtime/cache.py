@@ -103,6 +103,8 @@ class Producer:
     """Its forward server, where there is one."""
     window: int = -1
     """The mediator window it has come to."""
+    serves: bool = False
+    """It has ended, and goes on predicting in the windows that its peers come to."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,9 @@ class Found:
     version: Version | None = None
     staleness_steps: int = 0
     server: Any = None
+    may_come: bool = False
+    """Whether the peer still predicts and has not gone past the consumer's window: where there is
+    no prediction on this batch, there may be one soon."""
 
     @property
     def made_at(self) -> float:
@@ -195,10 +200,11 @@ class PredictionCache:
         others = (p for t, p in self.producers.items() if t != consumer and p.active)
         return max((p.window for p in others), default=-1)
 
-    def retire(self, task: str, quantities: Sequence[str]) -> None:
+    def retire(self, task: str, quantities: Sequence[str], serves: bool = False) -> None:
         """A task has ended, before it began perhaps: its predictions stay, but nobody waits for
-        new ones."""
-        self.producers.setdefault(task, Producer(tuple(quantities))).active = False
+        fresher ones. ``serves``: it still predicts on batches that are new."""
+        producer = self.producers.setdefault(task, Producer(tuple(quantities)))
+        producer.active, producer.serves = False, serves
 
     # ---- predictions ----------------------------------------------------------------------
 
@@ -240,7 +246,8 @@ class PredictionCache:
         answer = {}
         for task, producer in self._peers_of(query):
             entry = self.entries.get((task, query.batch))
-            found = Found(producer.quantities, miss="absent", server=producer.server)
+            may_come = (producer.active or producer.serves) and producer.window <= query.window
+            found = Found(producer.quantities, "absent", server=producer.server, may_come=may_come)
             if entry is not None and entry.window >= query.since:
                 fresh = within(self.bound, entry.version, producer.step, now)
                 found = Found(
@@ -250,6 +257,7 @@ class PredictionCache:
                     entry.version,
                     entry.version.staleness(producer.step),
                     producer.server,
+                    may_come,
                 )
             answer[task] = found
         return answer

@@ -36,6 +36,9 @@ CALL_TIMEOUT = 10.0
 MAX_PENDING_PUBLISHES = 8
 """Beyond this the cache is too slow for us: further predictions are dropped, never queued up."""
 
+ASK_AGAIN = 0.02
+"""Seconds after which a task without labels asks again for what a peer has yet to predict."""
+
 SERVER_CHECK_EVERY = 25
 """Steps between two looks at whether the forward server still has its weights."""
 
@@ -57,11 +60,11 @@ class CachePeers:
         self.cache, self.server = cache, server
         self.bound = job.staleness
         self.waits = self.bound.on_stale == "wait"
-        self.patience = job.runtime.peer_timeout + (self.bound.wait_seconds if self.waits else 0)
-        # A task without labels has nothing to do but to wait: a miss would cost it a step.
+        # A task without labels has nothing to do but to wait: a miss would cost it a step, and a
+        # step that learns nothing is short, so it would run away from its peers for ever.
         self.idle_without = job.labels_of(task) is None
-        if self.idle_without:
-            self.patience = max(self.patience, CALL_TIMEOUT)
+        waits = self.waits or self.idle_without
+        self.patience = job.runtime.peer_timeout + (self.bound.wait_seconds if waits else 0)
         self.by_server = job.runtime.publisher == "forward_server"
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="ask")
         self._telling = ThreadPoolExecutor(1, thread_name_prefix="tell")
@@ -69,6 +72,8 @@ class CachePeers:
         self._asked = threading.Event()  # the look-up for the next publish is on its way
         self._asked.set()
         self._late = False  # an answer is overdue: no step waits until the cache is back
+        self._question = 0  # number of the last request
+        self._given_up: set[str] = set()  # peers that let us wait in vain, until they are found
         self._outbox: deque[Publication] = deque()  # predictions not yet on their way
         self._published = 0  # at this step last
         self._known: set[str] = set()
@@ -90,7 +95,8 @@ class CachePeers:
         if self._answer is not None:
             self._answer.cancel()
         self._asked.clear()
-        self._answer = self._asking.submit(self._ask, batch, now, use)
+        self._question += 1
+        self._answer = self._asking.submit(self._ask, batch, now, use, self._question)
 
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
         if self.by_server:
@@ -133,7 +139,10 @@ class CachePeers:
         when everything told so far has arrived, or should have."""
         self.active = False
         self._tell(self._send)
-        last = self._telling.submit(self._call, self.cache.retire, self.task, self.quantities)
+        serves = not (self.waits or self.by_server or self.frozen)  # as ``Collective._serve``
+        last = self._telling.submit(
+            self._call, self.cache.retire, self.task, self.quantities, serves
+        )
         try:
             last.result(CALL_TIMEOUT)
         except FutureTimeout:
@@ -141,10 +150,12 @@ class CachePeers:
 
     # ---- asking, on its own thread --------------------------------------------------------
 
-    def _ask(self, batch: Batch, now: int, use: int) -> PeerPredictions:
+    def _ask(self, batch: Batch, now: int, use: int, question: int) -> PeerPredictions:
         try:
             query = self._query(batch, now, use)
             answer = self._exchange(query)
+            if self.idle_without and not self.waits:
+                answer = self._ask_until_they_come(query, answer, question)
             asked = self._ask_servers(batch, answer.found)
             if asked:  # of the others the first answer holds: since then they may have gone on
                 again = self._exchange(query).found
@@ -161,6 +172,29 @@ class CachePeers:
             return self._all_missing("unavailable")
         finally:
             self._asked.set()
+
+    def _ask_until_they_come(self, query: Query, answer: Answer, question: int) -> Answer:
+        """Ask again while a peer in training has yet to predict on this batch, for up to
+        ``wait_seconds``; ends early where the step no longer waits for this question."""
+        end = time.monotonic() + self.bound.wait_seconds
+        while (coming := self._still_coming(answer)) - self._given_up:
+            if question != self._question or not self.active:
+                return answer
+            if time.monotonic() > end:
+                self._given_up |= coming
+                break
+            time.sleep(ASK_AGAIN)
+            answer = self._exchange(query)
+        self._given_up -= {t for t, peer in answer.found.items() if peer.version is not None}
+        return answer
+
+    def _still_coming(self, answer: Answer) -> set[str]:
+        """Peers that may yet predict what is missing, by themselves, and quantities whose
+        producer has not come to the collective yet."""
+        missing = {t: peer for t, peer in answer.found.items() if peer.miss == "absent"}
+        coming = {t for t, peer in missing.items() if peer.may_come and not self._is_asked(t, peer)}
+        promised = {quantity for peer in answer.found.values() for quantity in peer.quantities}
+        return coming | (set(self.wanted) - promised)
 
     def _query(self, batch: Batch, now: int, use: int) -> Query:
         assert batch.id is not None

@@ -27,9 +27,9 @@ class WaitingCache:
         self.cache.announce(*producer)
         await self._wake()
 
-    async def retire(self, task: str, quantities: Sequence[str]) -> None:
+    async def retire(self, task: str, quantities: Sequence[str], serves: bool = False) -> None:
         """As :meth:`PredictionCache.retire`."""
-        self.cache.retire(task, quantities)
+        self.cache.retire(task, quantities, serves)
         await self._wake()
 
     async def publish(self, new: Publication) -> str | None:
