@@ -199,8 +199,8 @@ class StalenessConfig(Settings):
     on_stale: Literal["skip", "wait", "forward_server"] = "skip"
     """Beyond the bound: skip the step, wait for a fresh one, or ask the peer's forward server."""
     wait_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """``wait`` gives up after this time, and the step is skipped and counted. So does a task without
-    labels that waits for a peer's first prediction on a batch of a window."""
+    """``wait`` gives up after this time, and the step is skipped and counted. So does a task
+    without labels that waits for a peer's first prediction on a batch."""
 
 
 class CacheConfig(Settings):

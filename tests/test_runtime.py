@@ -202,6 +202,25 @@ def test_whoever_is_too_slow_to_write_its_checkpoint_is_named(tmp_path, monkeypa
     assert late == "task 'depth' wrote no checkpoint within 0.5 s; the last is of step 20"
 
 
+def test_ctrl_c_does_not_wait_for_whoever_waits_for_a_stopped_peer(tmp_path):
+    job = tiny_job(
+        "tasks.normals.dedicated=null", "tasks.depth.task={name: 'faults:SlowDepth', seconds: 0.2}",
+        "runtime.chunk_steps=2",
+    )  # fmt: skip
+
+    stopped: list[float] = []
+
+    def interrupt(report: dict[str, Any]) -> None:
+        stopped.append(time.monotonic())
+        raise KeyboardInterrupt
+
+    watch = Watch(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, tmp_path, watch)
+    assert not [event for event in watch.events if "wrote no checkpoint" in event]
+    assert time.monotonic() - stopped[0] < 30.0
+
+
 def test_a_slow_task_does_not_slow_its_peers(tmp_path):
     alone = run(tiny_job("steps=200"), tmp_path / "fast")
     slow = run(

@@ -159,17 +159,22 @@ class Collective:
         self.observer.event(verdict.reason, name, state.step)
         if verdict.decision is Decision.FAIL:
             state.error, state.traceback = verdict.error, traceback_of(error)
-            # its peers must not wait for it
-            task = build_task(self.job, name)
-            published = published_quantities(task, build_relations(self.job, name, task))
-            self.cache.retire.remote(name, published)
+            self._nobody_waits_for(name)
             return None
         state.restarts += 1
         self.actors[name] = place_task(self.job, name, self.shares[name])
         return self._start(name)
 
+    def _nobody_waits_for(self, name: str) -> None:
+        """It has failed or is stopped: its peers must not wait for what it would have predicted."""
+        task = build_task(self.job, name)
+        published = published_quantities(task, build_relations(self.job, name, task))
+        self.cache.retire.remote(name, published)
+
     def _save_all(self) -> None:
         self.observer.event("interrupted; writing checkpoints")
+        for name in self.states:  # or one that waits would come to its checkpoint too late
+            self._nobody_waits_for(name)
         living = [n for n, s in self.states.items() if s.error is None]
         calls = {self.actors[name].save.remote(): name for name in living}
         written, late = ray.wait(list(calls), num_returns=len(calls), timeout=SAVE_TIMEOUT)
