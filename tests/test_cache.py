@@ -274,6 +274,27 @@ def test_an_answer_tells_how_far_the_peers_have_come():
     assert cache.exchange([], Query("c", 0, ("depth",))).front == 16
 
 
+def test_a_window_is_through_when_all_peers_in_training_have_walked_it_once() -> None:
+    cache = PredictionCache(1000)
+    for task, quantity in (("fast", "depth"), ("slow", "normals"), ("slower", "normals")):
+        cache.announce(task, (quantity,))
+
+    def through(consumer: str, wanted: str, window: int = 16, walk: int = 0) -> int | None:
+        query = Query(consumer, 0, (wanted,), window=window, walk=walk)
+        return cache.exchange([], query).through
+
+    assert through("fast", "normals") is None  # no peer has come to any window
+    through("slow", "depth", window=16, walk=0)
+    assert through("fast", "normals") == 15
+    through("slow", "depth", window=16, walk=1)
+    assert through("fast", "normals") == 16
+    through("slower", "depth", window=0, walk=3)
+    assert through("fast", "normals") == 0
+    assert through("slow", "depth") == 15  # of what it wants, not of all
+    cache.retire("slower", ("normals",))
+    assert through("fast", "normals") == 15
+
+
 def test_a_restarted_cache_answers_nobody_it_does_not_know():
     assert PredictionCache(1000).exchange([], Query("normals", 0, ("depth",))) is None
 

@@ -40,7 +40,7 @@ class Frames:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.drawn = state["drawn"]
 
-    def keep_up(self, window: int) -> None: ...
+    def keep_up(self, front: int, through: int | None = None) -> None: ...
 
     def corrupt_rows(self) -> int:
         return 0

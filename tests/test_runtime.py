@@ -232,6 +232,13 @@ def test_a_slow_task_does_not_slow_its_peers(tmp_path):
     assert rates[1] > 0.7 * rates[0]
 
 
+def test_a_fast_task_stays_where_its_slow_peer_has_been(tmp_path):
+    job = tiny_job("steps=120", "tasks.depth.task={name: 'faults:SlowDepth', seconds: 0.05}")
+    edges = run(job, tmp_path)["staleness"]
+    assert edges["normals<-depth"]["hit_rate"] > 0.1  # the fast one would be alone otherwise
+    assert edges["depth<-normals"]["hit_rate"] > 0.5
+
+
 @pytest.mark.parametrize("peer_steps", [32, 8])
 def test_a_task_without_labels_does_not_run_away_from_a_slower_peer(tmp_path, peer_steps):
     job = tiny_job(

@@ -311,6 +311,34 @@ def test_a_plain_pass_is_ended_before_a_jump(kind: Kind) -> None:
 
 
 @KINDS
+@pytest.mark.parametrize("visits", [1, 2])
+def test_whoever_is_ahead_walks_its_window_until_all_have_been_there(
+    kind: Kind, visits: int
+) -> None:
+    stream = mediator(make_source(kind, 24), window=2, visits=visits)
+    stream.keep_up(-1, through=-1)
+    held = [stream.next() for _ in range(10)]
+    assert [(batch.id, batch.window, batch.walk) for batch in held] == [
+        (n % 2, 0, n // 2) for n in range(10)
+    ]
+    stream.keep_up(0, through=0)
+    free = [stream.next() for _ in range(8)]
+    stream.close()
+    late = [batch.window for batch in free].index(2 * visits)
+    assert late <= 4  # what was assembled ahead, and the walk begun
+    assert [batch.walk for batch in free[late : late + 2]] == [0, 0]
+    assert [batch.id for batch in free[late : late + 2]] == [2, 3]
+
+
+@KINDS
+def test_a_plain_pass_is_walked_once_whoever_lags_behind(kind: Kind) -> None:
+    stream = mediator(make_source(kind, 24), window="all")
+    stream.keep_up(-1, through=-1)
+    assert [id for id, _ in taken(stream, 8)] == [0, 1, 2, 3, 4, 5, 0, 1]
+    stream.close()
+
+
+@KINDS
 def test_nobody_is_sent_back(kind: Kind) -> None:
     stream = mediator(make_source(kind, 24), window=2, visits=2)
     taken(stream, 9)

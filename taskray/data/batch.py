@@ -16,3 +16,5 @@ class Batch:
     id: int | None = None
     window: int = 0
     """Where the window of a mediator batch begins in the visiting order: it only ever grows."""
+    walk: int = 0
+    """How often the window has been walked before."""

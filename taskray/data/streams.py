@@ -27,8 +27,8 @@ SHUFFLE_BATCHES = 32
 """A streamed dataset is shuffled within a buffer of so many batches."""
 
 State = dict[str, int]
-Visited = tuple[int, list[Sample]]
-"""Number of a visit, and the rows of its batch."""
+Visited = tuple[int, int, list[Sample]]
+"""Number of a visit, how many walks more than ``visits`` its window is having, and the rows."""
 
 
 class BatchStream(ABC):
@@ -66,7 +66,7 @@ class BatchStream(ABC):
         self.close()
         self._state = dict(state)
 
-    def keep_up(self, window: int) -> None:
+    def keep_up(self, front: int, through: int | None = None) -> None:
         """Nothing, unless it is a mediator stream: samples of a task's own have no windows."""
         return None
 
@@ -160,30 +160,35 @@ class MediatorStream(BatchStream):
         self._order = VisitingOrder(num_batches, window, visits, shuffle, seed)
         self._plain = window == "all"
         self._front = 0
+        self._through: int | None = None
 
-    def keep_up(self, window: int) -> None:
-        """Go to this window (``Batch.window``), if it is ahead, when the present walk ends.
+    def keep_up(self, front: int, through: int | None = None) -> None:
+        """Stay together with the peers: ``front`` is the window (``Batch.window``) of the
+        farthest, ``through`` the last one that all have walked once (None: no matter).
 
-        So a task that is slower than its peers makes fewer visits, to the batches that they are
-        at. What is assembled ahead comes first.
+        Who is behind goes to the front when the present walk ends: a slower task makes fewer
+        visits, to the batches that its peers are at. Who is ahead walks the window once more,
+        until all have been there: where nobody else has been there is nothing to be consistent
+        with. What is assembled ahead comes first.
         """
-        self._front = max(self._front, window)
+        self._front, self._through = max(self._front, front), through
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._front = 0
+        self._front, self._through = 0, None
 
     def batches(self, state: State) -> Iterator[tuple[State, Batch]]:
         if isinstance(self._source, MemorySource):
             visits = self._from_memory(self._source, state["visit"])
         else:
             visits = self._from_stream(self._source, state["visit"])
-        for number, rows in visits:
+        for number, again, rows in visits:
             good = [row for row in rows if self._corrupt.check(row)]
             if good:
-                batch, window = self._order[number].batch, self._order.start_of_window(number)
+                visit, window = self._order[number], self._order.start_of_window(number)
                 tensors = to_batch(good, self._columns).tensors
-                yield {"visit": number + 1}, Batch(tensors, batch, window)
+                batch = Batch(tensors, visit.batch, window, visit.walk + again)
+                yield {"visit": number + 1}, batch
 
     def _caught_up(self, number: int) -> int:
         """The visit to make when ``number`` is next: where a walk begins, one farther on if
@@ -191,18 +196,31 @@ class MediatorStream(BatchStream):
         behind = self._front > self._order.start_of_window(number)
         return self._front if behind and self._order.begins_walk(number) else number
 
+    def _next(self, number: int, again: int) -> tuple[int, int]:
+        """The visit after ``number``, and how many walks more than ``visits`` its window is
+        having: where a window would end, that is its last walk again while peers lag behind."""
+        window, after = self._order.start_of_window(number), number + 1
+        if after < self._order.end_of_window(number):
+            return after, again
+        alone = self._through is not None and self._through < window and self._front <= window
+        if alone and not self._plain:
+            return after - self._order.length_of_walk(number), again + 1
+        return after, 0
+
     def _from_memory(self, source: MemorySource, number: int) -> Iterator[Visited]:
+        again = 0
         while True:
-            number = self._caught_up(number)
+            goal = self._caught_up(number)
+            number, again = goal, again if goal == number else 0
             first = self._order[number].batch * self._batch_size
             last = min(first + self._batch_size, source.info.num_rows)
-            yield number, [source.row(index) for index in range(first, last)]
-            number += 1
+            yield number, again, [source.row(index) for index in range(first, last)]
+            number, again = self._next(number, again)
 
     def _from_stream(self, source: StreamSource, number: int) -> Iterator[Visited]:
         """The same, of a source that can only be read in order: chunk by chunk, where a chunk is
         a window, or one batch of a plain pass, which never comes back to it."""
-        here, goal = self._order[number], number
+        here, goal, again = self._order[number], number, 0
         width = 1 if self._plain else self._order.width
         first = here.batch if self._plain else here.window * width
         chunks = Prefetcher(
@@ -215,9 +233,10 @@ class MediatorStream(BatchStream):
                     goal = max(goal, self._caught_up(number))
                     if goal > number:  # it lies beyond this chunk
                         break
-                    yield number, chunk[self._order[number].batch]
-                    number += 1
-                number = end
+                    yield number, again, chunk[self._order[number].batch]
+                    number, again = self._next(number, again)
+                    goal = number
+                number, again = end, 0
         finally:
             chunks.close()
 

@@ -65,6 +65,10 @@ class VisitingOrder:
         last = min((visit.window + 1) * self.width, self.num_batches)
         return (visit.pass_ * self.num_batches + last) * self.walks
 
+    def length_of_walk(self, number: int) -> int:
+        """Batches in the window of visit ``number``."""
+        return (self.end_of_window(number) - self.start_of_window(number)) // self.walks
+
     def begins_walk(self, number: int) -> bool:
         """Whether a walk of a window begins with visit ``number``."""
         return number == 0 or (

@@ -27,8 +27,9 @@ class Stream(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
-    def keep_up(self, window: int) -> None:
-        """Mediator streams: at the end of the present walk go to this window, if it is ahead."""
+    def keep_up(self, front: int, through: int | None = None) -> None:
+        """Mediator streams: at the end of the present walk go to the window ``front``, if it is
+        ahead; do not leave the present window before it is ``through``, if that is known."""
         ...
 
     def corrupt_rows(self) -> int:
@@ -59,6 +60,9 @@ class PeerPredictions:
     bound), ``timeout``, ``unavailable`` (the cache did not answer)."""
     front: int = -1
     """The farthest mediator window that another task has come to (see ``Batch.window``)."""
+    through: int | None = None
+    """The last window that all peers in training have walked at least once; None where none of
+    them is on its way, or it does not matter."""
     asked_at: float = 0.0
     """When, by ``time.monotonic``, the predictions had the ages that they state."""
 

@@ -185,7 +185,7 @@ class Trainer:
         found = self.peers.collect(batch, self.step)
         self.meter.wait_seconds += time.perf_counter() - waiting
         assert self.mediator is not None
-        self.mediator.keep_up(found.front)
+        self.mediator.keep_up(found.front, found.through)
         if self.is_consistency_step(self.step + 1):
             self._ask_ahead(self.step + 1)
         self._count(found)
@@ -325,7 +325,7 @@ class Trainer:
         if self.device.type == "cpu":
             return batch
         tensors = {k: self._on_device(v) for k, v in batch.tensors.items()}
-        return Batch(tensors, batch.id, batch.window)
+        return Batch(tensors, batch.id, batch.window, batch.walk)
 
     # ---- the mediator, one batch ahead ----------------------------------------------------
 

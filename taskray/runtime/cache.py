@@ -76,6 +76,8 @@ class Query:
     """The step at which it will use the answer."""
     window: int = 0
     """The mediator window it is in."""
+    walk: int = 0
+    """How often it has walked that window before."""
     since: int = -1
     """Predictions made in an earlier window do not count: so the window bounds staleness, however
     soon the dataset comes round again."""
@@ -103,6 +105,8 @@ class Producer:
     """Its forward server, where there is one."""
     window: int = -1
     """The mediator window it has come to."""
+    walk: int = 0
+    """How often it has walked that window before."""
     serves: bool = False
     """It has ended, and goes on predicting in the windows that its peers come to."""
 
@@ -152,6 +156,8 @@ class Answer:
     front: int
     refused: tuple[str, ...] = ()
     """Why predictions that came with the query were refused."""
+    through: int | None = None
+    """The last window that all its peers in training have walked once; None: no matter."""
 
 
 class PredictionCache:
@@ -189,16 +195,24 @@ class PredictionCache:
         """A task joins, or comes back from its checkpoint at ``step``."""
         self.producers[task] = Producer(tuple(quantities), step, active, server)
 
-    def progress(self, task: str, step: int, window: int = -1) -> None:
+    def progress(self, task: str, step: int, window: int = -1, walk: int = 0) -> None:
         """A task has come to ``step``, which is what staleness is measured against, and to this
-        mediator window."""
+        walk of this mediator window."""
         if task in self.producers:
-            self.producers[task].step, self.producers[task].window = step, window
+            producer = self.producers[task]
+            producer.step, producer.window, producer.walk = step, window, walk
 
     def front(self, consumer: str) -> int:
         """The farthest window that another task, still in training, has come to; -1 for none."""
         others = (p for t, p in self.producers.items() if t != consumer and p.active)
         return max((p.window for p in others), default=-1)
+
+    def through(self, query: Query) -> int | None:
+        """The last window that all peers that train and have come to a window have walked at
+        least once; None where there is no such peer."""
+        peers = (p for _, p in self._peers_of(query) if p.active and p.window >= 0)
+        # windows are numbered by their first visit: one less lies in the window before
+        return min((p.window if p.walk else p.window - 1 for p in peers), default=None)
 
     def retire(self, task: str, quantities: Sequence[str], serves: bool = False) -> None:
         """A task has ended, before it began perhaps: its predictions stay, but nobody waits for
@@ -271,8 +285,9 @@ class PredictionCache:
         if query.consumer not in self.producers:
             return None
         refused = tuple(r for r in map(self.publish, publications) if r is not None)
-        self.progress(query.consumer, query.now, query.window)
-        return Answer(self.look_up(query), self.front(query.consumer), refused)
+        self.progress(query.consumer, query.now, query.window, query.walk)
+        found, front = self.look_up(query), self.front(query.consumer)
+        return Answer(found, front, refused, self.through(query))
 
     def must_wait(self, query: Query) -> bool:
         """Whether a consumer that waits should wait on: some quantity has no producer yet, or a

@@ -200,7 +200,7 @@ class CachePeers:
         assert batch.id is not None
         bounded = self.job.mediator is not None and self.job.mediator.window != "all"
         since = batch.window if bounded else -1
-        return Query(self.task, batch.id, self.wanted, now, use, batch.window, since)
+        return Query(self.task, batch.id, self.wanted, now, use, batch.window, batch.walk, since)
 
     def _exchange(self, query: Query) -> Answer:
         publications = [] if self.waits else self._take_outbox()
@@ -266,7 +266,7 @@ class CachePeers:
                 misses[task] = "timeout"
             except ray.exceptions.RayError:  # evicted or lost with its node since the look-up
                 misses[task] = "unavailable"
-        return PeerPredictions(chosen, misses, answer.front, time.monotonic())
+        return PeerPredictions(chosen, misses, answer.front, answer.through, time.monotonic())
 
     def _get(self, task: str, peer: Found) -> Prediction:
         arrays = peer.arrays
