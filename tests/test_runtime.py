@@ -94,10 +94,7 @@ def test_a_task_that_dies_too_often_fails_alone(tmp_path):
     assert result["tasks"]["normals"]["metrics"]
 
 
-@pytest.mark.parametrize(("restarts", "status"), [(1, "finished"), (0, "failed")])
-def test_a_task_killed_before_it_is_measured_is_measured_from_its_checkpoint(
-    tmp_path, restarts, status
-):
+def test_a_task_killed_before_it_is_measured_is_measured_from_its_checkpoint(tmp_path):
     def kill_depth_at_the_end(collective: Any) -> None:
         add = collective.add_evaluations
 
@@ -107,13 +104,11 @@ def test_a_task_killed_before_it_is_measured_is_measured_from_its_checkpoint(
 
         collective.add_evaluations = add_and_kill
 
-    job = tiny_job("steps=10", f"runtime.max_restarts={restarts}")
     watch = Watch()
-    result = run(job, tmp_path, watch, before=kill_depth_at_the_end)
-    assert result["status"] == status
-    assert result["tasks"]["depth"]["restarts"] == restarts
-    assert bool(result["tasks"]["depth"]["metrics"]) is bool(restarts)
-    assert result["tasks"]["normals"]["metrics"]
+    result = run(tiny_job("steps=10"), tmp_path, watch, before=kill_depth_at_the_end)
+    assert result["status"] == "finished"
+    assert result["tasks"]["depth"]["restarts"] == 1
+    assert all(task["metrics"] for task in result["tasks"].values())
     assert any("lost" in event for event in watch.events)
 
 
@@ -221,7 +216,7 @@ def test_ctrl_c_does_not_wait_for_whoever_waits_for_a_stopped_peer(tmp_path):
     assert time.monotonic() - stopped[0] < 30.0
 
 
-def test_a_slow_task_does_not_slow_its_peers(tmp_path):
+def test_a_slow_task_does_not_slow_its_peers_and_is_of_use_to_them(tmp_path):
     alone = run(tiny_job("steps=200"), tmp_path / "fast")
     slow = run(
         tiny_job("steps=200", "tasks.depth.task.name=faults:SlowDepth", "tasks.depth.steps=10"),
@@ -230,19 +225,13 @@ def test_a_slow_task_does_not_slow_its_peers(tmp_path):
     rates = [r["tasks"]["normals"]["steps_per_second"] for r in (alone, slow)]
     assert slow["tasks"]["depth"]["steps_per_second"] < 0.3 * rates[1]
     assert rates[1] > 0.7 * rates[0]
+    # it stays where the slow one has been, or it would be alone from the second window on
+    assert slow["staleness"]["normals<-depth"]["hit_rate"] > 0.1
 
 
-def test_a_fast_task_stays_where_its_slow_peer_has_been(tmp_path):
-    job = tiny_job("steps=120", "tasks.depth.task={name: 'faults:SlowDepth', seconds: 0.05}")
-    edges = run(job, tmp_path)["staleness"]
-    assert edges["normals<-depth"]["hit_rate"] > 0.1  # the fast one would be alone otherwise
-    assert edges["depth<-normals"]["hit_rate"] > 0.5
-
-
-@pytest.mark.parametrize("peer_steps", [32, 8])
-def test_a_task_without_labels_does_not_run_away_from_a_slower_peer(tmp_path, peer_steps):
+def test_a_task_without_labels_does_not_run_away_from_a_slower_peer(tmp_path):
     job = tiny_job(
-        "steps=32", "tasks.normals.dedicated=null", f"tasks.depth.steps={peer_steps}",
+        "steps=32", "tasks.normals.dedicated=null", "tasks.depth.steps=8",
         "tasks.depth.task={name: 'faults:SlowDepth', seconds: 0.1}",
     )  # fmt: skip
     normals = run(job, tmp_path)["tasks"]["normals"]
