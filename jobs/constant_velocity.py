@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,10 +63,10 @@ def mean_motion(motions_n44: Tensor) -> Tensor:
     return mean.to(motions_n44.dtype)
 
 
-def main() -> int:
-    """The script."""
+def script(description: str | None, measure: Callable[..., Mapping[str, Any]]) -> int:
+    """A command ``RUN TRAINING TEST [--set a.b=v]`` that prints what ``measure`` finds as JSON."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("training", metavar="TRAINING")
@@ -75,12 +76,18 @@ def main() -> int:
     try:
         found = measure(given.run, given.training, given.test, given.overrides)
     except TaskrayError as error:
-        print(f"constant_velocity: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         return error.exit_code
-    values = {n: {k: round(v, 4) for k, v in of.items()} for n, of in found.items()}
-    print(json.dumps({"run": given.run.name, "dataset": given.test, **values}))
+    print(json.dumps({"run": given.run.name, "dataset": given.test, **rounded(found)}))
     return 0
 
 
+def rounded(values: Any) -> Any:
+    """Figures to four places, at any depth."""
+    if isinstance(values, Mapping):
+        return {key: rounded(value) for key, value in values.items()}
+    return round(values, 4)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(__doc__, measure))

@@ -9,17 +9,15 @@ one line of JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from constant_velocity import column
+from constant_velocity import column, script
 from torch import Tensor
 
 from taskray.config import override, parse_job, read_yaml
-from taskray.errors import InputError, TaskrayError
+from taskray.errors import InputError
 from taskray.loop.assembly import build_task
 from taskray.report.run_folder import CONFIG
 
@@ -48,25 +46,5 @@ def mean_map(depth_n1hw: Tensor) -> Tensor:
     return mean.where(count > 0, everywhere).exp()
 
 
-def main() -> int:
-    """The script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("training", metavar="TRAINING")
-    parser.add_argument("test", metavar="TEST")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=v", dest="overrides")
-    given = parser.parse_args()
-    try:
-        found = measure(given.run, given.training, given.test, given.overrides)
-    except TaskrayError as error:
-        print(f"mean_depth: {error}", file=sys.stderr)
-        return error.exit_code
-    values = {key: round(value, 4) for key, value in found.items()}
-    print(json.dumps({"run": given.run.name, "dataset": given.test, **values}))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script(__doc__, measure))
