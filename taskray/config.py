@@ -101,6 +101,8 @@ class AugmentConfig(Settings):
     """Contrast factor from [1 - c, 1 + c]."""
     saturation: Annotated[float, Field(ge=0)] = 0.0
     """Saturation factor from [1 - s, 1 + s]."""
+    hue: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Colours are turned about the grey axis by an angle from [-180 h, 180 h] degrees."""
     noise: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of added Gaussian noise (image values lie in [0, 1])."""
     flip: bool = False

@@ -494,10 +494,24 @@ def test_a_flip_refuses_a_column_that_has_no_mirror_image(column: str) -> None:
 def test_all_frames_of_a_sample_change_colour_alike() -> None:
     image = labelled_batch().tensors["image"]
     batch = Batch({"image": image, "image_2": image.clone()})
-    config = AugmentConfig(brightness=0.5, contrast=0.5)
+    config = AugmentConfig(brightness=0.5, contrast=0.5, hue=0.5)
     after = augment(batch, config, torch.Generator().manual_seed(0), labelled=True).tensors
     assert torch.equal(after["image"], after["image_2"])
     assert not torch.equal(after["image"], image)
+
+
+def test_a_turn_of_hue_takes_red_to_other_colours_and_leaves_grey() -> None:
+    red, grey = torch.tensor([0.6, 0.3, 0.3]), torch.full((3,), 0.3)
+    image = torch.stack([red, grey], dim=1)[None, :, None].repeat(64, 1, 1, 1)  # [64, 3, 1, 2]
+    config = AugmentConfig(hue=1.0)
+    after = augment(
+        Batch({"image": image}), config, torch.Generator().manual_seed(0), labelled=True
+    )
+    turned = after.tensors["image"][:, :, 0, 0]
+    torch.testing.assert_close(after.tensors["image"][:, :, 0, 1], grey.expand(64, 3))
+    torch.testing.assert_close(turned.mean(dim=1), red.mean().expand(64))
+    torch.testing.assert_close(turned.norm(dim=1), red.norm().expand(64))
+    assert set(turned.argmax(dim=1).tolist()) == {0, 1, 2}
 
 
 def test_the_manifest_of_a_broken_cache_is_named(tmp_path: Path) -> None:

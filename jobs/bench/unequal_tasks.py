@@ -1,8 +1,8 @@
 """Tasks that cost unequally: does a heavy one hold up a light one? (Taskology, supplement 6.4)
 
 Depth and normals train side by side, a process and a thread each. Normals has the network of the
-job (``equal``) or one that is wider and takes several times as long (``unequal``); depth is the
-same in both. Each pair of tasks trains
+job (``equal``) or the mean of three of them, which takes three times as long (``unequal``); depth
+is the same in both. Each pair of tasks trains
 
   asynchronous   predictions may be of any age, as in the job
   lock_step      ``staleness: {max_steps: 0, on_stale: wait}``: the synchronous algorithm
@@ -55,9 +55,9 @@ Rates = dict[str, dict[str, float]]
 
 
 def make_job(mode: str, pair: str, settings: Any) -> Job:
-    """The main job, with the mediator as a plain pass and perhaps a wider network for normals."""
+    """The main job, with the mediator as a plain pass and one or more networks for normals."""
     make, width = (small_job, 8) if settings.small else (main_job, 16)
-    factor = settings.wider if pair == "unequal" else 1
+    members = settings.members if pair == "unequal" else 1
     job = make(
         f"name={mode}_{pair}",
         "steps=100000000",
@@ -68,7 +68,7 @@ def make_job(mode: str, pair: str, settings: Any) -> Job:
         "mediator.window=all",
         "evaluation.data={}",
         "consistency.depth_normals.warmup_steps=0",
-        f"tasks.{HEAVY}.model.base={width * factor}",
+        f"tasks.{HEAVY}.model={{name: '_ensemble:Ensemble', base: {width}, members: {members}}}",
         *MODES[mode],
     )
     return with_threads(job)
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--repetitions", type=int, default=5)
     options.add_argument("--chunk", type=int, default=10, help="steps between two reports")
     options.add_argument("--samples", type=int, default=128, help="frames of each dataset")
-    options.add_argument("--wider", type=int, default=2, help="times the width of the light one")
+    options.add_argument("--members", type=int, default=3, help="networks of the heavy one")
     options.add_argument("--small", action="store_true", help="small frames and networks")
     settings = parse(options, arguments, QUICK)
     rates: dict[str, list[Rates]] = {mode: [] for mode in MODES}

@@ -15,6 +15,7 @@ from taskray.config import AugmentConfig
 from taskray.data.batch import Batch
 from taskray.errors import InputError
 from taskray.geometry.camera import flip_intrinsics
+from taskray.geometry.motion import rotation_matrix
 from taskray.schema import QUANTITIES, quantity_of
 
 GREY = (0.299, 0.587, 0.114)
@@ -26,9 +27,10 @@ def augment(
 ) -> Batch:
     """The batch with its images changed as ``config`` says; the batch given stays as it is.
 
-    Each sample draws its own brightness, contrast and saturation factor, the same for all its
-    frames, and each pixel its own noise; images stay in [0, 1]. With ``labelled`` and
-    ``config.flip``, half of the samples are mirrored left to right in all their columns.
+    Each sample draws its own brightness, contrast and saturation factor and its own turn of hue,
+    the same for all its frames, and each pixel its own noise; images stay in [0, 1]. With
+    ``labelled`` and ``config.flip``, half of the samples are mirrored left to right in all their
+    columns.
     """
     tensors = dict(batch.tensors)
     images = [column for column in tensors if quantity_of(column) == "image"]
@@ -41,28 +43,34 @@ def augment(
             column: torch.where(_like(mirrored, values), _flip(tensors, column), values)
             for column, values in tensors.items()
         }
-    if config.brightness or config.contrast or config.saturation or config.noise:
-        factors = [
-            1 + spread * (2 * torch.rand(size, 1, 1, 1, generator=generator) - 1)
-            for spread in (config.brightness, config.contrast, config.saturation)
-        ]
+    spreads = (config.brightness, config.contrast, config.saturation, config.hue)
+    if any(spreads) or config.noise:
+        *factors, turn = (
+            spread * (2 * torch.rand(size, 1, 1, 1, generator=generator) - 1) for spread in spreads
+        )
         for column in images:
-            tensors[column] = _recolour(tensors[column], factors, config.noise, generator)
+            image = _recolour(tensors[column], [1 + factor for factor in factors])
+            if config.hue:
+                image = _turn_hue(image, torch.pi * turn[:, :, 0, 0])
+            if config.noise:
+                image = image + config.noise * torch.randn(image.shape, generator=generator)
+            tensors[column] = image.clamp(0, 1)
     return replace(batch, tensors=tensors)
 
 
-def _recolour(
-    image: Tensor, factors: list[Tensor], noise: float, generator: torch.Generator
-) -> Tensor:
+def _recolour(image: Tensor, factors: list[Tensor]) -> Tensor:
     brightness, contrast, saturation = factors
     image = image * brightness
     mean = image.mean(dim=(1, 2, 3), keepdim=True)
     image = mean + contrast * (image - mean)
     grey = (image * image.new_tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)
-    image = grey + saturation * (image - grey)
-    if noise:
-        image = image + noise * torch.randn(image.shape, generator=generator)
-    return image.clamp(0, 1)
+    return grey + saturation * (image - grey)
+
+
+def _turn_hue(image: Tensor, angle: Tensor) -> Tensor:
+    """Images ``[B, 3, H, W]`` with their colours turned about the grey axis, by ``[B, 1]`` rad."""
+    axis = torch.full((len(image), 3), 3**-0.5)
+    return torch.einsum("bij,bjhw->bihw", rotation_matrix(axis * angle), image)
 
 
 def _flip(tensors: dict[str, Tensor], column: str) -> Tensor:

@@ -26,6 +26,7 @@ from taskray.runtime.cache import PredictionCache, Publication, Query, newest
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.collective import Observer, TaskState, summarize
 from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
+from taskray.runtime.process import keep_freed_memory
 from taskray.runtime.supervision import traceback_of
 
 
@@ -118,6 +119,7 @@ class InlineCollective:
         """All tasks take each step together: first everybody predicts, then everybody learns.
         ``data`` maps names to opened datasets. On Ctrl-C all checkpoints are written before
         KeyboardInterrupt goes on its way."""
+        keep_freed_memory()
         self.build(data)
         for member in self.members.values():
             member.trainer.start_clock()

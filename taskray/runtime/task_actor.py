@@ -18,16 +18,10 @@ from taskray.runtime.cache import Publication
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member, choose_device
 from taskray.runtime.peers import CachePeers
+from taskray.runtime.process import keep_freed_memory, use_threads
 
 PEERS = "peers"
 """What answers peers runs in this concurrency group, so that the driver's calls stay in order."""
-
-
-def use_threads(count: int) -> None:
-    """Ray sets one thread per reserved CPU; a task's own setting is meant instead."""
-    torch.set_num_threads(count)
-    if torch.get_num_interop_threads() != 1:
-        torch.set_num_interop_threads(1)
 
 
 class TaskActor:
@@ -39,6 +33,7 @@ class TaskActor:
 
     def __init__(self, job: dict[str, Any], name: str, threads: int) -> None:
         use_threads(threads)
+        keep_freed_memory()
         self.job, self.name = parse_job(job, "job"), name
         self.member: Member | None = None
         self.peers: CachePeers | None = None
@@ -148,6 +143,7 @@ class ForwardServer:
 
     def __init__(self, job: dict[str, Any], name: str, threads: int, cache: Any) -> None:
         use_threads(threads)
+        keep_freed_memory()
         self.job, self.name, self.cache = parse_job(job, "job"), name, cache
         self.task = build_task(self.job, name)
         relations = build_relations(self.job, name, self.task)
