@@ -130,7 +130,8 @@ class TaskConfig(Settings):
     steps: Positive | None = None
     """Training steps of this task; null: the job's ``steps``."""
     consistency_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on every consistency loss in this task: supervised losses differ in scale."""
+    """Factor on every consistency loss in this task: supervised losses differ in scale. With 0 it
+    learns from its labels alone, and goes on predicting for its peers."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and schedule."""
     augment: AugmentConfig = AugmentConfig()

@@ -164,12 +164,14 @@ def test_after_a_pause_the_peers_of_the_next_step_are_asked_for_again():
     assert peers.calls[2:] == [("publish", 0, 5), ("collect", 0, 5)]
 
 
-def test_a_task_that_gives_its_relations_no_weight_trains_on_its_labels_alone():
+def test_a_task_that_gives_its_relations_no_weight_learns_from_its_labels_and_serves_its_peers():
     peers = Scripted(fresh_normals())
     loop = trainer(peers, consistency_weight=0.0)
     loop.relations = [WeightedRelation(r.name, r.relation, r.config, 0.0) for r in loop.relations]
-    assert loop.train(12)["totals"]["supervised_steps"] == 12
-    assert peers.calls == []
+    totals = loop.train(12)["totals"]
+    assert totals["supervised_steps"] == 6
+    assert totals["skipped_consistency_steps"] == 6
+    assert [call[0] for call in peers.calls].count("publish") == 6
 
 
 def test_an_absurd_prediction_of_a_peer_is_a_skipped_step_and_no_failure():

@@ -127,7 +127,7 @@ class BareLoops:
             self.processes.append(process)
 
     def wait_until_ready(self) -> None:
-        self.pids = [self._receive(pipe) for pipe in self.pipes.values()]
+        self.pids: dict[str, int] = {n: self._receive(pipe) for n, pipe in self.pipes.items()}
 
     def run_for(self, mode: str, seconds: float) -> dict[str, list[Stamp]]:
         for pipe in self.pipes.values():

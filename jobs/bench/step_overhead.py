@@ -20,15 +20,17 @@ repetitions of (steps/s of all actors) / (steps/s of all bare loops); target: 0.
 three tasks).
 
 ``cpu_ms_per_step`` says where the difference goes, and is steadier than the clock where others
-use the machine: CPU time of the training processes, background threads included, and of the
-``others`` (driver, cache, Ray; in the bare windows an idle Ray, which burdens both sides).
+use the machine: CPU time of each task's process, background threads included, and of the
+``others`` (driver, cache, Ray; in the bare windows an idle Ray, which burdens both sides) by the
+steps of all. Where there are more tasks than cores, the clock also tells how the kernel shared
+them out: a side on which the heaviest task got more of them makes fewer steps in all.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -79,15 +81,15 @@ class Comparison:
         with self._counting_cpu("bare", self.bare.pids) as steps:
             began = time.monotonic()
             stamps = self.bare.run_for(self.mode, self.window)
-            steps.append(sum(s[-1].step - s[0].step for s in stamps.values()))
+            steps.update({n: s[-1].step - s[0].step for n, s in stamps.items()})
         since, until = began + self.lead, min(s[-1].at for s in stamps.values())
         self.rates["bare"].append({n: rate(s, since, until) for n, s in stamps.items()})
 
     def _actors(self) -> None:
         before = self._actor_steps()
-        with self._counting_cpu("actors", self.running.recorder.pids.values()) as steps:
+        with self._counting_cpu("actors", self.running.recorder.pids) as steps:
             since, until = self.running.run_for(self.window, self.lead)
-            steps.append(self._actor_steps() - before)
+            steps.update({n: step - before[n] for n, step in self._actor_steps().items()})
         self.rates["actors"].append(
             {n: rate(s, since, until) for n, s in self.running.stamps.items()}
         )
@@ -99,20 +101,21 @@ class Comparison:
             self.skipped.append(skipped / max(1, tied))
             self.waited.append(waited / (last["train_seconds"] - first["train_seconds"]))
 
-    def _actor_steps(self) -> int:
-        return sum(self.running.ask(lambda actor: actor.member.trainer.step).values())
+    def _actor_steps(self) -> dict[str, int]:
+        return self.running.ask(lambda actor: actor.member.trainer.step)
 
     @contextmanager
-    def _counting_cpu(self, side: str, trainers: Iterable[int]) -> Iterator[list[int]]:
-        """CPU time of the block per step; the block says how many steps it made."""
-        everyone = [*self.bare.pids, *self.running.recorder.pids.values()]
-        training, others, steps = cpu_of(trainers), others_cpu(everyone), list[int]()
+    def _counting_cpu(self, side: str, pids: Mapping[str, int]) -> Iterator[dict[str, int]]:
+        """CPU time per step of each task in the block, which fills in how many steps it made."""
+        everyone = [*self.bare.pids.values(), *self.running.recorder.pids.values()]
+        training = {name: cpu_of([pid]) for name, pid in pids.items()}
+        others, steps = others_cpu(everyone), dict[str, int]()
         yield steps
+        used = {name: cpu_of([pid]) - training[name] for name, pid in pids.items()}
+        spent = others_cpu(everyone) - others
         self.cpu[side].append(
-            {
-                "training": 1e3 * (cpu_of(trainers) - training) / steps[0],
-                "others": 1e3 * (others_cpu(everyone) - others) / steps[0],
-            }
+            {name: 1e3 * used[name] / steps[name] for name in steps}
+            | {"others": 1e3 * spent / sum(steps.values())}
         )
 
     def result(self) -> dict[str, Any]:
@@ -131,7 +134,7 @@ class Comparison:
             "ratio_of_task": of_task,
             "steps_per_second": {side: median(values) for side, values in totals.items()},
             "cpu_ms_per_step": {
-                side: {key: median(one[key] for one in cpu) for key in ("training", "others")}
+                side: {key: median(one[key] for one in cpu) for key in cpu[0]}
                 for side, cpu in self.cpu.items()
             },
             "skipped": max(self.skipped),

@@ -49,10 +49,14 @@ class WeightedRelation:
     scale: float = 1.0
     """The consuming task's own factor."""
 
+    def has_begun(self, step: int) -> bool:
+        """Whether the relation ties the tasks of the job yet, whatever this one makes of it."""
+        return step >= self.config.start_step
+
     def weight(self, step: int) -> float:
         """0 before ``start_step``, then rising linearly to the full weight."""
         since = step - self.config.start_step
-        if since < 0:
+        if not self.has_begun(step):
             return 0.0
         return (
             self.scale
@@ -135,7 +139,7 @@ class Trainer:
             return False
         if self.dedicated is None:
             return True
-        if all(relation.weight(step) == 0 for relation in self.relations):
+        if not any(relation.has_begun(step) for relation in self.relations):
             return False
         period = alternation.supervised_steps + alternation.consistency_steps
         return step % period >= alternation.supervised_steps
