@@ -233,6 +233,18 @@ def test_nobody_waits_for_a_task_that_failed_before_it_began(clock):
     assert not cache.must_wait(query)
 
 
+def test_a_prediction_of_an_earlier_window_is_none_to_make_do_with(clock):
+    cache = PredictionCache(1000, StalenessConfig(on_stale="wait"), clock=clock)
+    cache.announce("depth", ["depth"])
+    query = Query("normals", 3, ("depth",), window=8, since=8)
+    cache.publish(Publication("depth", 3, 4, 1.0, depth(), window=0))
+    assert cache.look_up(query)["depth"].miss == "absent"
+    assert cache.must_wait(query)
+    cache.publish(Publication("depth", 3, 12, 2.0, depth(), window=8))
+    assert cache.look_up(query)["depth"].miss is None
+    assert not cache.must_wait(query)
+
+
 def test_a_waiting_look_up_is_answered_by_the_publish_it_waits_for(clock):
     async def scene() -> tuple[bool, dict]:
         cache = WaitingCache(1000, WAIT)

@@ -259,10 +259,10 @@ class PredictionCache:
         now = self.clock()
         answer = {}
         for task, producer in self._peers_of(query):
-            entry = self.entries.get((task, query.batch))
+            entry = self._entry(task, query)
             may_come = (producer.active or producer.serves) and producer.window <= query.window
             found = Found(producer.quantities, "absent", server=producer.server, may_come=may_come)
-            if entry is not None and entry.window >= query.since:
+            if entry is not None:
                 fresh = within(self.bound, entry.version, producer.step, now)
                 found = Found(
                     producer.quantities,
@@ -300,7 +300,7 @@ class PredictionCache:
         for task, producer in self._peers_of(query):
             if not producer.active:
                 continue
-            entry = self.entries.get((task, query.batch))
+            entry = self._entry(task, query)
             version = entry.version if entry else None
             if worth_waiting_for(self.bound, version, query.use, self.clock()):
                 return True
@@ -325,6 +325,11 @@ class PredictionCache:
             for task, producer in self.producers.items()
             if task != query.consumer and set(query.quantities) & set(producer.quantities)
         ]
+
+    def _entry(self, task: str, query: Query) -> Entry | None:
+        """What a task has predicted on the batch, unless that was in an earlier window."""
+        entry = self.entries.get((task, query.batch))
+        return entry if entry is not None and entry.window >= query.since else None
 
     def _drop(self, key: tuple[str, int]) -> None:
         entry = self.entries.pop(key, None)
