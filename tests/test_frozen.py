@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import ray
 import torch
 from collectives import Watch, kill, run, tiny_job
 from rich.console import Console
@@ -16,10 +19,14 @@ from taskray.cli import main
 from taskray.commands.doctor import doctor
 from taskray.commands.train import check, check_checkpoints
 from taskray.config import Job, dump_yaml
+from taskray.data.batch import Batch
 from taskray.errors import InputError
 from taskray.loop.assembly import build_model, build_task
+from taskray.runtime.cache import Query
 from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint
 from taskray.runtime.member import load_initial
+from taskray.runtime.placement import place_cache
+from taskray.runtime.task_actor import FrozenActor
 
 
 @pytest.fixture(scope="session")
@@ -252,6 +259,30 @@ def test_a_frozen_task_serves_its_peers_to_the_last_step(
     assert edge["hit_rate"] > 0.8
     assert result["tasks"]["normals"]["metrics"]
     assert "normals<-depth" not in result["staleness"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_frozen_task_predicts_once_for_two_peers_that_come_to_a_batch_together() -> None:
+    class Trainer:
+        step = 20
+        batches: ClassVar[list[int]] = []
+
+        def answer(self, batch: Batch) -> dict[str, torch.Tensor]:
+            self.batches.append(batch.id)
+            return {"normals": torch.zeros(2, 3, 4, 6)}
+
+    cache = place_cache(tiny_job())
+    ray.get(cache.announce.remote("normals", ["normals"]))
+    actor = FrozenActor.__new__(FrozenActor)
+    actor.job, actor.name, actor.recent = tiny_job(), "normals", {}
+    actor.member = SimpleNamespace(trainer=Trainer())
+    actor.peers = SimpleNamespace(cache=cache)
+    image = {"image": np.zeros((2, 3, 4, 6), np.float32)}
+    answers = [actor.fill(batch, image, None, 0) for batch in (0, 0, 1, 0, 2, 3, 4, 5, 0)]
+    assert answers == [None] * 9
+    assert Trainer.batches == [0, 1, 2, 3, 4, 5, 0]
+    query = Query("depth", 5, ("normals",))
+    assert ray.get(cache.look_up.remote(query))["normals"].version.producer_step == 20
 
 
 @pytest.mark.usefixtures("ray_session")

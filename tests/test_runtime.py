@@ -229,7 +229,7 @@ def test_a_slow_task_does_not_slow_its_peers_and_is_of_use_to_them(tmp_path):
         tmp_path / "slow",
     )
     rates = [r["tasks"]["normals"]["steps_per_second"] for r in (alone, slow)]
-    assert slow["tasks"]["depth"]["steps_per_second"] < 0.3 * rates[1]
+    assert slow["tasks"]["depth"]["steps_per_second"] < 0.5 * rates[1]
     assert rates[1] > 0.7 * rates[0]
     # it stays where the slow one has been, or it would be alone from the second window on
     assert slow["staleness"]["normals<-depth"]["hit_rate"] > 0.05

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 import torch
+from torch import Tensor
 
 from taskray.config import parse_job
 from taskray.data.batch import Batch
@@ -99,10 +100,17 @@ class TaskActor:
         return self.member
 
 
+RECENT = 4
+"""Predictions that a frozen task remembers: peers come to a batch together, and all ask."""
+
+
 class FrozenActor(TaskActor):
     """A task that never trains: it predicts when a peer asks, beside what the driver calls."""
 
-    failure: Exception | None = None
+    def __init__(self, job: dict[str, Any], name: str, threads: int) -> None:
+        super().__init__(job, name, threads)
+        self.failure: Exception | None = None
+        self.recent: dict[int, dict[str, Tensor]] = {}  # by mediator batch, oldest first
 
     def setup(
         self, data: dict[str, Any], checkpoints: str, cache: Any, server: Any = None
@@ -127,11 +135,15 @@ class FrozenActor(TaskActor):
         """Predict on a batch that a peer asks about; see :meth:`ForwardServer.fill`."""
         trainer = self._member.trainer
         asked = Batch({k: torch.from_numpy(v.copy()) for k, v in inputs.items()}, batch, window)
-        try:
-            prediction = trainer.answer(asked)
-        except Exception as error:
-            self.failure = error
-            raise
+        prediction = self.recent.get(batch)
+        if prediction is None:
+            try:
+                prediction = self.recent[batch] = trainer.answer(asked)
+            except Exception as error:
+                self.failure = error
+                raise
+            if len(self.recent) > RECENT:
+                del self.recent[next(iter(self.recent))]
         assert self.peers is not None
         new = Publication.of(self.name, asked, trainer.step, prediction, self.job.cache.dtype)
         refused: str | None = ray.get(self.peers.cache.publish.remote(new))
