@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from taskray.config import Job, StalenessConfig
 from taskray.errors import InputError
 from taskray.loop.assembly import build_tasks
 from taskray.loop.staleness import Version, within, worth_waiting_for
-from taskray.runtime.cache import NOT_ANNOUNCED, PredictionCache, Publication, Query
+from taskray.runtime.cache import NOT_ANNOUNCED, Awaited, PredictionCache, Publication, Query
 from taskray.runtime.waiting import WaitingCache
 
 WAIT = StalenessConfig(max_steps=0, on_stale="wait", wait_seconds=5)
@@ -219,18 +220,18 @@ def test_tasks_that_all_have_labels_may_wait_in_lock_step():
 def test_nobody_waits_for_a_task_that_has_ended(cache):
     cache.bound = WAIT
     query = Query("normals", 0, ("depth",), use=5)
-    assert cache.must_wait(query)
+    assert cache.awaited(query) is Awaited.PREDICTION
     cache.retire("depth", ["depth"])
-    assert not cache.must_wait(query)
+    assert cache.awaited(query) is Awaited.NOTHING
 
 
 def test_nobody_waits_for_a_task_that_failed_before_it_began(clock):
     cache = PredictionCache(1000, WAIT, clock=clock)
     query = Query("normals", 0, ("depth",), use=5)
     cache.announce("normals", ["normals"])
-    assert cache.must_wait(query)
+    assert cache.awaited(query) is Awaited.PREDICTION
     cache.retire("depth", ["depth"])
-    assert not cache.must_wait(query)
+    assert cache.awaited(query) is Awaited.NOTHING
 
 
 def test_a_prediction_of_an_earlier_window_is_none_to_make_do_with(clock):
@@ -239,10 +240,60 @@ def test_a_prediction_of_an_earlier_window_is_none_to_make_do_with(clock):
     query = Query("normals", 3, ("depth",), window=8, since=8)
     cache.publish(Publication("depth", 3, 4, 1.0, depth(), window=0))
     assert cache.look_up(query)["depth"].miss == "absent"
-    assert cache.must_wait(query)
+    assert cache.awaited(query) is Awaited.PREDICTION
     cache.publish(Publication("depth", 3, 12, 2.0, depth(), window=8))
     assert cache.look_up(query)["depth"].miss is None
-    assert not cache.must_wait(query)
+    assert cache.awaited(query) is Awaited.NOTHING
+
+
+def test_a_peer_that_has_made_the_visit_does_not_come_back_to_it(clock):
+    cache = PredictionCache(1000, StalenessConfig(on_stale="wait"), clock=clock)
+    for task in ("depth", "normals"):
+        cache.announce(task, [task])
+    behind = Query("normals", 3, ("depth",), window=8, since=8, visit=11)
+    ahead = Query("depth", 5, ("normals",), window=8, since=8, visit=13)
+    cache.arrive(behind)
+    cache.arrive(ahead)
+    assert cache.awaited(ahead) is Awaited.PREDICTION
+    assert cache.awaited(behind) is Awaited.LATE
+
+
+def test_who_waits_is_not_held_up_for_ever_by_a_peer_ahead_of_it():
+    async def scene() -> tuple[float, dict]:
+        cache = WaitingCache(1000, StalenessConfig(on_stale="wait", wait_seconds=60))
+        for task in ("depth", "normals"):
+            await cache.announce(task, [task])
+        behind = Query("normals", 3, ("depth",), window=8, since=8, visit=11)
+        ahead = Query("depth", 5, ("normals",), window=8, since=8, visit=13)
+        waiting = asyncio.create_task(cache.exchange([], behind))
+        await asyncio.sleep(0.05)
+        other = asyncio.create_task(cache.exchange([], ahead))  # now each waits for the other
+        began = time.monotonic()
+        found = (await waiting).found
+        other.cancel()
+        return time.monotonic() - began, found
+
+    seconds, found = asyncio.run(scene())
+    assert 1.5 < seconds < 10
+    assert found["depth"].miss == "absent"
+
+
+def test_who_is_done_and_serves_waits_for_nobody_and_is_waited_for(clock):
+    cache = PredictionCache(1000, StalenessConfig(on_stale="wait"), clock=clock)
+    cache.announce("normals", ["normals"])
+    cache.announce("depth", ["depth"], active=False, serves=True)
+    assert cache.awaited(Query("depth", 3, ("normals",), window=8)) is Awaited.NOTHING
+    query = Query("normals", 3, ("depth",), window=8, since=8, visit=9)
+    assert cache.awaited(query) is Awaited.PREDICTION
+    cache.arrive(Query("depth", 0, ("normals",), window=16, visit=16))  # it has left the window
+    assert cache.awaited(query) is Awaited.NOTHING
+
+
+def test_an_answer_tells_whether_a_peer_has_come_to_the_mediator(cache):
+    query = Query("normals", 3, ("depth",))
+    assert not cache.look_up(query)["depth"].has_begun
+    cache.arrive(Query("depth", 3, ("normals",)))
+    assert cache.look_up(query)["depth"].has_begun
 
 
 def test_a_waiting_look_up_is_answered_by_the_publish_it_waits_for(clock):

@@ -50,6 +50,20 @@ def test_the_state_loads_without_running_code(store, tmp_path):
     assert loaded["step"] == 40
 
 
+def test_an_object_store_which_cannot_rename_folders_takes_checkpoints(tmp_path):
+    class Objects(fs.SubTreeFileSystem):
+        def move(self, source, target):
+            raise OSError("moving a folder is not supported")
+
+    store = CheckpointStore(tmp_path)
+    store.filesystem, store.root = Objects(str(tmp_path), fs.LocalFileSystem()), "run"
+    for step in (10, 20, 30, 30):
+        store.save("depth", step, network(), state(step))
+    assert store.steps("depth") == [20, 30]
+    store.filesystem.delete_file("run/depth/step_30/manifest.json")  # as if cut off before it
+    assert store.latest("depth").step == 20
+
+
 def test_only_the_newest_are_kept(store):
     for step in (10, 20, 30, 30):
         store.save("depth", step, network(), state(step))

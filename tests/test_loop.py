@@ -174,6 +174,15 @@ def test_a_task_that_gives_its_relations_no_weight_learns_from_its_labels_and_se
     assert [call[0] for call in peers.calls].count("publish") == 6
 
 
+def test_a_task_that_only_teaches_does_not_learn_the_mediators_statistics():
+    loop = trainer(Scripted(fresh_normals()), supervised=0)
+    loop.model = loop.forward = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1))
+    loop.relations = [WeightedRelation(r.name, r.relation, r.config, 0.0) for r in loop.relations]
+    before = loop.model[1].running_mean.clone()
+    loop.train(3)
+    assert torch.equal(loop.model[1].running_mean, before)
+
+
 def test_an_absurd_prediction_of_a_peer_is_a_skipped_step_and_no_failure():
     absurd = Prediction("normals", {"normals": NORMALS * 3e38}, 7, 0, 0.0)
     loop = trainer(Scripted(PeerPredictions({"normals": absurd})), supervised=0)

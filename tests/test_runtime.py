@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,15 +12,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import ray
 import torch
 from collectives import Watch, kill, run, tiny_job
+
+from taskray.data.batch import Batch
+from taskray.runtime.cache import Query
+from taskray.runtime.peers import CachePeers
+from taskray.runtime.placement import place_cache
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def pid_of(actor: Any) -> int:
-    import ray
-
     pid: int = ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=30)
     return pid
 
@@ -262,6 +267,37 @@ def test_a_step_gets_its_memory_back_without_page_faults():
     assert int(ran.stdout) < 1000  # 20 times 32 MB are 160,000 pages
 
 
+def test_waiting_tasks_are_served_by_one_that_is_done(tmp_path):
+    result = run(tiny_job("staleness.on_stale=wait", "tasks.depth.steps=10", "steps=60"), tmp_path)
+    assert result["tasks"]["normals"]["skipped_consistency_steps"] == 0
+    assert result["cache"]["waits_given_up"] == 0
+
+
+def test_waiting_tasks_that_resume_apart_do_not_wait_for_each_other(tmp_path):
+    waits = ("staleness.on_stale=wait", "evaluation.data={}")
+    run(tiny_job(*waits, "steps=20"), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "depth" / "step_20")  # it goes on from step 10
+    began = time.monotonic()
+    result = run(tiny_job(*waits, "steps=40"), tmp_path)
+    assert result["tasks"]["depth"]["steps"] == result["tasks"]["normals"]["steps"] == 40
+    assert 0 < result["cache"]["waits_given_up"] < 8
+    assert time.monotonic() - began < 60.0  # 60 s is what one wait in vain would take
+
+
+def test_supervised_steps_age_what_the_task_has_predicted(tmp_path):
+    job = tiny_job("mediator.supervised_steps=9")
+    cache = place_cache(job)
+    peers = CachePeers(job, "depth", ("depth",), {"normals": 0}, cache)
+    peers.announce(0, torch.nn.Identity())
+    depth = {"depth": torch.ones(2, 1, 4, 6)}
+    peers.publish(Batch({}, 3), 9, depth)
+    for step in range(10, 18):
+        peers.stepped(step, torch.nn.Identity())
+    peers.retire()  # waits for everything told
+    found = ray.get(cache.look_up.remote(Query("normals", 3, ("depth",))))
+    assert found["depth"].staleness_steps >= 17 - 9 - 2
+
+
 def test_a_task_without_labels_does_not_run_away_from_a_slower_peer(tmp_path):
     job = tiny_job(
         "steps=32", "tasks.normals.dedicated=null", "tasks.depth.steps=8",
@@ -317,8 +353,6 @@ def test_a_restarted_run_goes_on_from_its_checkpoints(tmp_path):
 
 
 def test_a_run_frees_its_processes_and_no_others(tmp_path):
-    import ray
-
     before = threading.active_count()
     run(tiny_job("steps=10"), tmp_path)
     deadline = time.monotonic() + 20

@@ -89,7 +89,7 @@ class BareLoop:
 
 
 def _trainer(job: Job, name: str, data: Mapping[str, Any], nowhere: CheckpointStore) -> Trainer:
-    return Member(job, name, data, nowhere, lambda task, wanted: NoPeers()).trainer
+    return Member(job, name, data, nowhere, lambda published, wanted: NoPeers()).trainer
 
 
 def bare_process(

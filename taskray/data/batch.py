@@ -18,3 +18,5 @@ class Batch:
     """Where the window of a mediator batch begins in the visiting order: it only ever grows."""
     walk: int = 0
     """How often the window has been walked before."""
+    visit: int = 0
+    """Its number in the visiting order."""

@@ -187,7 +187,7 @@ class MediatorStream(BatchStream):
             if good:
                 visit, window = self._order[number], self._order.start_of_window(number)
                 tensors = to_batch(good, self._columns).tensors
-                batch = Batch(tensors, visit.batch, window, visit.walk + again)
+                batch = Batch(tensors, visit.batch, window, visit.walk + again, number)
                 yield {"visit": number + 1}, batch
 
     def _caught_up(self, number: int) -> int:

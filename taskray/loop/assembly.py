@@ -68,9 +68,14 @@ def published_quantities(task: Task, relations: list[WeightedRelation]) -> tuple
     return tuple(sorted(q for q in _related(relations) if task.predicts(q)))
 
 
-def wanted_quantities(task: Task, relations: list[WeightedRelation]) -> tuple[str, ...]:
-    """What this task needs of its peers: what its relations need and it does not predict."""
-    return tuple(sorted(q for q in _related(relations) if not task.predicts(q)))
+def wanted_quantities(task: Task, relations: list[WeightedRelation]) -> dict[str, int]:
+    """What this task needs of its peers: what its relations need and it does not predict. Each
+    with the first step at which one of them needs it."""
+    return {
+        quantity: min(r.config.start_step for r in relations if quantity in r.relation.quantities)
+        for quantity in sorted(_related(relations))
+        if not task.predicts(quantity)
+    }
 
 
 def _related(relations: list[WeightedRelation]) -> set[str]:

@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -132,6 +132,11 @@ class Trainer:
     def _is_tied(self) -> bool:
         return self.mediator is not None and bool(self.relations)
 
+    @property
+    def _only_teaches(self) -> bool:
+        """Whether it predicts for its peers and learns nothing from them (a weight of 0)."""
+        return all(relation.scale == 0 for relation in self.relations)
+
     def is_consistency_step(self, step: int) -> bool:
         """Whether a step is spent on the mediator dataset, by the job's alternation."""
         alternation = self.job.mediator
@@ -139,6 +144,8 @@ class Trainer:
             return False
         if self.dedicated is None:
             return True
+        if self._only_teaches and self.job.runtime.publisher == "forward_server":
+            return False  # its server predicts for it
         if not any(relation.has_begun(step) for relation in self.relations):
             return False
         period = alternation.supervised_steps + alternation.consistency_steps
@@ -153,7 +160,8 @@ class Trainer:
             if use != self.step or not self.is_consistency_step(use):
                 return
             batch = self._take_upcoming()
-            prediction = self.predict(batch)
+            frames = frames_of(self.published)
+            prediction = self.infer(batch, frames) if self._only_teaches else self.predict(batch)
             self._publish(batch, prediction)
             self._live = (self._to_device(batch), prediction)
 
@@ -329,7 +337,7 @@ class Trainer:
         if self.device.type == "cpu":
             return batch
         tensors = {k: self._on_device(v) for k, v in batch.tensors.items()}
-        return Batch(tensors, batch.id, batch.window, batch.walk)
+        return replace(batch, tensors=tensors)
 
     # ---- the mediator, one batch ahead ----------------------------------------------------
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,8 @@ class Query:
     """The mediator window it is in."""
     walk: int = 0
     """How often it has walked that window before."""
+    visit: int = 0
+    """Its number of the batch in the mediator's order (``Batch.visit``)."""
     since: int = -1
     """Predictions made in an earlier window do not count: so the window bounds staleness, however
     soon the dataset comes round again."""
@@ -107,6 +110,8 @@ class Producer:
     """The mediator window it has come to."""
     walk: int = 0
     """How often it has walked that window before."""
+    visit: int = -1
+    """The visit of the mediator's order that it has come to."""
     serves: bool = False
     """It has ended, and goes on predicting in the windows that its peers come to."""
 
@@ -124,6 +129,8 @@ class Found:
     may_come: bool = False
     """Whether the peer still predicts and has not gone past the consumer's window: where there is
     no prediction on this batch, there may be one soon."""
+    has_begun: bool = True
+    """Whether the peer has come to the mediator yet."""
 
     @property
     def made_at(self) -> float:
@@ -137,7 +144,7 @@ class Found:
         return Prediction(task, tensors, step, self.staleness_steps, age)
 
 
-def newest(found: Mapping[str, Found], wanted: Sequence[str]) -> dict[str, str]:
+def newest(found: Mapping[str, Found], wanted: Iterable[str]) -> dict[str, str]:
     """For each wanted quantity the task whose prediction was made last."""
     chosen: dict[str, str] = {}
     for task, peer in found.items():
@@ -158,6 +165,18 @@ class Answer:
     """Why predictions that came with the query were refused."""
     through: int | None = None
     """The last window that all its peers in training have walked once; None: no matter."""
+
+
+class Awaited(Enum):
+    """What there is to wait for."""
+
+    NOTHING = auto()
+    PREDICTION = auto()
+    """A peer that has yet to come to this visit of the batch, or to join."""
+    LATE = auto()
+    """No more than what may be on its way from peers that have made this visit. They do not come
+    back to it: after a resumption from other places in the order, or where the cache has lost
+    what they said, two tasks would wait for each other."""
 
 
 class PredictionCache:
@@ -191,16 +210,22 @@ class PredictionCache:
         step: int = 0,
         server: Any = None,
         active: bool = True,
+        serves: bool = False,
     ) -> None:
-        """A task joins, or comes back from its checkpoint at ``step``."""
-        self.producers[task] = Producer(tuple(quantities), step, active, server)
+        """A task joins, or comes back from its checkpoint at ``step``; see ``retire`` for one that
+        is not ``active``."""
+        self.producers[task] = Producer(tuple(quantities), step, active, server, serves=serves)
 
-    def progress(self, task: str, step: int, window: int = -1, walk: int = 0) -> None:
-        """A task has come to ``step``, which is what staleness is measured against, and to this
-        walk of this mediator window."""
+    def progress(self, task: str, step: int) -> None:
+        """A task has come to ``step``, which is what staleness is measured against."""
         if task in self.producers:
-            producer = self.producers[task]
-            producer.step, producer.window, producer.walk = step, window, walk
+            self.producers[task].step = max(self.producers[task].step, step)
+
+    def arrive(self, query: Query) -> None:
+        """A task asks: so far has it come, in steps and in the mediator's order."""
+        producer = self.producers[query.consumer]
+        producer.step, producer.visit = query.now, query.visit
+        producer.window, producer.walk = query.window, query.walk
 
     def front(self, consumer: str) -> int:
         """The farthest window that another task, still in training, has come to; -1 for none."""
@@ -261,17 +286,21 @@ class PredictionCache:
         for task, producer in self._peers_of(query):
             entry = self._entry(task, query)
             may_come = (producer.active or producer.serves) and producer.window <= query.window
-            found = Found(producer.quantities, "absent", server=producer.server, may_come=may_come)
+            found = Found(
+                producer.quantities,
+                "absent",
+                server=producer.server,
+                may_come=may_come,
+                has_begun=producer.window >= 0,
+            )
             if entry is not None:
                 fresh = within(self.bound, entry.version, producer.step, now)
-                found = Found(
-                    producer.quantities,
-                    None if fresh else "stale",
-                    entry.arrays if fresh else None,
-                    entry.version,
-                    entry.version.staleness(producer.step),
-                    producer.server,
-                    may_come,
+                found = replace(
+                    found,
+                    miss=None if fresh else "stale",
+                    arrays=entry.arrays if fresh else None,
+                    version=entry.version,
+                    staleness_steps=entry.version.staleness(producer.step),
                 )
             answer[task] = found
         return answer
@@ -285,26 +314,30 @@ class PredictionCache:
         if query.consumer not in self.producers:
             return None
         refused = tuple(r for r in map(self.publish, publications) if r is not None)
-        self.progress(query.consumer, query.now, query.window, query.walk)
+        self.arrive(query)
         found, front = self.look_up(query), self.front(query.consumer)
         return Answer(found, front, refused, self.through(query))
 
-    def must_wait(self, query: Query) -> bool:
-        """Whether a consumer that waits should wait on: some quantity has no producer yet, or a
-        producer still in training has not come far enough on this batch."""
+    def awaited(self, query: Query) -> Awaited:
+        """What a consumer that waits should wait for: see :class:`Awaited`."""
+        consumer = self.producers.get(query.consumer)
+        if consumer is not None and not consumer.active:  # it serves: nobody is to hold it up
+            return Awaited.NOTHING
         promised = {
             q for t, p in self.producers.items() if t != query.consumer for q in p.quantities
         }
-        if set(query.quantities) - promised:
-            return True
-        for task, producer in self._peers_of(query):
-            if not producer.active:
-                continue
-            entry = self._entry(task, query)
-            version = entry.version if entry else None
-            if worth_waiting_for(self.bound, version, query.use, self.clock()):
-                return True
-        return False
+        peers = [p for t, p in self._peers_of(query) if self._is_due(t, p, query)]
+        if set(query.quantities) - promised or any(p.visit <= query.visit for p in peers):
+            return Awaited.PREDICTION
+        return Awaited.LATE if peers else Awaited.NOTHING
+
+    def _is_due(self, task: str, producer: Producer, query: Query) -> bool:
+        """Whether a peer has not come far enough on the batch, and may yet."""
+        entry = self._entry(task, query)
+        version = entry.version if entry else None
+        if producer.active:
+            return worth_waiting_for(self.bound, version, query.use, self.clock())
+        return version is None and producer.serves and producer.window <= query.window
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the cache began, as in the result file."""

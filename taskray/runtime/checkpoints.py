@@ -1,11 +1,12 @@
-"""Checkpoints on any pyarrow filesystem: written aside, then renamed.
+"""Checkpoints on any pyarrow filesystem: on a disk written aside, then renamed.
 
     checkpoints/<task>/step_<n>/model.safetensors   the weights
                                 state.pt            the rest; loads with weights_only=True
                                 manifest.json       written last: sizes of the files
 
 A folder whose manifest is missing or disagrees with its files is not a checkpoint: loading falls
-back to the one before it. A crash at any moment leaves the previous checkpoint untouched.
+back to the one before it. A crash at any moment leaves the previous checkpoint untouched. Object
+stores have no folders to rename: there the manifest alone makes a checkpoint of the files.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class CheckpointStore:
     def write(self, task: str, step: int, weights: bytes, state: bytes) -> str:
         """As :meth:`save`, from bytes (made while training stood still, written while it runs)."""
         final = f"{self.root}/{task}/step_{step}"
-        aside = f"{final}.tmp-{os.getpid()}"
+        renames = isinstance(self.filesystem, fs.LocalFileSystem)
+        aside = f"{final}.tmp-{os.getpid()}" if renames else final
         self._delete(aside)
         self.filesystem.create_dir(aside, recursive=True)
         files = {MODEL: weights, STATE: state}
@@ -62,8 +64,9 @@ class CheckpointStore:
         for name, content in (*files.items(), (MANIFEST, json.dumps(manifest).encode())):
             with self.filesystem.open_output_stream(f"{aside}/{name}") as out:
                 out.write(content)
-        self._delete(final)  # the same step, saved again
-        self.filesystem.move(aside, final)
+        if renames:
+            self._delete(final)  # the same step, saved again
+            self.filesystem.move(aside, final)
         for old in self.steps(task)[: -self.keep]:
             self._delete(f"{self.root}/{task}/step_{old}")
         return final

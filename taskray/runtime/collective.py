@@ -144,11 +144,8 @@ class Collective:
         """A task that is done goes on predicting for those that are not; None when all are."""
         if not self.job.active_relations:
             return None
-        if name not in self.job.frozen:
-            if self.job.runtime.publisher != "trainer":
-                return None
-            if self.job.staleness.on_stale == "wait":  # in step with its peers, or waits in vain
-                return None
+        if name not in self.job.frozen and self.job.runtime.publisher != "trainer":
+            return None
         if all(self._has_ended(other) for other in self.states):
             return None
         return self.actors[name].serve.remote(SERVE_SECONDS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ class LocalPeers:
         job: Job,
         name: str,
         published: Sequence[str],
-        wanted: Sequence[str],
+        wanted: Iterable[str],
         cache: PredictionCache,
         answer: Callable[[Batch], None],
     ):
@@ -90,7 +90,7 @@ class InlineCollective:
         for name in self.job.tasks:
 
             def make_peers(
-                published: tuple[str, ...], wanted: tuple[str, ...], name: str = name
+                published: tuple[str, ...], wanted: dict[str, int], name: str = name
             ) -> LocalPeers:
                 answer = partial(self._answer, name)
                 return LocalPeers(self.job, name, published, wanted, self.cache, answer)

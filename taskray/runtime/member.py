@@ -44,7 +44,7 @@ class Member:
         name: str,
         data: Mapping[str, Handle],
         checkpoints: CheckpointStore,
-        make_peers: Callable[[tuple[str, ...], tuple[str, ...]], Peers],
+        make_peers: Callable[[tuple[str, ...], dict[str, int]], Peers],
         device: str = "cpu",
         asked: Collection[str] = (),
     ) -> None:
@@ -73,7 +73,7 @@ class Member:
                 columns=sorted({*mediator_columns(task, relations), *asked_columns(job, asked)}),
             )
         published = published_quantities(task, relations)
-        wanted = () if config.frozen else wanted_quantities(task, relations)
+        wanted = {} if config.frozen else wanted_quantities(task, relations)
         self.peers = make_peers(published, wanted) if relations else None
         self.trainer = build_trainer(
             job,

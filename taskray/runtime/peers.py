@@ -51,12 +51,12 @@ class CachePeers:
         job: Job,
         task: str,
         quantities: Sequence[str],
-        wanted: Sequence[str],
+        wanted: Mapping[str, int],
         cache: Any,
         server: Any = None,
     ) -> None:
         self.job, self.task, self.quantities = job, task, tuple(quantities)
-        self.wanted = tuple(wanted)
+        self.wanted = dict(wanted)
         self.cache, self.server = cache, server
         self.bound = job.staleness
         self.waits = self.bound.on_stale == "wait"
@@ -76,11 +76,13 @@ class CachePeers:
         self._given_up: set[str] = set()  # peers that let us wait in vain, until they are found
         self._outbox: deque[Publication] = deque()  # predictions not yet on their way
         self._published = 0  # at this step last
+        self._told = 0  # the cache knows that this task has come so far
         self._known: set[str] = set()
         self._weights: tuple[int, dict[str, np.ndarray]] | None = None
         self.dropped_publishes = 0
         self.frozen = task in job.frozen
         self.active = not self.frozen  # peers may wait for this task
+        self.serves = not (self.by_server or self.frozen)  # once it is done, see ``Trainer.serve``
 
     # ---- what the loop calls --------------------------------------------------------------
 
@@ -96,6 +98,7 @@ class CachePeers:
             self._answer.cancel()
         self._asked.clear()
         self._question += 1
+        self._told = now
         self._answer = self._asking.submit(self._ask, batch, now, use, self._question)
 
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
@@ -127,6 +130,9 @@ class CachePeers:
     def stepped(self, step: int, model: nn.Module) -> None:
         if self._outbox and self._published < step - 1:  # no question has taken it along
             self._tell(self._send)
+        if self._told < step - 2:  # many supervised steps: staleness is measured against them, too
+            self._told = step
+            self._tell(self._call, self.cache.progress, self.task, step)
         if self.server is None:
             return
         if step % self.job.forward_server.refresh_every == 0:
@@ -139,9 +145,8 @@ class CachePeers:
         when everything told so far has arrived, or should have."""
         self.active = False
         self._tell(self._send)
-        serves = not (self.waits or self.by_server or self.frozen)  # as ``Collective._serve``
         last = self._telling.submit(
-            self._call, self.cache.retire, self.task, self.quantities, serves
+            self._call, self.cache.retire, self.task, self.quantities, self.serves
         )
         try:
             last.result(CALL_TIMEOUT)
@@ -177,30 +182,37 @@ class CachePeers:
         """Ask again while a peer in training has yet to predict on this batch, for up to
         ``wait_seconds``; ends early where the step no longer waits for this question."""
         end = time.monotonic() + self.bound.wait_seconds
-        while (coming := self._still_coming(answer)) - self._given_up:
+        while (coming := self._still_coming(query, answer)) - self._given_up:
             if question != self._question or not self.active:
                 return answer
             if time.monotonic() > end:
-                self._given_up |= coming
+                self._given_up |= {t for t in coming if self._has_begun(answer, t)}
                 break
             time.sleep(ASK_AGAIN)
             answer = self._exchange(query)
         self._given_up -= {t for t, peer in answer.found.items() if peer.version is not None}
         return answer
 
-    def _still_coming(self, answer: Answer) -> set[str]:
+    def _has_begun(self, answer: Answer, peer: str) -> bool:
+        """Whether a peer is on the mediator, and should have come. One whose relations have yet
+        to begin is waited for again: to run ahead of it would waste every step until then."""
+        return peer not in answer.found or answer.found[peer].has_begun
+
+    def _still_coming(self, query: Query, answer: Answer) -> set[str]:
         """Peers that may yet predict what is missing, by themselves, and quantities whose
         producer has not come to the collective yet."""
         missing = {t: peer for t, peer in answer.found.items() if peer.miss == "absent"}
         coming = {t for t, peer in missing.items() if peer.may_come and not self._is_asked(t, peer)}
         promised = {quantity for peer in answer.found.values() for quantity in peer.quantities}
-        return coming | (set(self.wanted) - promised)
+        return coming | (set(query.quantities) - promised)
 
     def _query(self, batch: Batch, now: int, use: int) -> Query:
         assert batch.id is not None
         bounded = self.job.mediator is not None and self.job.mediator.window != "all"
         since = batch.window if bounded else -1
-        return Query(self.task, batch.id, self.wanted, now, use, batch.window, batch.walk, since)
+        wanted = tuple(quantity for quantity, start in self.wanted.items() if use >= start)
+        place = (batch.window, batch.walk, batch.visit)
+        return Query(self.task, batch.id, wanted, now, use, *place, since)
 
     def _exchange(self, query: Query) -> Answer:
         publications = [] if self.waits else self._take_outbox()
@@ -240,7 +252,8 @@ class CachePeers:
         inputs = ray.put({k: v.cpu().numpy() for k, v in batch.tensors.items()})  # once, for all
         fills = []
         for peer in (found[task] for task in asked):
-            cached = peer.version.producer_step if peer.version else None
+            too_old = peer.miss == "stale" and self.bound.max_seconds is not None
+            cached = peer.version.producer_step if peer.version and not too_old else None
             fills.append(peer.server.fill.remote(batch.id, inputs, cached, batch.window))
         done, _ = ray.wait(fills, num_returns=len(fills), timeout=CALL_TIMEOUT)
         return asked if done else []
@@ -305,7 +318,10 @@ class CachePeers:
             return None
 
     def _announce(self, step: int) -> None:
-        self._call(self.cache.announce, self.task, self.quantities, step, self.server, self.active)
+        serves = self.serves and not self.active
+        self._call(
+            self.cache.announce, self.task, self.quantities, step, self.server, self.active, serves
+        )
 
     def _send(self) -> None:
         if self.waits:

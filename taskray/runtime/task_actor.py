@@ -48,7 +48,7 @@ class TaskActor:
         """
         store = CheckpointStore(checkpoints, self.job.checkpoint.keep)
 
-        def make_peers(published: tuple[str, ...], wanted: tuple[str, ...]) -> CachePeers:
+        def make_peers(published: tuple[str, ...], wanted: dict[str, int]) -> CachePeers:
             self.peers = CachePeers(self.job, self.name, published, wanted, cache, server)
             return self.peers
 
@@ -86,8 +86,9 @@ class TaskActor:
 
     def save(self) -> dict[str, Any]:
         """Write a checkpoint now; returns the report of the steps since the last one."""
+        report = self._member.trainer.report()  # raises where a loss was not finite: do not keep it
         self._member.save()
-        return self._member.trainer.report()
+        return report
 
     def evaluate(self, title: str, num_samples: int = 0) -> Evaluation:
         """One evaluation of the job, see :func:`taskray.loop.evaluation.evaluate`."""

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from taskray.config import StalenessConfig
-from taskray.runtime.cache import Answer, Arrays, PredictionCache, Publication, Query
+from taskray.runtime.cache import (
+    Answer,
+    Arrays,
+    Awaited,
+    PredictionCache,
+    Publication,
+    Query,
+)
+
+LATE_SECONDS = 2.0
+"""How long to wait for a prediction that is on its way, or lost."""
 
 
 class WaitingCache:
@@ -44,25 +55,34 @@ class WaitingCache:
         if query.consumer not in self.cache.producers:
             return None
         refused = [reason for new in publications if (reason := await self.publish(new))]
-        self.cache.progress(query.consumer, query.now, query.window)
+        self.cache.arrive(query)
+        await self._wake()  # whoever waits for this task may have been left behind
         await self._wait(query)
         found = self.cache.look_up(query)
         return Answer(found, self.cache.front(query.consumer), tuple(refused))
+
+    async def progress(self, task: str, step: int) -> None:
+        """As :meth:`PredictionCache.progress`."""
+        self.cache.progress(task, step)
 
     async def statistics(self) -> dict[str, Any]:
         """As :meth:`PredictionCache.statistics`."""
         return self.cache.statistics()
 
     async def _wait(self, query: Query) -> None:
+        clock = asyncio.get_running_loop().time
+        end, late_since = clock() + self.wait_seconds, None
         async with self.changed:
             self.waiting += 1
             try:
-                await asyncio.wait_for(
-                    self.changed.wait_for(lambda: not self.cache.must_wait(query)),
-                    self.wait_seconds,
-                )
-            except TimeoutError:
-                self.cache.counts["waits_given_up"] += 1
+                while (awaited := self.cache.awaited(query)) is not Awaited.NOTHING:
+                    late_since = (late_since or clock()) if awaited is Awaited.LATE else None
+                    until = min(end, late_since + LATE_SECONDS) if late_since else end
+                    if clock() >= until:
+                        self.cache.counts["waits_given_up"] += 1
+                        return
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self.changed.wait(), until - clock())
             finally:
                 self.waiting -= 1
 
