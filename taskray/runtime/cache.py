@@ -80,7 +80,7 @@ class Query:
     walk: int = 0
     """How often it has walked that window before."""
     visit: int = 0
-    """Its number of the batch in the mediator's order (``Batch.visit``)."""
+    """The batch's number in the mediator's order (``Batch.visit``)."""
     since: int = -1
     """Predictions made in an earlier window do not count: so the window bounds staleness, however
     soon the dataset comes round again."""
