@@ -55,14 +55,11 @@ class WeightedRelation:
 
     def weight(self, step: int) -> float:
         """0 before ``start_step``, then rising linearly to the full weight."""
-        since = step - self.config.start_step
         if not self.has_begun(step):
             return 0.0
-        return (
-            self.scale
-            * self.config.weight
-            * min(1.0, (since + 1) / max(1, self.config.warmup_steps))
-        )
+        since = step - self.config.start_step
+        warmth = min(1.0, (since + 1) / max(1, self.config.warmup_steps))
+        return self.scale * self.config.weight * warmth
 
 
 class NotFinite(TaskrayError):
