@@ -41,6 +41,11 @@ def wait_for_step(out: Path, step: int, seconds: float = 120) -> None:
     raise AssertionError(f"no task came to step {step}")
 
 
+def newest_checkpoint(out: Path, task: str) -> int:
+    manifests = (out / "checkpoints" / task).glob("step_*/manifest.json")
+    return max(json.loads(file.read_text())["step"] for file in manifests)
+
+
 def test_a_killed_driver_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_path):
     job, out = tmp_path / "job.yaml", tmp_path / "run"
     job.write_text(dump_yaml(tiny_job("steps=4000", "runtime.chunk_steps=2")))
@@ -49,10 +54,11 @@ def test_a_killed_driver_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_p
         wait_for_step(out, 40)
         os.kill(first.pid, signal.SIGKILL)
     killed_at = max(line["step"] for line in read_metrics(out) if "values" in line)
+    saved = {name: newest_checkpoint(out, name) for name in ("depth", "normals")}
     assert read_result(out) is None
 
     with start(job, out) as second:
-        wait_for_step(out, killed_at + 40)
+        wait_for_step(out, max(killed_at, *saved.values()) + 40)
         os.kill(second.pid, signal.SIGINT)
         text = second.communicate(timeout=60)[0]
     assert second.returncode == 130, text
@@ -60,7 +66,15 @@ def test_a_killed_driver_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_p
     lines = read_metrics(out)
     gone_on = [line for line in lines if "goes on from step" in line.get("event", "")]
     assert {line["task"] for line in gone_on} == {"depth", "normals"}
-    assert all(10 <= line["step"] <= killed_at for line in gone_on)
+    for line in gone_on:
+        # Not from less; perhaps from more: a task outlives its driver by a moment, and may save.
+        assert line["step"] >= saved[line["task"]] >= 10
+        first_step = next(
+            later["step"]
+            for later in lines[lines.index(line) :]
+            if later["task"] == line["task"] and "values" in later
+        )
+        assert line["step"] < first_step <= line["step"] + 2  # a chunk is reported at its end
     times = [line["time"] for line in lines]
     assert times == sorted(times)
 
@@ -68,6 +82,4 @@ def test_a_killed_driver_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_p
     assert result["status"] == "interrupted"
     for name, task in result["tasks"].items():
         assert task["supervised_steps"] + task["consistency_steps"] == task["steps"]
-        manifests = (out / "checkpoints" / name).glob("step_*/manifest.json")
-        steps = [json.loads(file.read_text())["step"] for file in manifests]
-        assert max(steps) >= task["steps"]  # Ctrl-C wrote it
+        assert newest_checkpoint(out, name) >= task["steps"]  # Ctrl-C wrote it
