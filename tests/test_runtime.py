@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,16 +70,20 @@ def test_a_killed_task_resumes_from_its_checkpoint_and_its_peers_train_on(tmp_pa
             kill(report["pid"])
 
     job = tiny_job(
-        "steps=100", "tasks.normals.steps=1500", "runtime.chunk_steps=2", "checkpoint.every=20"
+        "steps=200", "tasks.normals.steps=1500", "runtime.chunk_steps=2", "checkpoint.every=20"
     )
     watch = Watch(act)
     result = run(job, tmp_path, watch)
     assert result["status"] == "finished"
     assert result["tasks"]["depth"]["restarts"] == 1
     assert result["tasks"]["normals"]["restarts"] == 0
-    assert result["tasks"]["depth"]["steps"] == 100
+    assert result["tasks"]["depth"]["steps"] == 200
     assert any("lost its process" in event for event in watch.events)
-    assert any("goes on from step 40" in event for event in watch.events)
+    goes_on = re.compile(r"'depth' goes on from step (\d+)")
+    steps = [int(found[1]) for event in watch.events if (found := goes_on.search(event))]
+    assert len(steps) == 1  # at 40, or later where the kill came late
+    assert 40 <= steps[0] < 200
+    assert steps[0] % 20 == 0
     back = next(when for when, report in watch.of("depth") if when > killed[0] + 0.01)
     assert watch.longest_pause("normals", killed[0], back) < 1.0
     served = [
@@ -235,7 +240,7 @@ def test_a_slow_task_does_not_slow_its_peers_and_is_of_use_to_them(tmp_path):
     )
     rates = [r["tasks"]["normals"]["steps_per_second"] for r in (alone, slow)]
     assert slow["tasks"]["depth"]["steps_per_second"] < 0.5 * rates[1]
-    assert rates[1] > 0.7 * rates[0]
+    assert rates[1] > 0.5 * rates[0]  # in step with the slow one: a tenth
     # it stays where the slow one has been, or it would be alone from the second window on
     assert slow["staleness"]["normals<-depth"]["hit_rate"] > 0.05
 
