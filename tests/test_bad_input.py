@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from collectives import tiny_job
 from PIL import Image
 from torch import Tensor
@@ -313,6 +314,16 @@ def test_a_run_of_another_job_is_never_gone_on_from(train, tmp_path):
 def test_a_run_goes_on_where_only_its_length_and_its_place_are_others(train):
     assert train()[0] == 0
     assert train("steps=6", "runtime.chunk_steps=2", "checkpoint.every=3", "name=other")[0] == 0
+
+
+def test_a_run_goes_on_though_a_setting_has_been_invented_since(train, tmp_path):
+    assert train("tasks.depth.augment={brightness: 0.1}")[0] == 0
+    config = tmp_path / "run/config.yaml"
+    older = yaml.safe_load(config.read_text())
+    del older["tasks"]["depth"]["augment"]["hue"]
+    del older["mediator"]["shuffle"]
+    config.write_text(yaml.safe_dump(older))
+    assert train("tasks.depth.augment={brightness: 0.1}", "steps=6")[0] == 0
 
 
 def test_any_job_may_begin_where_another_one_left_no_checkpoint(train, tmp_path):

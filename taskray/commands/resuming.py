@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from taskray.config import Job, dump_yaml
+from taskray.config import Job, dump_yaml, parse_job
 from taskray.errors import InputError
 from taskray.report.run_folder import CONFIG
 from taskray.runtime.checkpoints import CheckpointStore
@@ -37,12 +38,20 @@ def check_same_job(job: Job, folder: Path, checkpoints: str) -> None:
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
-    """The ``config.yaml`` of a run folder as plain values; None where it has none to read."""
+    """The ``config.yaml`` of a run folder as plain values; None where it has none to read.
+
+    A setting that is newer than the run has its default there.
+    """
+    file = folder / CONFIG
     try:
-        values = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-    return values if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return None
+    with suppress(InputError):  # what no longer is a job differs from every job, by its own values
+        values = yaml.safe_load(dump_yaml(parse_job(values, str(file))))
+    return values
 
 
 def essence(values: Mapping[str, Any]) -> dict[str, Any]:
