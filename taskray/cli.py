@@ -169,7 +169,8 @@ def run_train(arguments: argparse.Namespace) -> int:
             job, folder, resume=arguments.resume, inline=arguments.inline, console=console
         )
     except KeyboardInterrupt:
-        print(f"taskray: interrupted; the same command goes on from {folder}", file=sys.stderr)
+        how = "the same command" if arguments.resume == "auto" else "--resume auto"
+        print(f"taskray: interrupted; {how} goes on from {folder}", file=sys.stderr)
         return INTERRUPTED
     console.print(to_rich(comparison_table({job.name: result})))
     console.print(f"run folder: {folder}   report: {folder / 'report.html'}", soft_wrap=True)

@@ -233,14 +233,16 @@ class EvaluationConfig(Settings):
     batch_size: Positive = 16
     """Samples a batch."""
     every: Positive | None = None
-    """Also evaluate every so many steps, for curves; null: at the end only."""
+    """Also evaluate every so many steps, for curves, at the end of the chunk
+    (``runtime.chunk_steps``) in which they are done; null: at the end only."""
 
 
 class CheckpointConfig(Settings):
     """Where and how often each task writes its checkpoint."""
 
     every: Positive = 100
-    """Steps between two checkpoints of a task."""
+    """Steps between two checkpoints of a task, written at the end of the chunk
+    (``runtime.chunk_steps``) in which they are done."""
     keep: Positive = 2
     """How many of each task are kept."""
     path: str | None = None

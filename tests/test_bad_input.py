@@ -38,10 +38,10 @@ def train(tmp_path, capsys) -> Callable[..., Outcome]:
     """Run the tiny job with settings; returns exit code, stdout and stderr."""
     file = tmp_path / "job.yaml"
 
-    def run(*settings: str, inline: bool = True, out: str = "run") -> Outcome:
+    def run(*settings: str, inline: bool = True, out: str = "run", resume: str = "auto") -> Outcome:
         file.write_text(dump_yaml(tiny_job("steps=4")))
         chosen = [word for setting in settings for word in ("--set", setting)]
-        where = ["--out", str(tmp_path / out)]
+        where = ["--out", str(tmp_path / out), "--resume", resume]
         code = main(["train", str(file), *where, *chosen, *(["--inline"] if inline else [])])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -324,6 +324,15 @@ def test_a_run_goes_on_though_a_setting_has_been_invented_since(train, tmp_path)
     del older["mediator"]["shuffle"]
     config.write_text(yaml.safe_dump(older))
     assert train("tasks.depth.augment={brightness: 0.1}", "steps=6")[0] == 0
+
+
+def test_starting_over_removes_nothing_that_the_job_begins_from(train, tmp_path):
+    assert train()[0] == 0
+    own = f"tasks.normals.checkpoint={tmp_path / 'run'}"
+    told(train(own, resume="never"), 2, "tasks.normals.checkpoint: ", "another --out")
+    missing = "tasks.normals.checkpoint=nowhere"
+    told(train(missing, resume="never"), 2, "tasks.normals.checkpoint: nowhere: neither")
+    assert (tmp_path / "run/checkpoints/normals/step_4/manifest.json").is_file()
 
 
 def test_any_job_may_begin_where_another_one_left_no_checkpoint(train, tmp_path):

@@ -33,7 +33,6 @@ from taskray.loop.assembly import (
     wanted_quantities,
 )
 from taskray.report.metrics import NOTHING, count, size
-from taskray.runtime.checkpoints import open_filesystem
 from taskray.runtime.member import load_initial
 from taskray.runtime.placement import Share, plan
 from taskray.tasks.task import Task
@@ -77,8 +76,6 @@ def doctor(job: Job, console: Console) -> int:
     tasks = build_tasks(job)
     for name, model in models.items():
         load_initial(job, name, model)
-    if job.checkpoint.path:
-        open_filesystem(job.checkpoint.path)
     _say(console, f"{job.name}: {job.description}".rstrip(": "))
     console.print(_task_table(job, tasks, models))
     _say(console, "\n".join(relations_of(job, tasks)))

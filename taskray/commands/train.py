@@ -32,7 +32,12 @@ from taskray.report.html import write_report
 from taskray.report.live import Live
 from taskray.report.progress import dataset_progress
 from taskray.report.run_folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
-from taskray.runtime.checkpoints import CheckpointStore, load_into
+from taskray.runtime.checkpoints import (
+    CheckpointStore,
+    find_checkpoint,
+    load_into,
+    open_filesystem,
+)
 from taskray.runtime.inline import InlineCollective
 from taskray.runtime.member import load_initial
 from taskray.schema import quantity_of
@@ -72,6 +77,7 @@ def train(
     if inline:
         check_gpus(job)
     if resume == "never":
+        check_origins(job, checkpoints, models)  # before anything is lost
         start_over(folder, checkpoints, job)
     check_checkpoints(job, checkpoints, models)
     check_same_job(job, folder, checkpoints)
@@ -110,6 +116,11 @@ def train(
 def check(job: Job) -> dict[str, nn.Module]:
     """Everything about a job that can be checked without its data: the names, the arguments, the
     relations. Returns each task's network; raises InputError with one line."""
+    if job.checkpoint.path:
+        try:
+            open_filesystem(job.checkpoint.path)
+        except InputError as error:
+            raise InputError(f"checkpoint.path: {error}") from None
     tasks = build_tasks(job)
     models = {}
     for name, task in tasks.items():
@@ -129,6 +140,20 @@ def check(job: Job) -> dict[str, nn.Module]:
                 except InputError as error:
                     raise InputError(f"data.{dataset}.reader.{error}") from None
     return models
+
+
+def check_origins(job: Job, location: str, models: Mapping[str, nn.Module]) -> None:
+    """A run that starts over begins from weights that are there, and are not the ones that it
+    removes; InputError otherwise."""
+    removed = CheckpointStore(location).root
+    for name, model in models.items():
+        load_initial(job, name, model)
+        origin = job.tasks[name].checkpoint
+        if origin and find_checkpoint(origin, name).location.startswith(f"{removed}/"):
+            raise InputError(
+                f"tasks.{name}.checkpoint: {origin} is of the run that --resume never removes: "
+                "another --out"
+            )
 
 
 def check_checkpoints(job: Job, location: str, models: Mapping[str, nn.Module]) -> None:

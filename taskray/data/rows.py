@@ -55,7 +55,22 @@ class CorruptRows:
 
     def __len__(self) -> int:
         """Distinct rows found, and those that the conversion left out."""
-        return self._info.skipped + len(self._reasons)
+        return self.left_out + len(self._reasons)
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self._info.name
+
+    @property
+    def left_out(self) -> int:
+        """How many the conversion left out."""
+        return self._info.skipped
+
+    @property
+    def keys(self) -> set[tuple[str, str]]:
+        """Dataset and key of each row found."""
+        return {(self.dataset, key) for key in self._reasons}
 
     def check(self, row: Sample) -> bool:
         """Whether the row can be used; InputError where too many cannot."""

@@ -40,7 +40,7 @@ class BatchStream(ABC):
     def __init__(self, source: Source, columns: Sequence[str], start: State) -> None:
         self._source = source
         self._columns = checked_columns(source.info, columns)
-        self._corrupt = CorruptRows(source.info)
+        self.corrupt = CorruptRows(source.info)
         self._state = start
         self._ahead: Prefetcher[tuple[State, Batch]] | None = None
 
@@ -72,7 +72,7 @@ class BatchStream(ABC):
 
     def corrupt_rows(self) -> int:
         """Rows skipped because they could not be read, each counted once."""
-        return len(self._corrupt)
+        return len(self.corrupt)
 
     def close(self) -> None:
         """End the background threads."""
@@ -102,7 +102,7 @@ class DedicatedStream(BatchStream):
     def batches(self, state: State) -> Iterator[tuple[State, Batch]]:
         rows: list[Sample] = []
         for pass_, position, row in self._rows(state["pass"], state["position"]):
-            if self._corrupt.check(row):
+            if self.corrupt.check(row):
                 rows.append(row)
             if len(rows) == self._batch_size:
                 yield {"pass": pass_, "position": position}, to_batch(rows, self._columns)
@@ -183,7 +183,7 @@ class MediatorStream(BatchStream):
         else:
             visits = self._from_stream(self._source, state["visit"])
         for number, again, rows in visits:
-            good = [row for row in rows if self._corrupt.check(row)]
+            good = [row for row in rows if self.corrupt.check(row)]
             if good:
                 visit, window = self._order[number], self._order.start_of_window(number)
                 tensors = to_batch(good, self._columns).tensors

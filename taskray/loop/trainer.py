@@ -130,6 +130,13 @@ class Trainer:
         return self.mediator is not None and bool(self.relations)
 
     @property
+    def _in_step(self) -> bool:
+        """Whether its steps are bound to those of its peers. To go on where they are would be to
+        come to each batch at another step than they, for good; they wait until it is there."""
+        bound = self.job.staleness
+        return bound.on_stale == "wait" and bound.max_steps is not None
+
+    @property
     def _only_teaches(self) -> bool:
         """Whether it predicts for its peers and learns nothing from them (a weight of 0)."""
         return all(relation.scale == 0 for relation in self.relations)
@@ -194,7 +201,7 @@ class Trainer:
         found = self.peers.collect(batch, self.step)
         self.meter.wait_seconds += time.perf_counter() - waiting
         assert self.mediator is not None
-        self.mediator.keep_up(found.front, found.through)
+        self.mediator.keep_up(0 if self._in_step else found.front, found.through)
         if self.is_consistency_step(self.step + 1):
             self._ask_ahead(self.step + 1)
         self._count(found)
@@ -405,7 +412,11 @@ class Trainer:
         self._since, self._reported_step = time.perf_counter(), self.step
 
     def corrupt_rows(self) -> int:
-        return sum(s.corrupt_rows() for s in (self.dedicated, self.mediator) if s is not None)
+        """Rows that could not be used, each counted once, also where the labels and the mediator
+        are one dataset."""
+        streams = [s for s in (self.dedicated, self.mediator) if s is not None]
+        found = {row for stream in streams for row in stream.corrupt.keys}
+        return len(found) + sum({s.corrupt.dataset: s.corrupt.left_out for s in streams}.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights that the next step depends on."""

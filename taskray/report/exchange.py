@@ -78,7 +78,7 @@ def work(run: Run) -> str:
              count(values.get("corrupt_rows") or None)]
         )  # fmt: skip
     header = ["task", "steps", "supervised", "consistency", "skipped", "restarts", "steps/s",
-              "waiting for data", "corrupt rows"]  # fmt: skip
+              "waiting for data or peers", "corrupt rows"]  # fmt: skip
     if all(row[-1] == NOTHING for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
     return section("Work done", text_table(header, rows))

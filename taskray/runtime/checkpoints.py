@@ -171,7 +171,7 @@ def open_filesystem(location: str | Path) -> tuple[fs.FileSystem, str]:
             return filesystem, path.rstrip("/")
         return fs.LocalFileSystem(), str(Path(text).absolute())
     except (OSError, ValueError) as error:
-        raise InputError(f"checkpoint.path: cannot open {text!r}: {error}") from None
+        raise InputError(f"cannot open {text!r}: {error}") from None
 
 
 def serialize(model: nn.Module, state: Mapping[str, Any]) -> tuple[bytes, bytes]:
@@ -187,7 +187,9 @@ def read_checkpoint(filesystem: fs.FileSystem, folder: str) -> Checkpoint:
     try:
         manifest = json.loads(_read(filesystem, f"{folder}/{MANIFEST}"))
         weights = load_weights(_read(filesystem, f"{folder}/{MODEL}"))
-        state = torch.load(io.BytesIO(_read(filesystem, f"{folder}/{STATE}")), weights_only=True)
+        written = io.BytesIO(_read(filesystem, f"{folder}/{STATE}"))
+        # to the CPU: the GPU that it was written on may not be here
+        state = torch.load(written, weights_only=True, map_location="cpu")
     except FileNotFoundError as error:
         raise InputError(f"{folder}: not a checkpoint: {error}") from None
     except Exception as error:  # a damaged file fails in as many ways as there are bytes

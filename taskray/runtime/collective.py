@@ -11,7 +11,7 @@ waits for another, and none of the tasks' data passes through here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,7 +91,13 @@ class Collective:
         pending = {self._start(name): name for name in self.states}
         try:
             # Tasks that begin together find each other's predictions from the start.
-            ray.wait(list(pending), num_returns=len(pending), timeout=START_TIMEOUT)
+            _, late = ray.wait(list(pending), num_returns=len(pending), timeout=START_TIMEOUT)
+            for name in (pending[call] for call in late):
+                share = self.shares[name]
+                self.observer.event(
+                    f"task {name!r} has not started yet: is there a machine with "
+                    f"{share.cpus:g} CPUs and {share.gpus:g} GPUs free?", name, 0
+                )  # fmt: skip
             while pending:
                 answered, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
                 for call in answered:
@@ -101,6 +107,7 @@ class Collective:
                         pending[again] = name
         except KeyboardInterrupt:
             self._save_all()
+            self._take_the_last(pending)
             raise
 
     def _start(self, name: str) -> Any:
@@ -188,6 +195,23 @@ class Collective:
                 continue
             state = self.states[calls[call]]
             state.step, state.report = report["step"], report
+
+    def _take_the_last(self, pending: Mapping[Any, str]) -> None:
+        """The chunks that were under way at Ctrl-C: they ended before the checkpoints did."""
+        ended, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        for call in ended:
+            name = pending[call]
+            try:
+                report = ray.get(call)
+            except Exception as error:
+                state = self.states[name]
+                verdict = judge(name, state.step, error, state.restarts, state.restarts + 1)
+                self.observer.event(verdict.reason, name, state.step)
+                if verdict.decision is Decision.FAIL:
+                    state.error, state.traceback = verdict.error, traceback_of(error)
+                continue
+            if "values" in report:
+                self.observer.report(report, self.states[name].restarts)
 
     # ---- the result -----------------------------------------------------------------------
 

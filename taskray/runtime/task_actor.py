@@ -182,10 +182,10 @@ class ForwardServer:
         self, batch: int, inputs: dict[str, Any], cached: int | None, window: int
     ) -> str | None:
         """Predict on a batch and put the prediction into the cache, unless the one that is
-        ``cached`` comes from these very weights. Returns why not, where it could not."""
+        ``cached`` comes from weights as new as these. Returns why not, where it could not."""
         if self.step is None:
             return "no weights yet"
-        if self.job.forward_server.reuse and cached == self.step:
+        if self.job.forward_server.reuse and cached is not None and cached >= self.step:
             return None
         tensors = {k: torch.from_numpy(v.copy()).to(self.device) for k, v in inputs.items()}
         with torch.inference_mode():
