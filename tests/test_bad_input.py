@@ -311,6 +311,13 @@ def test_a_run_of_another_job_is_never_gone_on_from(train, tmp_path):
     assert before == {f: (tmp_path / "run" / f).read_bytes() for f in before}
 
 
+def test_checkpoints_that_are_kept_apart_say_of_which_job_they_are(train, tmp_path):
+    apart = f"checkpoint.path={tmp_path / 'apart'}"
+    assert train(apart)[0] == 0
+    told(train(apart, "seed=1", out="other"), 2, "apart holds a run of another job (seed differs)")
+    assert train(apart, "steps=6", out="moved")[0] == 0  # of the same job, from another place
+
+
 def test_a_run_goes_on_where_only_its_length_and_its_place_are_others(train):
     assert train()[0] == 0
     assert train("steps=6", "runtime.chunk_steps=2", "checkpoint.every=3", "name=other")[0] == 0

@@ -259,6 +259,31 @@ def test_a_jump_in_depth_is_masked_in_both_directions(step: float) -> None:
         assert total(DepthNormals(), facing, {"intrinsics": intrinsics}).abs() < 1e-6
 
 
+def test_a_steep_plane_is_straight_and_the_blur_around_a_thing_is_not() -> None:
+    height, width = 24, 24
+    intrinsics = camera(height, width, 1, torch.float64)
+    ray = rays(height, width, intrinsics)
+    steep = torch.tensor([0.05, 1.0, 0.02], dtype=torch.float64).view(1, 3, 1, 1)
+    ground = 1.5 / (steep * ray).sum(1, keepdim=True)[:, :, height // 2 + 2 :]
+    below = intrinsics.clone()
+    below[:, 1, 2] -= height // 2 + 2
+    paper = normals_from_depth(ground, below, beta=0.1, window=1)[1]
+    straight = normals_from_depth(ground, below, beta=10.0, window=1, bend=1e-6)[1]
+    assert not paper[0, 0, 1].any()  # near the horizon it falls too fast for the paper's test
+    assert straight[0, 0, 1:-1, 1:-1].all()
+
+    blurred = torch.full((1, 1, height, width), 6.0, dtype=torch.float64)
+    blurred[..., 8:] = 5.7
+    blurred[..., 9:] = 5.1
+    blurred[..., 10:] = 4.8  # never a tenth over two pixels, but for one pair
+    free = normals_from_depth(blurred, intrinsics, beta=0.2, window=1)[1][0, 0, 5]
+    bound = normals_from_depth(blurred, intrinsics, beta=0.2, window=1, bend=0.01)[1][0, 0, 5]
+    assert free[1:-1].all()
+    assert not bound[7:11].any()
+    assert bound[1:7].all()
+    assert bound[11:-1].all()
+
+
 def test_border_pixels_and_pixels_beside_unmeasured_depth_are_invalid() -> None:
     depth = torch.full((1, 1, 11, 11), 2.0)
     depth[..., 5, 5] = 0
@@ -290,7 +315,9 @@ def test_a_predicted_normal_of_length_zero_is_left_out() -> None:
     assert not normals.grad[..., 5:9].any()
 
 
-@pytest.mark.parametrize(("argument", "value"), [("window", 4), ("window", 0), ("beta", 0.0)])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("window", 4), ("window", 0), ("beta", 0), ("bend", 0)]
+)
 def test_a_wrong_argument_is_refused_by_name(argument: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"consistency\.dn\.relation\.{argument}"):
         plugins.build("relation", "depth_normals", {argument: value}, "consistency.dn.relation")

@@ -22,8 +22,9 @@ def check_same_job(job: Job, folder: Path, checkpoints: str) -> None:
     ``steps`` may grow, and where and how it runs may change, besides what :func:`essence` leaves
     out. A folder without a checkpoint holds nothing to go on from, so any job may begin there.
     """
-    before = saved_config(folder)
     store = CheckpointStore(checkpoints)
+    apart = store.read_job() if job.checkpoint.path else None
+    before = parsed_config(apart, checkpoints) if apart else saved_config(folder)
     came_to = {name: steps[-1] for name in job.tasks if (steps := store.steps(name))}
     if before is None or not came_to:
         return
@@ -31,8 +32,9 @@ def check_same_job(job: Job, folder: Path, checkpoints: str) -> None:
     key = difference(_to_go_on(before), _to_go_on(now))
     too_far = [f"tasks.{n}.steps" for n, step in came_to.items() if step > job.steps_of(n)]
     if key or too_far:
+        place, other = (checkpoints, "checkpoint.path") if apart else (folder, "--out")
         raise InputError(
-            f"{folder} holds a run of another job ({key or too_far[0]} differs): another --out, "
+            f"{place} holds a run of another job ({key or too_far[0]} differs): another {other}, "
             "or --resume never"
         )
 
@@ -42,15 +44,23 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
     A setting that is newer than the run has its default there.
     """
-    file = folder / CONFIG
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return parsed_config(text, str(folder / CONFIG))
+
+
+def parsed_config(text: str, source: str) -> dict[str, Any] | None:
+    """The text of a ``config.yaml`` as plain values; None where it holds none."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
         return None
     if not isinstance(values, dict):
         return None
     with suppress(InputError):  # what no longer is a job differs from every job, by its own values
-        values = yaml.safe_load(dump_yaml(parse_job(values, str(file))))
+        values = yaml.safe_load(dump_yaml(parse_job(values, source)))
     return values
 
 

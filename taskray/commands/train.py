@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from taskray.commands.resuming import check_same_job
-from taskray.config import AugmentConfig, Job, parse_job
+from taskray.config import AugmentConfig, Job, dump_yaml, parse_job
 from taskray.data.parquet import columns_of
 from taskray.data.source import Handle, open_source
 from taskray.data.store import build_reader, prepare
@@ -83,6 +83,8 @@ def train(
     check_same_job(job, folder, checkpoints)
     with ray_session(job, inline), RunFolder(folder) as files:
         files.write_config(job)
+        if job.checkpoint.path:
+            CheckpointStore(checkpoints).write_job(dump_yaml(job))
         if not inline:
             job = with_paths_for_workers(job)
         (folder / RESULT).unlink(missing_ok=True)  # what is cut off from here on has no result

@@ -35,6 +35,8 @@ class DepthNormals(Relation):
     Args:
         beta: depth changes of this fraction of the depth, over two pixels, are discontinuities.
         window: side in pixels of the window over which derivatives are averaged; odd.
+        bend: where inverse depth differs by this fraction of itself from the straight line
+            between two neighbouring pixels is an outline, too; null: not looked at (the paper).
     """
 
     quantities = ("depth", "normals")
@@ -44,15 +46,17 @@ class DepthNormals(Relation):
         self,
         beta: Annotated[float, Field(gt=0)] = 0.1,
         window: Annotated[int, Field(ge=1), AfterValidator(_odd)] = 3,
+        bend: Annotated[float, Field(gt=0)] | None = None,
     ) -> None:
         self.beta = beta
         self.window = window
+        self.bend = bend
 
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         computed, valid = normals_from_depth(
-            predictions["depth"], batch["intrinsics"], self.beta, self.window
+            predictions["depth"], batch["intrinsics"], self.beta, self.window, self.bend
         )
         predicted = predictions["normals"]
         length_squared = predicted.detach().square().sum(dim=1, keepdim=True)

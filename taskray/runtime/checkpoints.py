@@ -3,6 +3,7 @@
     checkpoints/<task>/step_<n>/model.safetensors   the weights
                                 state.pt            the rest; loads with weights_only=True
                                 manifest.json       written last: sizes of the files
+    checkpoints/config.yaml                         the job, where they are kept apart from the run
 
 A folder whose manifest is missing or disagrees with its files is not a checkpoint: loading falls
 back to the one before it. A crash at any moment leaves the previous checkpoint untouched. Object
@@ -29,6 +30,7 @@ from taskray.config import read_yaml
 from taskray.errors import InputError
 
 MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+JOB = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,18 @@ class CheckpointStore:
         for old in self.steps(task)[: -self.keep]:
             self._delete(f"{self.root}/{task}/step_{old}")
         return final
+
+    def write_job(self, text: str) -> None:
+        """Say of which job the checkpoints are, for runs whose folder is elsewhere."""
+        self.filesystem.create_dir(self.root, recursive=True)
+        with self.filesystem.open_output_stream(f"{self.root}/{JOB}") as out:
+            out.write(text.encode())
+
+    def read_job(self) -> str | None:
+        """What :meth:`write_job` wrote; None where nothing was written."""
+        if not _is_file(self.filesystem, f"{self.root}/{JOB}"):
+            return None
+        return _read(self.filesystem, f"{self.root}/{JOB}").decode(errors="replace")
 
     def steps(self, task: str) -> list[int]:
         """Steps of the complete checkpoints of a task, oldest first."""
