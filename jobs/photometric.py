@@ -8,7 +8,8 @@ prints one line of JSON:
 
 ``warped``            over the pixels that the predictions call visible
 ``identity``          over the same pixels, with the other frame as it is
-``flat``              as ``warped``, but with everything as far away as the frame's median
+``flat``              over those of them that stay in the frame if everything is as far away as
+                      the frame's median, moved so
 ``everywhere``        over all pixels, with the other frame as it is
 ``visible``           the fraction of pixels that is visible
 """
@@ -51,13 +52,8 @@ def measure(run: Path, dataset: str, overrides: Sequence[str] = ()) -> dict[str,
         found: dict[str, Tensor] = {}
         for trainer in trainers:
             found |= trainer.answer(batch)
-        flat = {name: _flat(v) if name in ("depth", "depth_2") else v for name, v in found.items()}
-        for errors in (
-            compare(relation, found, batch.tensors),
-            {"flat": compare(relation, flat, batch.tensors)["warped"]},
-        ):
-            for name, error in errors.items():
-                sums[name] = sums.get(name, torch.zeros(2)) + error
+        for name, error in compare(relation, found, batch.tensors).items():
+            sums[name] = sums.get(name, torch.zeros(2)) + error
     result = {name: float(total / count) for name, (total, count) in sums.items()}
     return {**result, "visible": float(sums["warped"][1] / sums["everywhere"][1])}
 
@@ -93,18 +89,27 @@ def compare(
     relation: ScenePhotometric, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Each error as (sum, number of values), both directions together."""
-    both = both_directions(predictions, batch, relation.object_motion, relation.movable)
-    there, back = (_one_way(direction, batch) for direction in both)
+    medians = {name: _flat(predictions[name]) for name in ("depth", "depth_2")}
+    both, both_flat = (
+        both_directions(p, batch, relation.object_motion, relation.movable)
+        for p in (predictions, {**predictions, **medians})
+    )
+    there, back = (_one_way(*pair, batch) for pair in zip(both, both_flat, strict=True))
     return {name: there[name] + back[name] for name in there}
 
 
-def _one_way(direction: Direction, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _one_way(
+    direction: Direction, flat: Direction, batch: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     here, there = (batch["image" + view.frame] for view in (direction.here, direction.there))
     visible = direction.visible(direction.sample(direction.there.depth)).expand_as(here)
-    warped, still = ((image - here).abs() for image in (direction.sample(there), there))
+    on_both = visible & flat.warped.valid_b1hw
+    images = direction.sample(there), flat.sample(there), there
+    warped, flattened, still = ((image - here).abs() for image in images)
     return {
         "warped": _sum(warped[visible]),
         "identity": _sum(still[visible]),
+        "flat": _sum(flattened[on_both]),
         "everywhere": _sum(still),
     }
 

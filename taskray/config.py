@@ -142,7 +142,7 @@ class TaskConfig(Settings):
     """Memory layout of images and weights."""
     compile: bool = False
     """Run the network through ``torch.compile``."""
-    seed: int | None = None
+    seed: NonNegative | None = None
     """Seed of initial weights and shuffling; null: derived from the job's seed and the name."""
     threads: Positive | None = None
     """CPU threads of this task; null: the machine's cores shared evenly among the tasks."""
@@ -272,7 +272,7 @@ class Job(Settings):
     """Name of the run; also of its folder."""
     description: str = ""
     """One line for people."""
-    seed: int = 0
+    seed: NonNegative = 0
     """Seed of everything that has none of its own."""
     steps: Positive = 1000
     """Training steps of each task that names none of its own."""

@@ -23,6 +23,7 @@ EXPECTED = {
     "finite_number": "a finite number",
     "too_short": "at least {min_length} of them",
     "too_long": "at most {max_length} of them",
+    "string_too_long": "at most {max_length} characters",
     "string_pattern_mismatch": "a name of letters, digits, '_', '-' and '.'",
     "none_required": "null",
 }

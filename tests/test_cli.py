@@ -356,6 +356,8 @@ def test_what_travels_is_the_folder_of_the_project_and_never_a_home(tmp_path, mo
     assert submission.working_folder(Path("jobs/job.yaml")) == tmp_path
     monkeypatch.chdir(tmp_path / "jobs")
     assert submission.working_folder(job) == tmp_path / "jobs"
+    (tmp_path / "other.yaml").touch()
+    assert submission.working_folder(Path("../other.yaml")) == tmp_path
     monkeypatch.chdir("/")
     with pytest.raises(InputError, match="this whole folder would be sent"):
         submission.working_folder(job)

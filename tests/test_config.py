@@ -53,6 +53,8 @@ def job(tmp_path: Path) -> Path:
         ("tasks.depth.optimizer.betas=[0, 2]", "betas.1: expected less than 1 (got 2)"),
         ("tasks.depth.cpus=-1", "tasks.depth.cpus: expected at least 0 (got -1)"),
         ("tasks.depth.precision=fp8", "expected 'float32' or 'bfloat16' (got 'fp8')"),
+        ("tasks.depth.seed=-1", "tasks.depth.seed: expected at least 0 (got -1)"),
+        ("name=" + 101 * "a", "name: expected at most 100 characters (got 'aaa"),
         ("tasks={}", "tasks: expected at least 1 of them (got {})"),
         ("name=a/b", "name: expected a name of letters, digits, '_', '-' and '.' (got 'a/b')"),
         ("tasks.a/b={task: depth}", "tasks.a/b: expected a name of letters, digits"),

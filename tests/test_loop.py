@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from taskray.config import OptimizerConfig, parse_job
 from taskray.consistency.relation import Relation
 from taskray.data.batch import Batch
+from taskray.data.rows import CorruptRows
+from taskray.data.source import DatasetInfo
 from taskray.errors import TrainingError
 from taskray.loop.interfaces import PeerPredictions, Prediction
 from taskray.loop.optimization import learning_rate
@@ -42,8 +44,9 @@ class Frames:
 
     def keep_up(self, front: int, through: int | None = None) -> None: ...
 
-    def corrupt_rows(self) -> int:
-        return 0
+    @property
+    def corrupt(self) -> CorruptRows:
+        return CorruptRows(DatasetInfo("frames", "nowhere", num_rows=2, layout={}))
 
     def close(self) -> None: ...
 

@@ -488,6 +488,9 @@ def test_a_study_that_is_done_needs_no_ray_and_is_recorded(
     text = (tmp_path / "kept/small.md").read_text(encoding="utf-8")
     assert "0.450 ± 0.071" in text
     assert "| commit |" in text
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: cannot be a folder of records"):
+        study(*arguments[:5], tmp_path / "file")
 
 
 # ---- searches -----------------------------------------------------------------------------------

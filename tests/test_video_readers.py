@@ -15,6 +15,7 @@ from PIL import Image
 from taskray import schema
 from taskray.config import DataConfig
 from taskray.data.cityscapes import Cityscapes, depth_of
+from taskray.data.classes import FOLDER, class_map
 from taskray.data.coco import Coco, centre_box
 from taskray.data.codec import check_sample
 from taskray.data.files import resize_image
@@ -383,6 +384,28 @@ def photographs(tmp_path: Path) -> Path:
     (root / "annotations").mkdir()
     (root / "annotations/instances_small.json").write_text(json.dumps(content))
     return root
+
+
+def test_another_content_of_a_class_map_is_another_dataset(
+    photographs: Path, street: Path, tmp_path: Path
+) -> None:
+    labels = ("segmentation",)
+
+    def fingerprints() -> list[Any]:
+        class_map.cache_clear()  # each conversion is a process of its own
+        file = str(tmp_path / "mine.yaml")
+        return [
+            Coco(str(photographs), "small", class_map=file).fingerprint(),
+            Cityscapes(str(street), labels=labels, class_map=file).fingerprint(),
+        ]
+
+    text = (FOLDER / "taskology.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text)
+    before = fingerprints()
+    assert fingerprints() == before
+    changed = text.replace(" 3: car", " 3: bus").replace("26: car", "26: bus")
+    (tmp_path / "mine.yaml").write_text(changed)
+    assert all(a != b for a, b in zip(before, fingerprints(), strict=True))
 
 
 def test_coco_outlines_become_classes_with_the_smaller_in_front(photographs: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from taskray.commands.train import Opener
+from taskray.commands.train import Opener, check
 from taskray.config import Job, override, parse_job, read_yaml
 from taskray.data.source import Handle
 from taskray.data.store import prepare
@@ -39,6 +39,7 @@ def evaluate_run(
     job = parse_job(override(read_yaml(config), overrides), str(config))
     if not job.evaluation.data:
         raise InputError(f"{config}: evaluation.data: empty, so there is nothing to measure")
+    check(job)
     store = CheckpointStore(job.checkpoint.path or folder / "checkpoints")
     for name in job.tasks:
         if not store.steps(name):

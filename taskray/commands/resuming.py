@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,10 @@ def parsed_config(text: str, source: str) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict):
         return None
-    with suppress(InputError):  # what no longer is a job differs from every job, by its own values
-        values = yaml.safe_load(dump_yaml(parse_job(values, source)))
-    return values
+    try:
+        return parse_job(values, source).model_dump(mode="json")
+    except InputError:  # what no longer is a job differs from every job, by its own values
+        return values
 
 
 def essence(values: Mapping[str, Any]) -> dict[str, Any]:

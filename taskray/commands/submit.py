@@ -70,7 +70,7 @@ def submit(
     url = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
     agree_on_token(url)
     out = out or f"~/taskray-runs/{job.name}"
-    file = Path(job_path).absolute().relative_to(folder)
+    file = Path(os.path.abspath(job_path)).relative_to(folder)
     command = entrypoint(file, overrides, out, python)
     client = _connect(url)
     name = _submit(client, command, folder)
@@ -91,7 +91,7 @@ def working_folder(job: Path) -> Path:
 
     Raises InputError for a folder nobody means to send: a home folder, or a whole disk.
     """
-    here, file = Path.cwd(), job.absolute()
+    here, file = Path.cwd(), Path(os.path.abspath(job))  # without '..'
     folder = here if file.is_relative_to(here) else file.parent
     if folder in (Path.home(), Path(folder.anchor)):
         raise InputError(

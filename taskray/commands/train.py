@@ -147,11 +147,11 @@ def check(job: Job) -> dict[str, nn.Module]:
 def check_origins(job: Job, location: str, models: Mapping[str, nn.Module]) -> None:
     """A run that starts over begins from weights that are there, and are not the ones that it
     removes; InputError otherwise."""
-    removed = CheckpointStore(location).root
+    removed = Path(CheckpointStore(location).root).resolve()
     for name, model in models.items():
         load_initial(job, name, model)
         origin = job.tasks[name].checkpoint
-        if origin and find_checkpoint(origin, name).location.startswith(f"{removed}/"):
+        if origin and removed in Path(find_checkpoint(origin, name).location).resolve().parents:
             raise InputError(
                 f"tasks.{name}.checkpoint: {origin} is of the run that --resume never removes: "
                 "another --out"

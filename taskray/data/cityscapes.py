@@ -134,7 +134,8 @@ class Cityscapes(Reader):
                     rows.append(too_short(video, present, self._frames, self._gap))
         if not rows:
             names = ", ".join(FOLDERS[label][0] for label in self._labels)
-            raise InputError(f"{self._path}: no labels ({names}) for the frames of {self._split}")
+            what = f"no labels ({names}) for the frames" if names else "no frames"
+            raise InputError(f"{self._path}: {what} of {self._split} in this part (start, stop)")
         return some_sample(rows, self._path)
 
     def load(self, row: Row) -> Sample:
@@ -172,7 +173,8 @@ class Cityscapes(Reader):
             names = [*row["images"], *row["labels"]]
             pairs = [*zip(folders, names, strict=True), ("camera", row["camera"])]
             files += [self._folder(kind, row["city"]) / name for kind, name in pairs if name]
-        return fingerprint_files(self._path, files)
+        classes = None if self._table is None else self._table.tolist()
+        return [fingerprint_files(self._path, files), classes]
 
     def _folder(self, kind: str, city: str) -> Path:
         return self._path / kind / self._split / city

@@ -89,7 +89,8 @@ class Coco(Reader):
 
     def fingerprint(self) -> Any:
         images = sorted(self._folder.glob("*"))
-        return fingerprint_files(self._folder.parent, [self._annotations, *images])
+        files = fingerprint_files(self._folder.parent, [self._annotations, *images])
+        return [files, self._table.tolist(), self._rest]
 
     @property
     def _file(self) -> str:

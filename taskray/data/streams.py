@@ -70,10 +70,6 @@ class BatchStream(ABC):
         """Nothing, unless it is a mediator stream: samples of a task's own have no windows."""
         return None
 
-    def corrupt_rows(self) -> int:
-        """Rows skipped because they could not be read, each counted once."""
-        return len(self.corrupt)
-
     def close(self) -> None:
         """End the background threads."""
         self._source.close()  # the thread may be waiting for it

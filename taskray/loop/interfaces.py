@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from taskray.data.batch import Batch
+from taskray.data.rows import CorruptRows
 
 
 class Stream(Protocol):
@@ -32,8 +33,9 @@ class Stream(Protocol):
         ahead; do not leave the present window before it is ``through``, if that is known."""
         ...
 
-    def corrupt_rows(self) -> int:
-        """Rows skipped so far because they could not be read."""
+    @property
+    def corrupt(self) -> CorruptRows:
+        """The rows that were skipped so far because they could not be read."""
         ...
 
     def close(self) -> None: ...

@@ -63,6 +63,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+def make_folder(path: Path, purpose: str) -> None:
+    """Make a folder, where it is not there; InputError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be {purpose}: {error.strerror}") from None
+
+
 class RunFolder:
     """Writes one run's folder. Opening an existing folder goes on where it ended.
 
@@ -73,10 +81,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, tensorboard: bool = True) -> None:
         self.path = Path(path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be a run folder: {error.strerror}") from None
+        make_folder(self.path, "a run folder")
         self._metrics = self.path / METRICS
         self.elapsed = self._repair()
         self._file: IO[str] | None = None

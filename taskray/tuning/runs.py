@@ -56,13 +56,8 @@ def change(values: Mapping[str, Any], changes: Mapping[str, Any], source: str) -
     return changed
 
 
-def resolve(
-    values: Mapping[str, Any],
-    layers: Sequence[Layer],
-    source: str,
-    folder: Path,
-) -> Run:
-    """The run that comes of a job's plain values and layers of changes, the later ones winning.
+def changed_job(values: Mapping[str, Any], layers: Sequence[Layer], source: str) -> Job:
+    """The job that comes of plain values and layers of changes, the later ones winning.
 
     Raises InputError, naming ``source`` and the key, for a path that no job has.
     """
@@ -71,7 +66,17 @@ def resolve(
             values = change(values, layer, source)
         else:
             values = override(dict(values), layer)
-    job = parse_job(dict(values), source)
+    return parse_job(dict(values), source)
+
+
+def resolve(
+    values: Mapping[str, Any],
+    layers: Sequence[Layer],
+    source: str,
+    folder: Path,
+) -> Run:
+    """The run of such a job; InputError as there."""
+    job = changed_job(values, layers, source)
     update: dict[str, Any] = {}
     if job.checkpoint.path:  # each run has checkpoints of its own
         own = "/".join([job.checkpoint.path.rstrip("/"), *folder.parts[-4:]])

@@ -19,7 +19,7 @@ from taskray.errors import InputError
 from taskray.report.curves import read_curves, write_curves
 from taskray.report.html import write_report
 from taskray.report.render import to_rich
-from taskray.report.run_folder import read_result, write_text
+from taskray.report.run_folder import make_folder, read_result, write_text
 from taskray.report.tables import Cell, Table, study_table, write_table
 from taskray.tuning.gain import delta_m
 from taskray.tuning.progressive import changes_of, check_references, in_waves, references
@@ -64,7 +64,9 @@ def study(
         raise InputError(f"--seeds {seeds}: expected at least 1")
     folder = out or Path("runs") / config.name
     runs = plan_study(config, path, folder.resolve(), config.seed_list(seeds), overrides)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "a study folder")
+    if record_to is not None:  # or it would be found out after all the runs
+        make_folder(record_to, "a folder of records")
     write_text(folder / "study.yaml", dump_yaml(config))
     try:
         errors = run_in_waves(runs, folder.resolve(), config.max_concurrent, console)

@@ -22,8 +22,8 @@ from taskray.config import Job, dump_yaml, read_yaml
 from taskray.errors import InputError, TaskrayError
 from taskray.report.html import write_report
 from taskray.report.metrics import describe, format_change, relative_change
-from taskray.report.run_folder import plain, write_text
-from taskray.tuning.runs import Layer, Run, check_metric, resolve
+from taskray.report.run_folder import make_folder, plain, write_text
+from taskray.tuning.runs import Layer, Run, changed_job, check_metric, resolve
 from taskray.tuning.settings import SpaceConfig, load_space
 from taskray.tuning.study import prepare_all
 from taskray.tuning.trial_table import TrialRow, record_search, rows_of, show, write_trials
@@ -55,7 +55,7 @@ class Space:
 
     def job_of(self, point: Mapping[str, Any]) -> Job:
         """The user's job with the point's values, its own evaluation kept."""
-        return resolve(self.values, [self.overrides, point], self.source, self.folder).job
+        return changed_job(self.values, [self.overrides, point], self.source)
 
     def title_of(self, point: Mapping[str, Any]) -> str:
         names = short_names(list(self.config.parameters))
@@ -109,7 +109,9 @@ def tune(
     folder = out or Path("runs") / config.name
     searched = Space(config, str(space), values, tuple(overrides), folder.resolve())
     check_space(searched)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "a folder of a search")
+    if record_to is not None:  # or it would be found out after all the trials
+        make_folder(record_to, "a folder of records")
     write_text(folder / "space.yaml", dump_yaml(config))
 
     rows = search(searched, console)
@@ -142,6 +144,7 @@ def check_space(space: Space) -> None:
             examples.append(bounds[0] + GOLDEN * (bounds[1] - bounds[0]))
         for value in examples:
             _check_job(space.run_of({path: value}).job, f"{source}: parameters")
+            space.job_of({path: value})  # as best.yaml will have it, without 'set'
     for metric in (config.metric, *config.metrics):
         check_metric(metric, [default], f"{source}: metric")
     _, _, rest = config.metric.partition("/")
