@@ -314,6 +314,10 @@ def test_doctor_warns_of_an_evaluation_that_measures_nothing(call, job, tmp_path
     assert code == 0
     assert "! evaluation 'test' has no normals: task 'normals' is not measured on it" in out
     assert "this job can run, with the remarks above" in out
+    mediator = f"data.unlabelled.reader={{name: parquet, path: {file.parent}}}"
+    code, out, _ = call("doctor", job, "--set", mediator, "--set", "evaluation.data.own=unlabelled")
+    assert code == 0
+    assert "! evaluation 'own' has no normals" in out
 
 
 def jobs() -> list[Path]:

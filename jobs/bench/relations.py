@@ -41,6 +41,7 @@ AREA = {"x": (-24.0, 24.0), "y": (-16.0, 16.0), "z": (-2.5, 1.0)}
 NUM_CLASSES = 8
 RELATIONS: dict[str, Callable[[Grid], Relation]] = {
     "depth_normals": lambda _: DepthNormals(),
+    "depth_normals (bend)": lambda _: DepthNormals(bend=0.03),
     "scene_photometric (static)": lambda _: ScenePhotometric(object_motion=False),
     "scene_photometric (motion)": lambda _: ScenePhotometric(segmentation=False),
     "scene_photometric": lambda _: ScenePhotometric(movable="taskology"),

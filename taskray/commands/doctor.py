@@ -115,13 +115,13 @@ def inspect(job: Job, name: str, columns: Sequence[str]) -> Finding:
     if ready:
         prepare(config, name=name, use_ray=False)  # only checks its unreadable rows
         there = [c for c in columns_of(folder) if c in columns]
-        _check_columns(job, name, columns, columns_of(folder))
+        _check_columns(job, name, columns_of(folder))
         streamed = config.model_copy(update={"materialize": "never"})
         info = open_source(streamed, folder, there, use_ray=False, name=name).info
         rows, decoded = info.num_rows, info.decoded_bytes
         stored = sum(file.stat().st_size for file in parquet_files(folder))
     else:
-        _check_columns(job, name, columns, reader.columns)
+        _check_columns(job, name, reader.columns)
         rows, decoded, stored = _estimate(config, reader, name, columns)
     small = decoded <= config.materialize_bytes
     materialized = config.materialize == "always" or (config.materialize == "auto" and small)
@@ -149,13 +149,11 @@ def _estimate(
     raise InputError(f"dataset {name!r}: no row could be read; {reason}")
 
 
-def _check_columns(job: Job, name: str, columns: Sequence[str], there: Sequence[str]) -> None:
+def _check_columns(job: Job, name: str, there: Sequence[str]) -> None:
     """Training needs every column; an evaluation leaves out the tasks whose labels are missing."""
-    trained_on = {job.labels_of(task) for task in job.tasks} | {
-        job.mediator.data if job.mediator else None
-    }
-    missing = [column for column in columns if column not in there]
-    if missing and name in trained_on:
+    needed = columns_of_datasets(job, build_tasks(job)).get(name, ())
+    missing = [column for column in needed if column not in there]
+    if missing:
         raise InputError(
             f"data.{name}: has no column {missing[0]!r}, which a task needs; "
             f"it has {', '.join(there)}"
