@@ -23,7 +23,7 @@ from taskray.config import AugmentConfig, DataConfig
 from taskray.data.augment import augment
 from taskray.data.batch import Batch
 from taskray.data.codec import decode_rows, encode
-from taskray.data.parquet import ParquetFolder
+from taskray.data.parquet import ParquetFolder, read_manifest
 from taskray.data.reader import Reader, Row, Sample
 from taskray.data.source import (
     MemorySource,
@@ -32,7 +32,7 @@ from taskray.data.source import (
     materialize_with_ray,
     open_source,
 )
-from taskray.data.store import cache_dir, convert, prepare, read_manifest
+from taskray.data.store import cache_dir, convert, prepare
 from taskray.errors import InputError
 
 HERE = f"{__name__}:Counting"
@@ -289,6 +289,15 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
     damage(tmp_path / "b.parquet", whole)
     with pytest.raises(InputError, match=r"b\.parquet: broken Parquet"):
         load_in_process(tmp_path, parquet(tmp_path), list(COLUMNS))
+
+
+def test_that_labels_were_lost_is_known_of_what_was_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lost in (False, True):
+        monkeypatch.setattr(Counting, "unlabelled", lost)
+        convert(counting(), tmp_path / str(lost), name="d", use_ray=False)
+        assert ParquetFolder(str(tmp_path / str(lost))).unlabelled is lost
 
 
 def test_a_column_that_the_dataset_lacks_is_named(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import torch
 from taskray.config import DataConfig
 from taskray.data.codec import check_sample
 from taskray.data.kitti_tracking import CLASSES, KittiTracking
+from taskray.data.parquet import read_manifest
 from taskray.data.reader import Row, Sample
-from taskray.data.store import prepare, read_manifest
+from taskray.data.store import prepare
 from taskray.errors import InputError
 from taskray.geometry.boxes import points_in_boxes, transform_boxes
 

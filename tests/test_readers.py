@@ -13,10 +13,11 @@ from taskray import schema
 from taskray.config import DataConfig
 from taskray.data.codec import check_sample
 from taskray.data.nyuv2 import NYUv2
+from taskray.data.parquet import read_manifest
 from taskray.data.reader import fingerprint_files
 from taskray.data.seven_scenes import SevenScenes, read_pose
 from taskray.data.source import load_in_process
-from taskray.data.store import prepare, read_manifest
+from taskray.data.store import prepare
 from taskray.errors import InputError
 from taskray.geometry import camera
 

@@ -21,7 +21,8 @@ from taskray.data.codec import check_sample
 from taskray.data.files import resize_image
 from taskray.data.kitti_odometry import KittiOdometry
 from taskray.data.masks import fill_polygon, fill_runs, run_lengths
-from taskray.data.store import prepare, read_manifest
+from taskray.data.parquet import read_manifest
+from taskray.data.store import prepare
 from taskray.data.video import clips
 from taskray.errors import InputError
 from taskray.geometry import camera

@@ -72,7 +72,8 @@ def _build(values: dict[str, Any], name: str, out: Path | None, inline: bool) ->
     config: DataConfig = parse(DataConfig, values, f"data {name}")
     from rich.console import Console
 
-    from taskray.data.store import build_reader, convert, prepare, read_manifest
+    from taskray.data.parquet import read_manifest
+    from taskray.data.store import build_reader, convert, prepare
     from taskray.report.metrics import size
     from taskray.report.progress import dataset_progress
 

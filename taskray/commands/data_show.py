@@ -14,11 +14,10 @@ from rich.table import Table
 
 from taskray.config import DataConfig
 from taskray.data.codec import ERROR, KEY
-from taskray.data.parquet import columns_of, find_pieces
+from taskray.data.parquet import columns_of, find_pieces, read_manifest
 from taskray.data.reader import Sample
 from taskray.data.rows import rows_of
 from taskray.data.source import DatasetInfo, open_source
-from taskray.data.store import read_manifest
 from taskray.errors import InputError
 from taskray.report.birds_eye import birds_eye, reach_of
 from taskray.report.metrics import NOTHING, size

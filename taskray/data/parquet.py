@@ -6,10 +6,12 @@ file names itself.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +19,9 @@ import pyarrow.parquet as pq
 from taskray.data.codec import KEY, decode_row
 from taskray.data.reader import Reader, Row, Sample
 from taskray.errors import InputError, one_line
+
+MANIFEST = "_taskray.json"
+"""Beside the files that ``taskray data convert`` writes: what they were made of."""
 
 
 class ParquetFolder(Reader):
@@ -34,6 +39,7 @@ class ParquetFolder(Reader):
         self.path = Path(path).expanduser()
         self.stored = self.path
         self.columns = columns_of(self.path)
+        self.unlabelled = bool(read_manifest(self.path).get("unlabelled"))
 
     def index(self) -> list[Row]:
         return [
@@ -59,6 +65,17 @@ class ParquetFolder(Reader):
                     yield row, decode_row(table.slice(row["row"], 1).to_pylist()[0])
                 except Exception as error:
                     yield row, error
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What ``_taskray.json`` says; empty where there is none (Parquet made by others)."""
+    file = path / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{file}: broken: {one_line(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,9 @@ import numpy as np
 from taskray.config import DataConfig
 from taskray.data import ray_data
 from taskray.data.codec import KEY, ArraySpec, Columns, Layout, decode_rows
-from taskray.data.parquet import Piece, columns_of, find_pieces
+from taskray.data.parquet import Piece, columns_of, find_pieces, read_manifest
 from taskray.data.prefetch import Prefetcher
 from taskray.data.reader import Sample
-from taskray.data.store import read_manifest
 from taskray.errors import InputError
 
 BLOCK_BYTES = 32 << 20

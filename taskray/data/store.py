@@ -27,10 +27,10 @@ from taskray import plugins
 from taskray.config import DataConfig, Plugin
 from taskray.data import ray_data
 from taskray.data.codec import ERROR, KEY, encode
+from taskray.data.parquet import MANIFEST, read_manifest
 from taskray.data.reader import Reader, Row
 from taskray.errors import InputError, one_line
 
-MANIFEST = "_taskray.json"
 STORAGE_VERSION = 1
 """Part of the hash: raise it when the layout changes, and everything is converted anew."""
 ROWS_PER_GROUP = 64
@@ -123,6 +123,7 @@ def convert(
             "settings": settings_of(config.reader),
             "num_rows": num_rows,
             "columns": list(reader.columns),
+            "unlabelled": reader.unlabelled,
             "errors": errors,
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -135,17 +136,6 @@ def convert(
 def is_complete(folder: Path) -> bool:
     """Whether a conversion in ``folder`` was finished."""
     return (folder / MANIFEST).is_file()
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What ``_taskray.json`` says; empty where there is none (Parquet made by others)."""
-    file = path / MANIFEST
-    if not file.is_file():
-        return {}
-    try:
-        return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise InputError(f"{file}: broken: {one_line(error)}") from None
 
 
 def settings_of(reader: Plugin) -> dict[str, Any]:
