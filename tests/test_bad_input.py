@@ -316,6 +316,10 @@ def test_checkpoints_that_are_kept_apart_say_of_which_job_they_are(train, tmp_pa
     assert train(apart)[0] == 0
     told(train(apart, "seed=1", out="other"), 2, "apart holds a run of another job (seed differs)")
     assert train(apart, "steps=6", out="moved")[0] == 0  # of the same job, from another place
+    own = f"checkpoint.path={tmp_path / 'mine'}"
+    assert train(own, "seed=1", out="mine")[0] == 0
+    told(train(apart, "steps=6", out="mine"), 2, "mine holds a run of another job (seed differs)")
+    told(train("checkpoint.path=/proc/none", out="new"), 2, "checkpoint.path: cannot write to /pro")
 
 
 def test_a_run_goes_on_where_only_its_length_and_its_place_are_others(train):

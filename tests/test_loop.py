@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from taskray.config import OptimizerConfig, parse_job
+from taskray.config import OptimizerConfig, StalenessConfig, parse_job
 from taskray.consistency.relation import Relation
 from taskray.data.batch import Batch
 from taskray.data.rows import CorruptRows
@@ -31,6 +32,7 @@ class Frames:
     def __init__(self, **columns: Tensor) -> None:
         self.tensors = {"image": torch.rand(2, 3, 8, 12), **columns}
         self.drawn = 0
+        self.fronts: list[int] = []
 
     def next(self) -> Batch:
         self.drawn += 1
@@ -42,7 +44,8 @@ class Frames:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.drawn = state["drawn"]
 
-    def keep_up(self, front: int, through: int | None = None) -> None: ...
+    def keep_up(self, front: int, through: int | None = None) -> None:
+        self.fronts.append(front)
 
     @property
     def corrupt(self) -> CorruptRows:
@@ -123,6 +126,17 @@ def trainer(peers: Scripted, *, supervised: int = 1, consistency: int = 1, **tas
 def fresh_normals(staleness: int = 3) -> PeerPredictions:
     prediction = Prediction("normals", {"normals": NORMALS}, 7, staleness, 0.5)
     return PeerPredictions({"normals": prediction})
+
+
+@pytest.mark.parametrize(
+    ("staleness", "front"),
+    [({}, 16), ({"on_stale": "wait"}, 16), ({"on_stale": "wait", "max_steps": 0}, 0)],
+)
+def test_who_is_bound_to_the_steps_of_its_peers_does_not_jump_to_where_they_are(staleness, front):
+    loop = trainer(Scripted(replace(fresh_normals(), front=16)))
+    loop.job = loop.job.model_copy(update={"staleness": StalenessConfig(**staleness)})
+    loop.train(4)
+    assert loop.mediator.fronts == [front, front]
 
 
 def test_supervised_and_consistency_steps_alternate_in_the_given_ratio():

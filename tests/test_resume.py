@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from collectives import tiny_job
 
 from taskray.config import dump_yaml
 from taskray.report.run_folder import read_metrics, read_result
+from taskray.runtime.checkpoints import CheckpointStore
 
 TASKRAY = [sys.executable, "-m", "taskray", "train"]
 
@@ -42,8 +42,7 @@ def wait_for_step(out: Path, step: int, seconds: float = 120) -> None:
 
 
 def newest_checkpoint(out: Path, task: str) -> int:
-    manifests = (out / "checkpoints" / task).glob("step_*/manifest.json")
-    return max(json.loads(file.read_text())["step"] for file in manifests)
+    return CheckpointStore(out / "checkpoints").steps(task)[-1]
 
 
 def test_a_killed_driver_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_path):

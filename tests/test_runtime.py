@@ -289,16 +289,6 @@ def test_waiting_tasks_that_resume_apart_do_not_wait_for_each_other(tmp_path):
     assert time.monotonic() - began < 60.0  # 60 s is what one wait in vain would take
 
 
-def test_lock_step_is_found_again_by_tasks_that_resume_apart(tmp_path):
-    waits = ("staleness={max_steps: 0, on_stale: wait}", "evaluation.data={}")
-    run(tiny_job(*waits, "steps=30"), tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "depth" / "step_30")  # it goes on from step 20
-    result = run(tiny_job(*waits, "steps=120"), tmp_path)
-    for task in result["tasks"].values():
-        assert task["steps"] == 120
-        assert task["skipped_consistency_steps"] < 20  # what the other one is past, and no more
-
-
 def test_supervised_steps_age_what_the_task_has_predicted(tmp_path):
     job = tiny_job("mediator.supervised_steps=9")
     cache = place_cache(job)

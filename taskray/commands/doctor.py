@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from taskray.commands.train import check
+from taskray.commands.train import check, check_location
 from taskray.config import DataConfig, Job
 from taskray.data.codec import ArraySpec, encode
 from taskray.data.parquet import columns_of, parquet_files
@@ -73,6 +73,7 @@ def doctor(job: Job, console: Console) -> int:
     Raises InputError, with one line, for the first thing that cannot work.
     """
     models = check(job)
+    check_location(job)
     tasks = build_tasks(job)
     for name, model in models.items():
         load_initial(job, name, model)

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from taskray.commands.train import Opener, check
+from taskray.commands.train import Opener, check_labels
 from taskray.config import Job, override, parse_job, read_yaml
 from taskray.data.source import Handle
-from taskray.data.store import prepare
+from taskray.data.store import build_reader, prepare
 from taskray.data.streams import plain_batches
 from taskray.errors import InputError
-from taskray.loop.assembly import build_task, build_trainer
+from taskray.loop.assembly import build_task, build_tasks, build_trainer
 from taskray.loop.evaluation import Evaluation, evaluate, panels
 from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
@@ -39,7 +39,8 @@ def evaluate_run(
     job = parse_job(override(read_yaml(config), overrides), str(config))
     if not job.evaluation.data:
         raise InputError(f"{config}: evaluation.data: empty, so there is nothing to measure")
-    check(job)
+    for name in job.evaluation.data.values():
+        check_labels(name, build_reader(job.data[name], name), build_tasks(job).values())
     store = CheckpointStore(job.checkpoint.path or folder / "checkpoints")
     for name in job.tasks:
         if not store.steps(name):

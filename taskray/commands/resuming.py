@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from taskray.config import Job, dump_yaml, parse_job
+from taskray.config import Job, parse_job
 from taskray.errors import InputError
 from taskray.report.run_folder import CONFIG
 from taskray.runtime.checkpoints import CheckpointStore
@@ -19,23 +19,30 @@ def check_same_job(job: Job, folder: Path, checkpoints: str) -> None:
     this one's. InputError names the key in which the two differ.
 
     ``steps`` may grow, and where and how it runs may change, besides what :func:`essence` leaves
-    out. A folder without a checkpoint holds nothing to go on from, so any job may begin there.
+    out. Where there is no checkpoint is nothing to go on from, so any job may begin there.
+    Checkpoints that are kept apart say themselves of which job they are.
     """
     store = CheckpointStore(checkpoints)
-    apart = store.read_job() if job.checkpoint.path else None
-    before = parsed_config(apart, checkpoints) if apart else saved_config(folder)
-    came_to = {name: steps[-1] for name in job.tasks if (steps := store.steps(name))}
-    if before is None or not came_to:
-        return
-    now = yaml.safe_load(dump_yaml(job))
-    key = difference(_to_go_on(before), _to_go_on(now))
-    too_far = [f"tasks.{n}.steps" for n, step in came_to.items() if step > job.steps_of(n)]
-    if key or too_far:
-        place, other = (checkpoints, "checkpoint.path") if apart else (folder, "--out")
-        raise InputError(
-            f"{place} holds a run of another job ({key or too_far[0]} differs): another {other}, "
-            "or --resume never"
-        )
+    places: list[tuple[str | Path, str, dict[str, Any] | None]]
+    places = [(folder, "--out", saved_config(folder))]
+    if job.checkpoint.path and (text := store.read_job()):
+        places.append((checkpoints, "checkpoint.path", parsed_config(text, checkpoints)))
+    now = _to_go_on(job.model_dump(mode="json"))
+    for place, other, before in places:
+        if before is None:
+            continue
+        names = dict.fromkeys([*job.tasks, *(before.get("tasks") or {})])
+        came_to = {name: steps[-1] for name in names if (steps := store.steps(name))}
+        if not came_to:
+            continue
+        key = difference(_to_go_on(before), now)
+        own = [name for name in came_to if name in job.tasks]
+        too_far = [f"tasks.{n}.steps" for n in own if came_to[n] > job.steps_of(n)]
+        if key or too_far:
+            raise InputError(
+                f"{place} holds a run of another job ({key or too_far[0]} differs): "
+                f"another {other}, or --resume never"
+            )
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:

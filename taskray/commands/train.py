@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import nn
 from taskray.commands.resuming import check_same_job
 from taskray.config import AugmentConfig, Job, dump_yaml, parse_job
 from taskray.data.parquet import columns_of
+from taskray.data.reader import Reader
 from taskray.data.source import Handle, open_source
 from taskray.data.store import build_reader, prepare
 from taskray.errors import InputError
@@ -41,6 +42,7 @@ from taskray.runtime.checkpoints import (
 from taskray.runtime.inline import InlineCollective
 from taskray.runtime.member import load_initial
 from taskray.schema import quantity_of
+from taskray.tasks.task import Task
 
 Resume = Literal["auto", "never"]
 
@@ -70,6 +72,7 @@ def train(
     """
     console = console or Console()
     models = check(job)
+    check_location(job)
     folder = folder.resolve()  # processes of a cluster that is already there are at home elsewhere
     checkpoints = job.checkpoint.path or str(folder / "checkpoints")
     if "://" not in checkpoints:
@@ -81,10 +84,10 @@ def train(
         start_over(folder, checkpoints, job)
     check_checkpoints(job, checkpoints, models)
     check_same_job(job, folder, checkpoints)
+    if job.checkpoint.path:
+        CheckpointStore(checkpoints).write_job(dump_yaml(job))
     with ray_session(job, inline), RunFolder(folder) as files:
         files.write_config(job)
-        if job.checkpoint.path:
-            CheckpointStore(checkpoints).write_job(dump_yaml(job))
         if not inline:
             job = with_paths_for_workers(job)
         (folder / RESULT).unlink(missing_ok=True)  # what is cut off from here on has no result
@@ -118,11 +121,6 @@ def train(
 def check(job: Job) -> dict[str, nn.Module]:
     """Everything about a job that can be checked without its data: the names, the arguments, the
     relations. Returns each task's network; raises InputError with one line."""
-    if job.checkpoint.path:
-        try:
-            open_filesystem(job.checkpoint.path)
-        except InputError as error:
-            raise InputError(f"checkpoint.path: {error}") from None
     tasks = build_tasks(job)
     models = {}
     for name, task in tasks.items():
@@ -134,14 +132,30 @@ def check(job: Job) -> dict[str, nn.Module]:
             raise InputError(f"tasks.{name}.augment: only images are augmented; it has none")
         models[name] = build_model(job, name, task)
     for dataset, config in job.data.items():
+        learning = [n for n in tasks if job.labels_of(n) == dataset]
+        measured = dataset in job.evaluation.data.values()
         reader = build_reader(config, dataset)
-        for name, task in tasks.items():
-            if dataset in (job.labels_of(name), *job.evaluation.data.values()):
-                try:
-                    task.check_labels(reader)
-                except InputError as error:
-                    raise InputError(f"data.{dataset}.reader.{error}") from None
+        check_labels(dataset, reader, [tasks[n] for n in (tasks if measured else learning)])
     return models
+
+
+def check_location(job: Job) -> None:
+    """``checkpoint.path`` must be on a filesystem that there is; InputError otherwise. It may ask
+    an object store, so a study does not do it for each of its runs."""
+    if job.checkpoint.path:
+        try:
+            open_filesystem(job.checkpoint.path)
+        except InputError as error:
+            raise InputError(f"checkpoint.path: {error}") from None
+
+
+def check_labels(dataset: str, reader: Reader, tasks: Iterable[Task]) -> None:
+    """What tasks would learn from or be measured on must be labels; InputError names the key."""
+    for task in tasks:
+        try:
+            task.check_labels(reader)
+        except InputError as error:
+            raise InputError(f"data.{dataset}.reader.{error}") from None
 
 
 def check_origins(job: Job, location: str, models: Mapping[str, nn.Module]) -> None:
@@ -151,7 +165,10 @@ def check_origins(job: Job, location: str, models: Mapping[str, nn.Module]) -> N
     for name, model in models.items():
         load_initial(job, name, model)
         origin = job.tasks[name].checkpoint
-        if origin and removed in Path(find_checkpoint(origin, name).location).resolve().parents:
+        if origin is None:
+            continue
+        place = Path(find_checkpoint(origin, name).location).resolve()
+        if place.parent.parent == removed and place.parent.name in job.tasks:
             raise InputError(
                 f"tasks.{name}.checkpoint: {origin} is of the run that --resume never removes: "
                 "another --out"

@@ -70,7 +70,7 @@ class CorruptRows:
     @property
     def keys(self) -> set[tuple[str, str]]:
         """Dataset and key of each row found."""
-        return {(self.dataset, key) for key in self._reasons}
+        return {(self.dataset, key) for key in list(self._reasons)}  # another thread adds to it
 
     def check(self, row: Sample) -> bool:
         """Whether the row can be used; InputError where too many cannot."""

@@ -74,10 +74,18 @@ class CheckpointStore:
         return final
 
     def write_job(self, text: str) -> None:
-        """Say of which job the checkpoints are, for runs whose folder is elsewhere."""
-        self.filesystem.create_dir(self.root, recursive=True)
-        with self.filesystem.open_output_stream(f"{self.root}/{JOB}") as out:
-            out.write(text.encode())
+        """Say of which job the checkpoints are, for runs whose folder is elsewhere. InputError
+        where nothing can be written there."""
+        renames = isinstance(self.filesystem, fs.LocalFileSystem)
+        place = f"{self.root}/.{JOB}.{os.getpid()}" if renames else f"{self.root}/{JOB}"
+        try:
+            self.filesystem.create_dir(self.root, recursive=True)
+            with self.filesystem.open_output_stream(place) as out:
+                out.write(text.encode())
+            if renames:
+                self.filesystem.move(place, f"{self.root}/{JOB}")
+        except OSError as error:
+            raise InputError(f"checkpoint.path: cannot write to {self.root}: {error}") from None
 
     def read_job(self) -> str | None:
         """What :meth:`write_job` wrote; None where nothing was written."""

@@ -11,7 +11,8 @@ waits for another, and none of the tasks' data passes through here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -78,6 +79,7 @@ class Collective:
             training = {n: s for n, s in self.shares.items() if n not in job.frozen}
             self.servers = {n: place_server(job, n, s, self.cache) for n, s in training.items()}
         self.actors = {n: place_task(job, n, s) for n, s in self.shares.items()}
+        self.pending: dict[Any, str] = {}  # call that is under way -> whose it is
         self.data: dict[str, Any] = {}
         self.evaluations: dict[str, Any] = {}
 
@@ -88,27 +90,28 @@ class Collective:
         to opened datasets. On Ctrl-C all checkpoints are written before KeyboardInterrupt goes on
         its way."""
         self.data = data
-        pending = {self._start(name): name for name in self.states}
+        self.pending = {self._start(name): name for name in self.states}
         try:
             # Tasks that begin together find each other's predictions from the start.
-            _, late = ray.wait(list(pending), num_returns=len(pending), timeout=START_TIMEOUT)
-            for name in (pending[call] for call in late):
-                share = self.shares[name]
-                self.observer.event(
-                    f"task {name!r} has not started yet: is there a machine with "
-                    f"{share.cpus:g} CPUs and {share.gpus:g} GPUs free?", name, 0
-                )  # fmt: skip
-            while pending:
-                answered, _ = ray.wait(list(pending), num_returns=1, timeout=1.0)
+            calls = list(self.pending)
+            _, late = ray.wait(calls, num_returns=len(calls), timeout=START_TIMEOUT)
+            for call in late:
+                self._say_late(self.pending[call])
+            while self.pending:
+                answered, _ = ray.wait(list(self.pending), num_returns=1, timeout=1.0)
                 for call in answered:
-                    name = pending.pop(call)
-                    again = self._take(name, call)
-                    if again is not None:
-                        pending[again] = name
+                    self._take(self.pending.pop(call), call)
         except KeyboardInterrupt:
             self._save_all()
-            self._take_the_last(pending)
+            self._take_the_last()
             raise
+
+    def _say_late(self, name: str) -> None:
+        share, text = self.shares[name], f"task {name!r} is not ready after {START_TIMEOUT:g} s"
+        if share.cpus or share.gpus:
+            place = f"{share.cpus:g} CPUs and {share.gpus:g} GPUs"
+            text = f"{text}; is there a machine with {place} free?"
+        self.observer.event(text, name)
 
     def _start(self, name: str) -> Any:
         call = self.actors[name].setup.remote(
@@ -118,24 +121,30 @@ class Collective:
             self.actors[name].add_evaluations.remote(self.evaluations)
         return call
 
-    def _take(self, name: str, call: Any) -> Any:
-        """Take a task's answer; returns its next call, or None when it has ended."""
+    def _take(self, name: str, call: Any) -> None:
+        """Take a task's answer, and ask it to go on, unless it has ended."""
         state = self.states[name]
         try:
             report = ray.get(call)
         except Exception as error:
-            return self._supervise(name, error)
+            self._expect(name, self._supervise(name, error))
+            return
         state.step = report["step"]
         if "served" in report:
-            return self._serve(name) if report["served"] else None
+            self._expect(name, self._serve(name) if report["served"] else None)
+            return
         if "values" in report:
             state.report = report
-        again = self._go_on(name)  # asked for before anybody looks on: the actor must not idle
+        # asked for before anybody looks on: the actor must not idle, and who looks on may interrupt
+        self._expect(name, self._go_on(name))
         if "values" in report:
             self.observer.report(report, state.restarts)
         elif state.step:
             self.observer.event(f"task {name!r} goes on from step {state.step}", name, state.step)
-        return again
+
+    def _expect(self, name: str, call: Any) -> None:
+        if call is not None:
+            self.pending[call] = name
 
     def _go_on(self, name: str) -> Any:
         if self._has_ended(name):
@@ -196,22 +205,24 @@ class Collective:
             state = self.states[calls[call]]
             state.step, state.report = report["step"], report
 
-    def _take_the_last(self, pending: Mapping[Any, str]) -> None:
+    def _take_the_last(self) -> None:
         """The chunks that were under way at Ctrl-C: they ended before the checkpoints did."""
-        ended, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        calls = list(self.pending)
+        ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
         for call in ended:
-            name = pending[call]
+            name = self.pending.pop(call)
+            state = self.states[name]
             try:
                 report = ray.get(call)
             except Exception as error:
-                state = self.states[name]
                 verdict = judge(name, state.step, error, state.restarts, state.restarts + 1)
-                self.observer.event(verdict.reason, name, state.step)
-                if verdict.decision is Decision.FAIL:
+                if verdict.decision is Decision.FAIL:  # a lost process goes on another time
                     state.error, state.traceback = verdict.error, traceback_of(error)
+                    self.observer.event(verdict.reason, name, state.step)
                 continue
             if "values" in report:
-                self.observer.report(report, self.states[name].restarts)
+                with suppress(KeyboardInterrupt):  # who looks on may have asked for the end
+                    self.observer.report(report, state.restarts)
 
     # ---- the result -----------------------------------------------------------------------
 

@@ -95,10 +95,10 @@ class Detection(Task):
 
     def check_labels(self, reader: Reader) -> None:
         if reader.unlabelled and "boxes" in reader.columns:
-            raise InputError(
-                "rows: expected 'labelled' where label_fraction is below 1: a sweep that lost its "
-                "boxes would count as one in which there is nothing"
-            )
+            lost = "a sweep that lost its boxes would count as one in which there is nothing"
+            if reader.stored is not None:
+                raise InputError(f"path: some rows have lost their boxes, and {lost}")
+            raise InputError(f"rows: expected 'labelled' where label_fraction is below 1: {lost}")
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sweeps ``[B, P, 4]``."""
