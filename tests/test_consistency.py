@@ -275,7 +275,7 @@ def test_a_steep_plane_is_straight_and_the_blur_around_a_thing_is_not() -> None:
     blurred = torch.full((1, 1, height, width), 6.0, dtype=torch.float64)
     blurred[..., 8:] = 5.7
     blurred[..., 9:] = 5.1
-    blurred[..., 10:] = 4.8  # never a tenth over two pixels, but for one pair
+    blurred[..., 10:] = 4.8  # by less than a fifth over two pixels
     free = normals_from_depth(blurred, intrinsics, beta=0.2, window=1)[1][0, 0, 5]
     bound = normals_from_depth(blurred, intrinsics, beta=0.2, window=1, bend=0.01)[1][0, 0, 5]
     assert free[1:-1].all()
