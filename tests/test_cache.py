@@ -13,7 +13,8 @@ from taskray.config import Job, StalenessConfig
 from taskray.errors import InputError
 from taskray.loop.assembly import build_tasks
 from taskray.loop.staleness import Version, within, worth_waiting_for
-from taskray.runtime.cache import NOT_ANNOUNCED, Awaited, PredictionCache, Publication, Query
+from taskray.runtime.cache import Awaited, PredictionCache
+from taskray.runtime.messages import NOT_ANNOUNCED, Publication, Query
 from taskray.runtime.waiting import WaitingCache
 
 WAIT = StalenessConfig(max_steps=0, on_stale="wait", wait_seconds=5)

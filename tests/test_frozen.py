@@ -22,9 +22,9 @@ from taskray.config import Job, dump_yaml
 from taskray.data.batch import Batch
 from taskray.errors import InputError
 from taskray.loop.assembly import build_model, build_task
-from taskray.runtime.cache import Query
 from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint
 from taskray.runtime.member import load_initial
+from taskray.runtime.messages import Query
 from taskray.runtime.placement import place_cache
 from taskray.runtime.task_actor import FrozenActor
 

@@ -18,8 +18,8 @@ import torch
 from collectives import Watch, kill, run, tiny_job
 
 from taskray.data.batch import Batch
-from taskray.runtime.cache import Query
 from taskray.runtime.checkpoints import CheckpointStore
+from taskray.runtime.messages import Query
 from taskray.runtime.peers import CachePeers
 from taskray.runtime.placement import place_cache
 
@@ -148,6 +148,27 @@ def test_the_cache_may_be_killed(tmp_path):
     assert result["cache"]["publishes"] > 100  # the new one was published to
     rates = [r["values"].get("hit_rate/normals", 0) for _, r in watch.of("depth")[-40:]]
     assert max(rates) > 0.5
+
+
+def test_a_restarted_cache_learns_again_which_task_has_failed(tmp_path):
+    pids: list[int] = []
+
+    def act(report: dict[str, Any]) -> None:
+        if pids and report["task"] == "normals" and report["step"] >= 40:
+            kill(pids.pop())
+
+    job = tiny_job(
+        "tasks.depth.task=faults:DepthThatBecomesNaN",
+        "staleness.on_stale=wait",
+        "staleness.wait_seconds=30",
+        "steps=80",
+    )
+    watch = Watch(act)
+    result = run(job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.cache)))
+    assert not pids
+    assert "not finite" in result["tasks"]["depth"]["error"]
+    assert result["tasks"]["normals"]["steps"] == 80
+    assert watch.longest_pause("normals", watch.reports[0][0], time.monotonic()) < 15
 
 
 @pytest.mark.parametrize("settings", ["runtime.publisher=forward_server", "on_stale"])

@@ -22,11 +22,13 @@ from taskray.data.batch import Batch
 from taskray.data.source import Handle
 from taskray.errors import TaskrayError, TrainingError
 from taskray.loop.interfaces import PeerPredictions
-from taskray.runtime.cache import PredictionCache, Publication, Query, newest
+from taskray.runtime.cache import PredictionCache
 from taskray.runtime.checkpoints import CheckpointStore
-from taskray.runtime.collective import Observer, TaskState, summarize
+from taskray.runtime.collective import Observer
 from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
+from taskray.runtime.messages import Publication, Query, newest
 from taskray.runtime.process import keep_freed_memory
+from taskray.runtime.result import TaskState, summarize
 from taskray.runtime.supervision import traceback_of
 
 

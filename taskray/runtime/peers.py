@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from taskray.config import Job
 from taskray.data.batch import Batch
 from taskray.loop.interfaces import PeerPredictions, Prediction
-from taskray.runtime.cache import NOT_ANNOUNCED, Answer, Found, Publication, Query, newest
+from taskray.runtime.messages import NOT_ANNOUNCED, Answer, Found, Publication, Query, newest
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from taskray.config import StalenessConfig
-from taskray.runtime.cache import (
-    Answer,
-    Arrays,
-    Awaited,
-    PredictionCache,
-    Publication,
-    Query,
-)
+from taskray.runtime.cache import Awaited, PredictionCache
+from taskray.runtime.messages import Answer, Arrays, Publication, Query
 
 LATE_SECONDS = 2.0
 """How long to wait for a prediction that is on its way, or lost."""
