@@ -21,8 +21,20 @@ from taskray.loop.predicting import predict
 from taskray.models.pillars import Pillars
 from taskray.tasks.anchors import BACKGROUND, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.box_flow import BoxFlow, true_flow
-from taskray.tasks.detection import CHANNELS, DIRECTION, LOGIT, Detection, focal_loss
-from taskray.tasks.detection_metrics import average_precision, greedy_match, overlaps
+from taskray.tasks.detection import (
+    CHANNELS,
+    DIRECTION,
+    LOGIT,
+    Detection,
+    Detections,
+    focal_loss,
+)
+from taskray.tasks.detection_metrics import (
+    DetectionMetrics,
+    average_precision,
+    greedy_match,
+    overlaps,
+)
 
 Columns = dict[str, Tensor]
 NAN = float("nan")
@@ -391,6 +403,16 @@ def test_the_truth_has_a_precision_of_one() -> None:
     assert all(value == pytest.approx(1.0, abs=1e-4) for value in values.values())
 
 
+def test_boxes_off_the_grid_are_neither_missed_nor_wrong() -> None:
+    task = Detection(GRID, [CAR])
+    inside, outside, nothing = box(0, 0), box(GRID.x[1] + 0.1, 0), box(-4, 4)
+    boxes = torch.tensor([outside, inside, nothing])[:, :7]
+    found = Detections(boxes, torch.tensor([0.9, 0.8, 0.1]), torch.full((3,), CAR.label))
+    metric = DetectionMetrics(lambda maps: [found], task.anchors)
+    metric.update({"detection": torch.zeros(1)}, {"boxes": frame(inside, outside)})
+    assert all(float(value) == pytest.approx(1) for value in metric.compute().values())
+
+
 def test_precision_is_the_area_worked_out_by_hand() -> None:
     # right, wrong, right, right of 4 boxes: precision 1, 1/2, 2/3, 3/4; interpolated 1, 3/4, 3/4
     right = torch.tensor([1.0, 0.0, 1.0, 1.0])
@@ -445,13 +467,16 @@ def test_precision_pools_over_the_whole_set_however_it_is_cut() -> None:
 
 
 def test_overlaps_in_evaluation_are_those_of_the_fast_overlap() -> None:
-    from taskray.geometry.overlap import ground_iou, volume_iou
+    from taskray.geometry.overlap import ground_iou, height_overlap
 
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(20, 7, generator=generator, dtype=torch.float64) * 4 for _ in range(2))
     space, ground = overlaps(a, b)
     torch.testing.assert_close(ground, ground_iou(a, b), atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(space, volume_iou(a, b), atol=1e-6, rtol=1e-6)
+    shared = ground * (a[:, None, 3:5].prod(-1) + b[None, :, 3:5].prod(-1)) / (1 + ground)
+    volume = shared * height_overlap(a, b)
+    both = a[:, None, 3:6].prod(-1) + b[None, :, 3:6].prod(-1)
+    torch.testing.assert_close(space, volume / (both - volume), atol=1e-6, rtol=1e-6)
 
 
 def test_detections_come_best_first_without_rivals_and_not_too_many() -> None:

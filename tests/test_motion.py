@@ -17,7 +17,7 @@ from taskray.errors import InputError
 from taskray.geometry.motion import rigid_motion, rotation_angle, rotation_matrix, squared_length
 from taskray.geometry.warp import invert
 from taskray.loop.predicting import predict
-from taskray.models.motion import MotionNet
+from taskray.models.motion import Matching, MotionNet
 from taskray.models.unet import UNet
 from taskray.schema import IGNORE
 from taskray.tasks.ego_motion import EgoMotion
@@ -208,6 +208,17 @@ def test_the_network_learns_to_tell_turns_apart() -> None:
 # ---- supervised losses ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("width", [96, 97, 99])
+def test_matching_finds_a_movement_where_it_is_whatever_the_size(width: int, stride: int) -> None:
+    first = torch.randn(1, 3, 48, width, generator=torch.Generator().manual_seed(0))
+    second = first.clone()
+    second[..., 64:88] = first[..., 64:88].roll(stride, dims=2)
+    moved = Matching(2, stride)(first, second)[0, 1].mean(dim=0)  # by rows, in each column
+    (columns,) = torch.where(moved > moved.max() / 2)
+    assert float(columns.double().mean()) == pytest.approx(75.5, abs=1.0)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_the_loss_vanishes_on_the_worlds_truth_and_its_gradient_reaches_the_prediction(
     name: str,
@@ -334,6 +345,16 @@ def test_angles_are_those_between_rotations_and_directions() -> None:
 def test_the_metrics_do_not_depend_on_the_batches() -> None:
     true, predicted = walk(12), walk(12, seed=3)
     assert measured(predicted, true, parts=1) == measured(predicted, true, parts=4)
+
+
+def test_metrics_that_are_reset_have_seen_nothing() -> None:
+    metric, fresh = MotionMetrics(object_labels=False), MotionMetrics(object_labels=False)
+    seen, true = ({"camera_motion": walk(6, seed=seed)} for seed in (3, 0))
+    metric.update(seen, true)
+    metric.reset()
+    for each in (metric, fresh):
+        each.update(true, true)
+    assert values_of(metric) == values_of(fresh)
 
 
 def test_too_short_a_set_has_no_trajectory() -> None:

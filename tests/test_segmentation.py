@@ -169,7 +169,8 @@ def test_a_batch_without_labels_gives_zero_and_a_gradient_of_zeros() -> None:
 
 def test_a_label_beyond_the_classes_is_named() -> None:
     with pytest.raises(TaskrayError, match="the labels hold class 7, but the segmentation has 3"):
-        Segmentation(num_classes=3).loss(logits([0, 1, 2]), labels([0, 7, IGNORE]))
+        Segmentation(num_classes=3).check_batch(labels([0, 7, IGNORE]))
+    Segmentation(num_classes=3).check_batch(labels([0, 2, IGNORE]))
 
 
 # ---- metrics ----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -16,14 +16,14 @@ from taskray.errors import InputError
 from taskray.geometry.grid import Grid
 from taskray.tasks.anchors import HEADINGS, wrap
 from taskray.tasks.box_flow import BoxFlow
-from taskray.tasks.detection import Detection
+from taskray.tasks.detection import DIRECTION, LOGIT, Detection
 from taskray.tasks.task import Task
 
 Weight = Annotated[float, Field(ge=0)]
 PAPER_GRID = Grid()
 SHIFT, SIZES = slice(0, 2), slice(2, 6)
 """Channels of ``detection``: x y; and what does not change along a track: z, log l w h."""
-THETA, DIRECTION, LOGIT = 6, 7, 8
+THETA = 6
 
 
 class MotionConsistency(Relation):
@@ -99,58 +99,63 @@ class MotionConsistency(Relation):
                 f"the tasks' {tuple(here.shape[-2:])}"
             )
         flows = predictions[self.flow].chunk(len(self.past), dim=2)
-        sure = here.detach()[:, :, LOGIT].sigmoid() >= self.min_confidence
+        sure = torch.where(here.detach()[:, :, LOGIT].sigmoid() >= self.min_confidence)
+        here = _at(here, sure)
         totals, count = here.new_zeros(len(self.weights)), here.new_zeros(())
-        for suffix, flow in zip(self.past, flows, strict=True):
-            there, step, on_grid = self._follow(flow, predictions[f"detection{suffix}"])
-            counts = sure & on_grid
+        for suffix, maps in zip(self.past, flows, strict=True):
+            flow = _at(maps, sure)
+            there, step, on_grid = self._follow(flow, sure, predictions[f"detection{suffix}"])
             terms = torch.stack(_terms(here, there, flow - step))
-            totals = totals + torch.where(counts, terms, 0.0).flatten(1).sum(dim=1)
-            count = count + counts.sum()
+            totals = totals + torch.where(on_grid, terms, 0.0).sum(dim=1)
+            count = count + on_grid.sum()
         means = totals / count.clamp(min=1)
         return {
             name: weight * mean
             for (name, weight), mean in zip(self.weights.items(), means, strict=True)
         }
 
-    def _follow(self, flow: Tensor, detection: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The prediction at the anchor that each flow leads to ``[B, A, 9, Y, X]``, the step from
-        anchor to anchor ``[B, A, 3, Y, X]`` in metres and radians, and whether it stays on the
-        grid ``[B, A, Y, X]``."""
-        batch, anchors, _, rows, columns = detection.shape
-        cells = torch.round(flow.detach()[:, :, :2] / self.grid.cell).long()
-        place = [torch.arange(n, device=flow.device) for n in (batch, anchors, rows, columns)]
-        sample, anchor, y, x = torch.meshgrid(*place, indexing="ij")
-        new_x, new_y = x + cells[:, :, 0], y + cells[:, :, 1]
+    def _follow(
+        self, flow: Tensor, where: Sequence[Tensor], detection: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The prediction at the anchor that the flow ``[n, 3]`` of each anchor leads to ``[n, 9]``,
+        the step from anchor to anchor ``[n, 3]`` in metres and radians, and whether it stays on
+        the grid ``[n]``."""
+        sample, anchor, y, x = where
+        rows, columns = detection.shape[-2:]
+        cells = torch.round(flow.detach()[:, :2] / self.grid.cell).long()
+        new_x, new_y = x + cells[:, 0], y + cells[:, 1]
         on_grid = (new_x >= 0) & (new_x < columns) & (new_y >= 0) & (new_y < rows)
-        new_anchor, turn = _nearest_heading(anchor, flow.detach()[:, :, 2])
-        there = detection.movedim(2, -1)[
-            sample, new_anchor, new_y.clamp(0, rows - 1), new_x.clamp(0, columns - 1)
-        ]
-        step = torch.cat([cells.to(flow.dtype) * self.grid.cell, turn[:, :, None]], dim=2)
-        return there.movedim(-1, 2), step, on_grid
+        new_anchor, turn = _nearest_heading(anchor, flow.detach()[:, 2])
+        place = (sample, new_anchor, new_y.clamp(0, rows - 1), new_x.clamp(0, columns - 1))
+        step = torch.cat([cells.to(flow.dtype) * self.grid.cell, turn[:, None]], dim=1)
+        return _at(detection, place), step, on_grid
+
+
+def _at(maps: Tensor, where: Sequence[Tensor]) -> Tensor:
+    """The channels ``[n, C]`` of maps ``[B, A, C, Y, X]`` at anchors (sample, a, y, x)."""
+    return maps.movedim(2, -1)[tuple(where)]
 
 
 def _nearest_heading(anchor: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
     """The anchor of the same class that lies nearest after the turn, and the step there in
     radians. Anchors are rectangles: turned by half a circle they are the same."""
     headings = turn.new_tensor(HEADINGS)
-    before = headings[anchor % 2]
+    before = headings[anchor % len(HEADINGS)]
     away = [wrap(before + turn - heading, math.pi).abs() for heading in headings]
     nearest = torch.stack(away).argmin(dim=0)
-    return anchor - anchor % 2 + nearest, headings[nearest] - before
+    return anchor - anchor % len(HEADINGS) + nearest, headings[nearest] - before
 
 
 def _terms(here: Tensor, there: Tensor, remainder: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """L_class, L_residual and L_direction of each anchor, ``[B, A, Y, X]``; ``remainder`` is the
-    part of the flow beyond the step."""
+    """L_class, L_residual and L_direction of each anchor, ``[n]``; ``remainder`` is the part of the
+    flow beyond the step."""
     difference = there - here
-    turn = difference[:, :, THETA] - remainder[:, :, 2]
+    turn = difference[:, THETA] - remainder[:, 2]
     axis = wrap(turn, math.pi)
     # an odd number of half turns between the axes: one box points along, the other against
     sign = (turn - axis).detach().cos().sign()
-    along = there[:, :, DIRECTION] - sign * here[:, :, DIRECTION]
-    shift = difference[:, :, SHIFT] - remainder[:, :, :2]
-    sizes = difference[:, :, SIZES]
-    residual = shift.square().sum(dim=2) + axis.square() + sizes.square().sum(dim=2)
-    return difference[:, :, LOGIT].square(), residual, along.square()
+    along = there[:, DIRECTION] - sign * here[:, DIRECTION]
+    shift = difference[:, SHIFT] - remainder[:, :2]
+    sizes = difference[:, SIZES]
+    residual = shift.square().sum(dim=1) + axis.square() + sizes.square().sum(dim=1)
+    return difference[:, LOGIT].square(), residual, along.square()

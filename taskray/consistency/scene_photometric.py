@@ -13,7 +13,6 @@ from torch import Tensor
 from taskray.consistency.relation import Relation
 from taskray.consistency.two_views import (
     CLASSES,
-    OBJECTS,
     SCENE,
     Direction,
     View,
@@ -29,6 +28,7 @@ from taskray.geometry.photometric import (
     weighted_dissimilarity,
 )
 from taskray.geometry.warp import sample
+from taskray.tasks.object_motion import OBJECT_QUANTITIES
 from taskray.tasks.task import Task
 
 Weight = Annotated[float, Field(ge=0)]
@@ -52,7 +52,7 @@ class ScenePhotometric(Relation):
     is a prior and does not.
 
     The gradient reaches depth, camera motion and object motion, of either frame. The mask m is a
-    step function: a segmentation that is live gets a gradient of zeros.
+    step function: a segmentation learns nothing here.
 
     Args:
         segmentation: what can move is where the segmentation says so (m of eq. 7); without,
@@ -105,7 +105,7 @@ class ScenePhotometric(Relation):
         self.named, self.movable = movable, movable_indices(movable) if masked else None
         self.quantities = (
             *SCENE,
-            *(OBJECTS if object_motion else ()),
+            *(OBJECT_QUANTITIES if object_motion else ()),
             *(CLASSES if masked else ()),
         )
 
@@ -120,12 +120,7 @@ class ScenePhotometric(Relation):
             self._terms(direction, batch)
             for direction in both_directions(predictions, batch, self.object_motion, self.movable)
         )
-        terms = {t: weight * (there[t] + back[t]) for t, weight in self.weights.items()}
-        live = [q for q in self.quantities if q in CLASSES and predictions[q].requires_grad]
-        if live:  # a step function of them: zeros, so that there is something to descend
-            first = next(iter(terms))
-            terms[first] = terms[first] + 0 * sum(predictions[q].sum() for q in live)
-        return terms
+        return {t: weight * (there[t] + back[t]) for t, weight in self.weights.items()}
 
     def _terms(self, direction: Direction, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every term of one direction, unweighted."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from taskray.consistency.relation import Relation
 from taskray.consistency.two_views import (
     CLASSES,
-    OBJECTS,
     SCENE,
     both_directions,
     check_classes,
     movable_indices,
 )
+from taskray.tasks.object_motion import OBJECT_QUANTITIES
 from taskray.tasks.task import Task
 
 
@@ -41,7 +41,7 @@ class SegmentationWarp(Relation):
     def __init__(self, object_motion: bool = True, movable: str | list[int] = "world") -> None:
         self.object_motion = object_motion
         self.named, self.movable = movable, movable_indices(movable)
-        self.quantities = (*SCENE, *(OBJECTS if object_motion else ()), *CLASSES)
+        self.quantities = (*SCENE, *(OBJECT_QUANTITIES if object_motion else ()), *CLASSES)
 
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
         if self.object_motion:

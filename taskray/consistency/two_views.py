@@ -20,7 +20,6 @@ from taskray.tasks.segmentation import Segmentation
 from taskray.tasks.task import Task
 
 SCENE = ("depth", "depth_2", "camera_motion", "camera_motion_back_2")
-OBJECTS = ("object_motion", "object_motion_back_2")
 CLASSES = ("segmentation", "segmentation_2")
 FRAMES = ("", "_2")
 """Suffixes of the two frames; the motions of the second go back to the first."""
@@ -96,8 +95,8 @@ def both_directions(
     """From frame 1 into frame 2, and back.
 
     Args:
-        predictions: ``SCENE``, with ``object_motion`` ``OBJECTS`` too, and with ``movable``
-            ``CLASSES`` too, as in ``schema``.
+        predictions: ``SCENE``, with ``object_motion`` its field in both directions, and with
+            ``movable`` ``CLASSES`` too, as in ``schema``.
         batch: with ``intrinsics``; InputError where they cannot be inverted.
         object_motion: whether things move by themselves.
         movable: indices of the classes that can (M of eq. 7); None: all.

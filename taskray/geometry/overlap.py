@@ -32,14 +32,6 @@ def ground_iou(a_nd: Tensor, b_md: Tensor) -> Tensor:
     return shared / (area_a + b_md[:, 3:5].double().prod(dim=1) - shared).clamp(min=1e-12)
 
 
-def volume_iou(a_nd: Tensor, b_md: Tensor) -> Tensor:
-    """Overlap over union ``[n, m]`` of boxes in space (3D), in [0, 1], float64."""
-    a, b = a_nd.double(), b_md.double()
-    shared = ground_overlap(a, b) * height_overlap(a, b)
-    volume_a = a[:, 3:6].prod(dim=1)[:, None]
-    return shared / (volume_a + b[:, 3:6].prod(dim=1) - shared).clamp(min=1e-12)
-
-
 def height_overlap(a_nd: Tensor, b_md: Tensor) -> Tensor:
     """Metres ``[n, m]`` of height that boxes share."""
     a, b = a_nd[:, None], b_md[None]

@@ -68,6 +68,9 @@ def _dissimilarity(
     E[x]^2 - E[y]^2 + c, SSIM is S = A / D, and its slopes are 2 / D by E[xy], -S / D by E[xx],
     and 2 (S E[x] - E[y]) / D by E[x].
     """
+    # what all pixels share changes nothing but the digits that are left for what differs
+    level = y.mean(dim=(-2, -1), keepdim=True)
+    x, y = x - level, y - level
     weight = weight + LEAST_WEIGHT
     weights = _box_sum(weight)
     share = 1 / weights

@@ -188,6 +188,7 @@ class Trainer:
         waiting = time.perf_counter()
         batch = self.dedicated.next()
         self.meter.wait_seconds += time.perf_counter() - waiting
+        self.task.check_batch(batch.tensors)
         batch = self._to_device(augment(batch, self.config.augment, self.random, labelled=True))
         terms = self.task.loss(self._predict(batch), batch.tensors)
         loss = torch.stack(list(terms.values())).sum()

@@ -75,8 +75,10 @@ class EncoderDecoder(nn.Module):
         for block, skip in zip(self.decoder, reversed(skips), strict=True):
             x = block(torch.cat([resize(x, skip.shape[-2:]), skip], dim=1))
         small = functional.avg_pool2d(image, 2)
-        x = self.head(self.finest(torch.cat([resize(x, small.shape[-2:]), small], dim=1)))
-        return resize(x, image.shape[-2:])[..., :height, :width]
+        x = self.finest(torch.cat([resize(x, small.shape[-2:]), small], dim=1))
+        with torch.autocast(x.device.type, enabled=False):  # as in UNet
+            x = resize(self.head(x.float()), image.shape[-2:])
+        return x[..., :height, :width]
 
     @torch.no_grad()
     def _feature_channels(self, in_channels: int, backbone: str) -> list[int]:

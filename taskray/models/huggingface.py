@@ -92,10 +92,10 @@ class HuggingFaceModel(nn.Module):
         """The network's map, ``[B, out_channels, h, w]``, at its own resolution."""
         output = self.network(pixel_values=image)
         if hasattr(output, "predicted_depth"):
-            depth: Tensor = output.predicted_depth
-            return depth.unsqueeze(1)
+            depth: Tensor = output.predicted_depth.unsqueeze(1)
+            return depth.float()
         logits: Tensor = output.logits
-        return logits
+        return logits.float()
 
     @torch.no_grad()
     def _fixed_size(self, in_channels: int, config: PreTrainedConfig) -> tuple[int, int] | None:

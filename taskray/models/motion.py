@@ -135,18 +135,22 @@ class Matching(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """``[B, 5, H, W]`` from two frames ``[B, C, H, W]``, of mean 0 and deviation 1."""
-        size = first.shape[-2:]
-        if self.stride > 1:
-            first, second = (
-                functional.avg_pool2d(f, self.stride, ceil_mode=True) for f in (first, second)
-            )
+        height, width = first.shape[-2:]
+        # whole cells only: else the resized map would be shifted against the frame
+        first, second = (
+            functional.avg_pool2d(pad_to_multiple(f, self.stride), self.stride)
+            for f in (first, second)
+        )
         cost = self._costs(first, second)
         cost = cost - cost.amin(dim=1, keepdim=True)
         contrast = cost.mean(dim=(1, 2, 3), keepdim=True) + 1e-3
         match = torch.softmax(-self.log_strictness.exp() * cost / contrast, dim=1)
         moved = torch.einsum("bdhw,cd->bchw", match, self.displacements)
         sure = match.square().sum(dim=1, keepdim=True)
-        return resize(torch.cat([moved, moved * sure, sure], dim=1), size)
+        cells = torch.cat([moved, moved * sure, sure], dim=1)
+        rows, columns = cells.shape[-2:]
+        size = (rows * self.stride, columns * self.stride)
+        return resize(cells, size)[..., :height, :width]
 
     def _costs(self, first: Tensor, second: Tensor) -> Tensor:
         """``[B, (2 r + 1)^2, h, w]``, displacements in rows."""

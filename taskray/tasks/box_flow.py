@@ -104,6 +104,8 @@ class BoxFlow(Task):
 def true_flow(boxes_n9: Tensor, others_nm9: Tensor) -> Tensor:
     """x y in metres and theta in (-pi, pi] from each box to the one with its track id among
     ``others``, ``[n, 3]``; NaN where there is none."""
+    if not others_nm9.shape[1]:
+        return boxes_n9.new_full((len(boxes_n9), 3), torch.nan)
     same = others_nm9[..., 8] == boxes_n9[:, None, 8]
     found = others_nm9[torch.arange(len(same)), same.int().argmax(dim=1)]
     flow = torch.cat(

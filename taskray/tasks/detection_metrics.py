@@ -35,8 +35,8 @@ class DetectionMetrics(Metric):  # type: ignore[misc]
     formula, like Taskology 4.2, prints the error itself). With several classes their mean, over
     those of which there are boxes, and each alone as ``class_<label>/ap_3d``.
 
-    Boxes of other classes, and those whose centre is off the grid, do not count. Without one box
-    every value is NaN.
+    Boxes of other classes, and those whose centre is off the grid, do not count: not as missed, and
+    a detection that no other box explains is not wrong there. Without one box every value is NaN.
 
     Args:
         detect: boxes found in each sweep from ``detection`` maps.
@@ -51,34 +51,36 @@ class DetectionMetrics(Metric):  # type: ignore[misc]
         super().__init__()
         self.detect, self.anchors = detect, anchors
         # a row for each detection: class number, score; then for 3D and for BEV whether it is
-        # right, and how right its heading is
+        # right (NaN: it does not count), and how right its heading is
         self.add_state("right", default=[], dist_reduce_fx="cat")
         zeros = torch.zeros(len(anchors.classes), dtype=torch.int64)
         self.add_state("truths", zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
         for found, boxes in zip(self.detect(prediction["detection"]), batch["boxes"], strict=True):
-            boxes = boxes[self.anchors.grid.holds(boxes)].double()
+            on_grid = self.anchors.grid.holds(boxes)
             for number, kind in enumerate(self.anchors.classes):
-                own, true = found.labels == kind.label, boxes[boxes[:, 7] == kind.label]
+                own, of_kind = found.labels == kind.label, boxes[:, 7] == kind.label
+                true, beside = boxes[of_kind & on_grid], boxes[of_kind & ~on_grid]
                 self.truths[number] += len(true)
-                rows = self._judged(found.boxes[own].double(), true, kind.iou)
+                rows = self._judged(found.boxes[own], true, beside, kind.iou)
                 label = torch.full((len(rows), 1), number, dtype=rows.dtype)
                 scores = found.scores[own].double().cpu()[:, None]
                 self.right.append(torch.cat([label, scores, rows], dim=1).to(self.truths.device))
 
     @staticmethod
-    def _judged(found: Tensor, true: Tensor, least: float) -> Tensor:
+    def _judged(found: Tensor, true: Tensor, beside: Tensor, least: float) -> Tensor:
         """``[n, 4]``: right and how right the heading, in 3D and BEV, of detections, best first."""
-        found, true = found.cpu(), true.cpu()
+        found, true, beside = (boxes.double().cpu() for boxes in (found, true, beside))
         columns = []
-        for overlap in overlaps(found, true):
+        for overlap, off_grid in zip(overlaps(found, true), overlaps(found, beside), strict=True):
             match = greedy_match(overlap, least)
-            right = match >= 0
-            heading = torch.zeros(len(found), dtype=torch.float64)
-            turn = wrap(found[right, 6] - true[match[right], 6]).abs()
-            heading[right] = 1 - turn / math.pi
-            columns += [right.double(), heading]
+            hit = match >= 0
+            right, heading = hit.double(), torch.zeros(len(found), dtype=torch.float64)
+            right[~hit & (off_grid >= least).any(dim=1)] = math.nan
+            turn = wrap(found[hit, 6] - true[match[hit], 6]).abs()
+            heading[hit] = 1 - turn / math.pi
+            columns += [right, heading]
         return torch.stack(columns, dim=1)
 
     def compute(self) -> dict[str, Tensor]:
@@ -102,7 +104,9 @@ class DetectionMetrics(Metric):  # type: ignore[misc]
         rows = rows[rows[:, 0].argsort(descending=True, stable=True)]
         values = {}
         for number, kind in enumerate(KINDS):
-            right, heading = rows[:, 1 + 2 * number], rows[:, 2 + 2 * number]
+            right, heading = rows[:, 1 + 2 * number : 3 + 2 * number].unbind(dim=1)
+            counts = ~right.isnan()
+            right, heading = right[counts], heading[counts]
             values[f"ap_{kind}"] = average_precision(right, right, truths)
             values[f"aph_{kind}"] = average_precision(right, heading, truths)
         return values

@@ -50,7 +50,7 @@ class EgoMotionMetrics(Metric):  # type: ignore[misc]
         self.true.append(batch["camera_motion"].double())
 
     def compute(self) -> dict[str, Tensor]:
-        if not self.true:
+        if not len(self.true):  # a list, or one tensor where processes have joined theirs
             nothing = torch.full((), torch.nan)
             return {"ate": nothing, "rotation_deg": nothing, "translation_deg": nothing}
         predicted, true = _joined(self.predicted), _joined(self.true)
@@ -134,3 +134,8 @@ class MotionMetrics(Metric):  # type: ignore[misc]
 
     def compute(self) -> dict[str, Tensor]:
         return {name: value for metric in self.parts for name, value in metric.compute().items()}
+
+    def reset(self) -> None:
+        super().reset()
+        for metric in self.parts:
+            metric.reset()

@@ -50,21 +50,15 @@ class ObjectMotion(Task):
     def loss(
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        return object_motion_loss(prediction, batch)
+        """Mean absolute difference in metres, over what moves and over what stands still apart:
+        most pixels stand still, and would drown the others."""
+        predicted = torch.cat([prediction[q] for q in OBJECT_QUANTITIES])
+        label = torch.cat([batch[q] for q in OBJECT_QUANTITIES])
+        mask = torch.cat([batch["motion_mask"], batch["motion_mask_2"]])
+        still = (mask != 1) & (mask != IGNORE)
+        return {"moving": l1(predicted, label, mask == 1), "still": l1(predicted, label, still)}
 
     def metric(self) -> ObjectMotionMetrics:
         from taskray.tasks.motion_metrics import ObjectMotionMetrics  # see Task: slow to import
 
         return ObjectMotionMetrics()
-
-
-def object_motion_loss(
-    prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Mean absolute difference in metres, over what moves and over what stands still apart: most
-    pixels stand still, and would drown the others."""
-    predicted = torch.cat([prediction[q] for q in OBJECT_QUANTITIES])
-    label = torch.cat([batch[q] for q in OBJECT_QUANTITIES])
-    mask = torch.cat([batch["motion_mask"], batch["motion_mask_2"]])
-    still = (mask != 1) & (mask != IGNORE)
-    return {"moving": l1(predicted, label, mask == 1), "still": l1(predicted, label, still)}

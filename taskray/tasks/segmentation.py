@@ -51,6 +51,12 @@ class Segmentation(Task):
         self.measured = movable if metric_classes == "movable" else self.classes
         self.out_channels = len(self.classes)
 
+    def check_batch(self, batch: Mapping[str, Tensor]) -> None:
+        label = batch["segmentation"]
+        highest = int(torch.where(label == IGNORE, 0, label).max())
+        if highest >= len(self.classes):
+            raise TaskrayError(outside(highest, len(self.classes)))
+
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         return {"segmentation": output}
 
@@ -59,13 +65,9 @@ class Segmentation(Task):
     ) -> dict[str, Tensor]:
         label = batch["segmentation"][:, 0]
         count = (label != IGNORE).sum().clamp(min=1)
-        try:
-            total = functional.cross_entropy(
-                prediction["segmentation"], label, ignore_index=IGNORE, reduction="sum"
-            )
-        except IndexError:
-            found = int(torch.where(label == IGNORE, 0, label).max())
-            raise TaskrayError(outside(found, len(self.classes))) from None
+        total = functional.cross_entropy(
+            prediction["segmentation"], label, ignore_index=IGNORE, reduction="sum"
+        )
         return {"cross_entropy": total / count}
 
     def metric(self) -> SegmentationMetrics:

@@ -52,6 +52,11 @@ class Task(ABC):
         task would misread. Any will do, unless a task says so."""
         return None
 
+    def check_batch(self, batch: Mapping[str, Tensor]) -> None:
+        """Refuse (TaskrayError) labels that the loss could not take. Called before a batch leaves
+        the CPU: a look at the values on a GPU would hold the step up."""
+        return None
+
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The network's input ``[B, in_channels, H, W]`` from the columns of a batch."""
         return batch["image"]
