@@ -24,6 +24,7 @@ from taskray.commands.train import hardware, prepare_datasets
 from taskray.config import Job, load_job
 from taskray.data.source import Handle, RayHandle, load_in_process
 from taskray.loop.assembly import build_tasks, columns_of_datasets
+from taskray.tuning.record import commit_of
 
 MAIN_JOB = Path(__file__).resolve().parents[1] / "depth_normals.yaml"
 THREE_TASKS = MAIN_JOB.parent / "special_cases" / "three_tasks.yaml"
@@ -60,6 +61,7 @@ def finish(name: str, result: Mapping[str, Any], settings: argparse.Namespace) -
         **result,
         "settings": {k: v for k, v in vars(settings).items() if k != "load"},
         "hardware": hardware(),
+        "commit": commit_of(Path(__file__).parent),
         "load_at_start": round(settings.load, 2),
     }
     print(json.dumps(rounded(whole)), flush=True)
