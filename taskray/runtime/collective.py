@@ -5,8 +5,8 @@
                     ▼  │                             └─ lost process? restart from its checkpoint
                   cache (and forward servers)           error?  the task fails, the others go on
 
-The driver asks every task for a short chunk of steps and takes whichever answers first. No task
-waits for another, and none of the tasks' data passes through here.
+The driver asks every task for a short chunk of steps and takes whichever answers first. It makes no
+task wait for another, and none of the tasks' data passes through here.
 """
 
 from __future__ import annotations
