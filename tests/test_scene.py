@@ -397,6 +397,7 @@ def test_a_segmentation_learns_nothing_from_the_photometric_relation() -> None:
     predictions["segmentation"].requires_grad_()
     terms = ScenePhotometric(movable=[1])(predictions, batch)
     assert not any(term.requires_grad for term in terms.values())
+    assert {*ScenePhotometric.constant} == {"segmentation", "segmentation_2"}
 
 
 def test_a_camera_at_rest_gives_finite_gradients() -> None:

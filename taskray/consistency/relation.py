@@ -18,6 +18,8 @@ class Relation(ABC):
 
     quantities: tuple[str, ...]
     """Predicted quantities that the relation ties together."""
+    constant: tuple[str, ...] = ()
+    """Those of them that get no gradient: a task that predicts no other only teaches here."""
     inputs: tuple[str, ...] = ()
     """Columns of the mediator batch that it needs besides predictions."""
 

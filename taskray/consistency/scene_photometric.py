@@ -73,6 +73,7 @@ class ScenePhotometric(Relation):
             mean square of m delta + T.
     """
 
+    constant = CLASSES
     inputs = ("image", "image_2", "intrinsics")
 
     def __init__(

@@ -57,8 +57,9 @@ def build_relations(job: Job, task_name: str, task: Task) -> list[WeightedRelati
     relations = []
     for name, config in job.active_relations.items():
         relation = _build("relation", config.relation, f"consistency.{name}.relation")
-        if any(task.predicts(q) for q in relation.quantities):
-            scale = job.tasks[task_name].consistency_weight
+        own = {q for q in relation.quantities if task.predicts(q)}
+        if own:
+            scale = job.tasks[task_name].consistency_weight if own - {*relation.constant} else 0.0
             relations.append(WeightedRelation(name, relation, config, scale))
     return relations
 

@@ -47,7 +47,7 @@ class WeightedRelation:
     relation: Relation
     config: RelationConfig
     scale: float = 1.0
-    """The consuming task's own factor."""
+    """The consuming task's own factor; 0 where it only teaches."""
 
     def has_begun(self, step: int) -> bool:
         """Whether the relation ties the tasks of the job yet, whatever this one makes of it."""
@@ -67,7 +67,8 @@ class NotFinite(TaskrayError):
 
 
 class Trainer:
-    """Trains one task. Call :meth:`train`; or :meth:`begin` and :meth:`finish` for half steps."""
+    """Trains one task. Call :meth:`train`; or :meth:`begin` and :meth:`finish` for half steps: in
+    one process, all tasks publish before any of them reads."""
 
     def __init__(
         self,
@@ -138,7 +139,7 @@ class Trainer:
 
     @property
     def _only_teaches(self) -> bool:
-        """Whether it predicts for its peers and learns nothing from them (a weight of 0)."""
+        """Whether it predicts for its peers and learns nothing from them."""
         return all(relation.scale == 0 for relation in self.relations)
 
     def is_consistency_step(self, step: int) -> bool:
