@@ -178,6 +178,10 @@ class MediatorConfig(Settings):
     consistency_steps: NonNegative = 1
     """Consistency steps in each round of the alternation."""
 
+    def has_turn(self, step: int) -> bool:
+        """Whether the alternation gives a step to the mediator."""
+        return step % (self.supervised_steps + self.consistency_steps) >= self.supervised_steps
+
 
 class RelationConfig(Settings):
     """One consistency loss between quantities."""

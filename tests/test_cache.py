@@ -174,7 +174,7 @@ def test_waiting_goes_by_the_consumers_own_step():
 def walk_together(job: Job) -> bool:
     """Whether tasks that wait for each other come to their last steps, each as far as it can."""
     assert job.mediator is not None
-    supervised, consistency = job.mediator.supervised_steps, job.mediator.consistency_steps
+    begins = job.consistency["depth_normals"].start_step
     steps = dict.fromkeys(job.tasks, 0)
     batches = dict.fromkeys(job.tasks, 0)
     made: dict[tuple[str, int], Version] = {}
@@ -182,7 +182,7 @@ def walk_together(job: Job) -> bool:
         before = dict(steps)
         for name in going:
             step, batch = steps[name], batches[name]
-            if not job.labels_of(name) or step % (supervised + consistency) >= supervised:
+            if not job.labels_of(name) or (step >= begins and job.mediator.has_turn(step)):
                 made.setdefault((name, batch), Version(step, 0.0))
                 peers = [made.get((peer, batch)) for peer in going if peer != name]
                 if any(worth_waiting_for(job.staleness, peer, step, 0.0) for peer in peers):
@@ -194,14 +194,19 @@ def walk_together(job: Job) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("supervised", "consistency"), [(1, 1), (3, 2), (0, 1)])
-def test_a_bound_is_refused_where_tasks_would_wait_for_each_other_for_ever(supervised, consistency):
-    needed = supervised * (40 // (supervised + consistency))
+@pytest.mark.parametrize(
+    ("supervised", "consistency", "begins", "needed"),
+    [(1, 1, 0, 20), (3, 2, 0, 24), (0, 1, 0, 0), (1, 1, 10, 25), (0, 1, 7, 7)],
+)
+def test_a_bound_is_refused_where_tasks_would_wait_for_each_other_for_ever(
+    supervised: int, consistency: int, begins: int, needed: int
+) -> None:
     for bound in {0, needed - 1, needed} - {-1}:
         job = tiny_job(
             "tasks.normals.dedicated=null",
             f"mediator.supervised_steps={supervised}",
             f"mediator.consistency_steps={consistency}",
+            f"consistency.depth_normals.start_step={begins}",
             f"staleness={{max_steps: {bound}, on_stale: wait}}",
         )
         assert walk_together(job) is (bound >= needed)

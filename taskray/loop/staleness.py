@@ -49,9 +49,9 @@ def check_waiting(job: Job, tied: Collection[str]) -> None:
     """Refuse a bound that tasks of one relation could only wait for in vain, each of the other,
     at nearly every step. InputError names the key and the smallest bound that is none.
 
-    Without labels a task makes mediator batch k at its step k. One with labels makes it later,
-    by ``supervised_steps`` in each round of the alternation so far, and the other, which waits
-    for that very batch, never comes nearer.
+    Without labels a task makes mediator batch k at its step k. One with labels makes it later, by
+    the supervised steps it has made so far (all of them, before the first relation begins), and
+    the other, which waits for that very batch, never comes nearer.
     """
     bound, alternation = job.staleness, job.mediator
     if bound.on_stale != "wait" or bound.max_steps is None or alternation is None:
@@ -61,9 +61,9 @@ def check_waiting(job: Job, tied: Collection[str]) -> None:
     others = [name for name in training if name not in labelled]
     if not labelled or not others:
         return
-    period = alternation.supervised_steps + alternation.consistency_steps
-    rounds = -(-max(map(job.steps_of, labelled)) // period)
-    needed = alternation.supervised_steps * rounds
+    begins = min(relation.start_step for relation in job.active_relations.values())
+    steps = max(map(job.steps_of, labelled))
+    needed = begins + sum(not alternation.has_turn(step) for step in range(begins, steps))
     if bound.max_steps < needed:
         raise InputError(
             f"staleness.max_steps: {labelled[0]!r} has labels and {others[0]!r} has none: their "

@@ -153,8 +153,7 @@ class Trainer:
             return False  # its server predicts for it
         if not any(relation.has_begun(step) for relation in self.relations):
             return False
-        period = alternation.supervised_steps + alternation.consistency_steps
-        return step % period >= alternation.supervised_steps
+        return alternation.has_turn(step)
 
     def begin(self) -> None:
         """First half of a step: on the mediator, predict and publish. Needs no peer."""
