@@ -216,7 +216,8 @@ class CacheConfig(Settings):
     max_bytes: Positive = 1 << 30
     """Byte budget; the oldest predictions are evicted beyond it."""
     dtype: Literal["float16", "float32"] = "float16"
-    """How predictions travel and are kept."""
+    """How predictions travel and are kept. float16 rounds depth by up to a part in 2000: normals
+    computed from it turn by 0.2 degrees at 64x96, but by 1 to 2 at 480x640."""
 
 
 class ForwardServerConfig(Settings):
