@@ -65,6 +65,15 @@ BUILTIN: dict[str, dict[str, str]] = {
 }
 
 
+BASES = {
+    "reader": "taskray.data.reader:Reader",
+    "model": "torch.nn:Module",
+    "task": "taskray.tasks.task:Task",
+    "relation": "taskray.consistency.relation:Relation",
+}
+"""What the plugins of a kind are; losses are plain functions."""
+
+
 def resolve(kind: str, name: str, where: str) -> Any:
     """The class or function behind ``name``; InputError names the key ``where`` otherwise."""
     path = BUILTIN[kind].get(name, name)
@@ -77,13 +86,17 @@ def resolve(kind: str, name: str, where: str) -> Any:
     if os.getcwd() not in sys.path:  # a job's own code usually stands beside the job
         sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        found = getattr(importlib.import_module(module_name), attribute)
     except AttributeError as error:
         if module_name in sys.modules:
             raise InputError(f"{where}: module {module_name!r} has no {attribute!r}") from None
         raise InputError(f"{where}: cannot import {module_name!r}: {one_line(error)}") from error
-    except Exception as error:  # a module that a person wrote may fail in any way
+    except (Exception, SystemExit) as error:  # a module that a person wrote may fail in any way
         raise InputError(f"{where}: cannot import {module_name!r}: {one_line(error)}") from error
+    if not callable(found):
+        kind_found = type(found).__name__
+        raise InputError(f"{where}: {name!r} is no class or function (but of type {kind_found})")
+    return found
 
 
 def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
@@ -99,11 +112,15 @@ def check_arguments(
     """The arguments, converted to the types of ``target``'s signature.
 
     Unknown ones are refused, naming the nearest known; ``given`` are those taskray passes itself.
-    A signature with ``**keywords`` takes any.
+    A signature with ``**keywords`` takes any. InputError, too, where there is no signature, or
+    its type hints cannot be looked up (imported under ``TYPE_CHECKING``, say).
     """
     function = target.__init__ if inspect.isclass(target) else target
-    hints = get_type_hints(function, include_extras=True)
-    kinds = {p.kind for p in inspect.signature(target).parameters.values()}
+    try:
+        kinds = {p.kind for p in inspect.signature(target).parameters.values()}
+        hints = get_type_hints(function, include_extras=True)
+    except Exception as error:
+        raise InputError(f"{where}: its arguments cannot be told: {one_line(error)}") from error
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds
     known = {n: p for n, p in arguments_of(target).items() if n not in given}
     checked = {}
@@ -129,16 +146,21 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], where: str, **give
     """Build the plugin ``name`` with the job's ``arguments`` and what taskray itself gives.
 
     Raises InputError, naming the key, for an unknown name, an unknown argument, a missing one
-    or a value of the wrong type; and for whatever the class itself refuses.
+    or a value of the wrong type; for whatever the class itself refuses; and for what is no plugin
+    of this kind (``BASES``).
     """
     target = resolve(kind, name, where)
     checked = check_arguments(target, arguments, where, given)
     try:
-        return target(**checked, **given)
+        built = target(**checked, **given)
     except InputError as error:  # the class names its argument; the key is where a job has it
         text = str(error)
         argument = re.split(r"[:.\s]", text, maxsplit=1)[0]
         separator = "." if argument in arguments_of(target) else ": "
         raise InputError(text if text.startswith(where) else f"{where}{separator}{text}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{where}: {one_line(error)}") from error
+    if kind in BASES and not isinstance(built, resolve(kind, BASES[kind], where)):
+        wanted = BASES[kind].replace(":", ".")
+        raise InputError(f"{where}: {name!r} makes {type(built).__name__}, expected {wanted}")
+    return built

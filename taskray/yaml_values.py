@@ -18,9 +18,18 @@ SECTIONS_OF_NAMES = {("data",), ("tasks",), ("consistency",), ("evaluation", "da
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 with two differences: ``1e-3`` is a number, and a key may stand only once."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # what PyYAML's constructors let through
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value!r} is no {kind}", problem_mark=node.start_mark
+            ) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
@@ -101,7 +110,10 @@ def set_path(values: Any, keys: Sequence[str], value: Any, text: str) -> dict[st
 
 
 def _load(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 def _malformed(error: yaml.YAMLError) -> str:

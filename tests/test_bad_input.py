@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,9 @@ from taskray.cli import main
 from taskray.config import dump_yaml
 from taskray.consistency.relation import Relation
 from taskray.models.unet import UNet
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 HERE = __name__
 Outcome = tuple[int, str, str]
@@ -98,6 +102,12 @@ def reads(path: Path, name: str = "labelled") -> str:
         ("tasks.depth.model=nowhere:Net", "tasks.depth.model: cannot import 'nowhere'"),
         ("tasks.depth.model=json:Net", "tasks.depth.model: module 'json' has no 'Net'"),
         (f"tasks.depth.model={HERE}:Broken", "tasks.depth.model: KeyError: 'no such layer'"),
+        (f"tasks.depth.model={HERE}:Quits", "tasks.depth.model: SystemExit: 0"),
+        (f"tasks.depth.model={HERE}:Hinted", "tasks.depth.model: its arguments cannot be told: Na"),
+        (f"tasks.depth.model={HERE}:HERE", "'test_bad_input:HERE' is no class or function"),
+        ("tasks.depth.model=builtins:dict", "tasks.depth.model: its arguments cannot be told: no"),
+        ("tasks.depth.task=json:JSONDecoder", "makes JSONDecoder, expected taskray.tasks.task.Tas"),
+        ("data.test.reader=pathlib:Path", "data.test.reader: 'pathlib:Path' makes PosixPath, expe"),
         ("tasks.depth.model.bsae=8", "tasks.depth.model.bsae: unknown key; did you mean 'base'?"),
         ("tasks.depth.model.base=9", "tasks.depth.model.base: expected a multiple of 8 (got 9)"),
         ("tasks.depth.model.norm=layer", "tasks.depth.model.norm: expected 'group' or 'batch'"),
@@ -115,6 +125,12 @@ def reads(path: Path, name: str = "labelled") -> str:
 )
 def test_names_and_arguments_are_checked_before_anything_starts(train, setting, problem):
     told(train(setting), 2, problem)
+
+
+def test_a_module_that_ends_the_process_does_not_end_training_well(train, tmp_path, monkeypatch):
+    (tmp_path / "quits_at_once.py").write_text("import sys; sys.exit()")
+    monkeypatch.syspath_prepend(tmp_path)
+    told(train("tasks.depth.model=quits_at_once:Net"), 2, "cannot import 'quits_at_once': SystemEx")
 
 
 def test_a_relation_whose_quantities_nobody_predicts(train):
@@ -187,6 +203,48 @@ def test_an_array_of_the_wrong_shape_is_a_corrupt_row(train, tmp_path):
     told(outcome, 1, "depth is float32 3x16x24, but float32 1x16x24 in the rest of the dataset")
 
 
+def test_a_stored_array_of_words(tmp_path, capsys):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(["a", "b"]))
+    table = pa.table({"key": ["k0"], "words": [buffer.getvalue()]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    code = main(["data", "show", str(tmp_path)])
+    told((code, *capsys.readouterr()), 2, "a.parquet: k0: words holds <U1, expected numbers")
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["world", "--out", "."], "is where you are, and will not be replaced"),
+        (["world", "--out", "afile"], "afile: is a file, expected a folder"),
+        (["world", "--out", "afile/x"], "afile: cannot be a folder of datasets: File exists"),
+        (["world", "--out", "link"], "photos: will not be replaced: 'mine.jpg' is no part of a"),
+        (["show", "data", "--save", "x.psd"], "x.psd: expected the name of a picture, such as sh"),
+        (["show", "data", "--save", "x.xbm"], "x.xbm: expected the name of a picture, such as sh"),
+        (["show", "data", "--save", "x"], "--save x: expected the name of a picture"),
+        (["show", "data", "--save", "afile/x.png"], "afile: cannot be a folder of pictures: File"),
+        (["show", "data", "--save", "dir.png"], "--save dir.png: is a folder, expected a file"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
+    tmp_path, monkeypatch, capsys, words, problem
+):
+    def work(*arguments, **keywords):
+        raise AssertionError("too late")
+
+    for name in ("World.index", "World.load"):
+        monkeypatch.setattr(f"taskray.data.world.{name}", work)
+    monkeypatch.setattr("taskray.commands.data_show.show", work)
+    monkeypatch.chdir(tmp_path)
+    parquet(tmp_path / "data")
+    (tmp_path / "afile").touch()
+    (tmp_path / "dir.png").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.jpg").touch()
+    (tmp_path / "link").symlink_to("photos")
+    told((main(["data", *words]), *capsys.readouterr()), 2, problem)
+
+
 def test_zero_rows(train, tmp_path):
     told(train(reads(parquet(tmp_path / "data", rows=0))), 2, "data: no rows")
 
@@ -210,6 +268,20 @@ class Broken(UNet):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         raise KeyError("no such layer")
+
+
+class Quits(UNet):
+    """A network whose author ends the process where something is missing."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        raise SystemExit(0)
+
+
+class Hinted(UNet):
+    """A network with an argument whose type is there for type checkers alone."""
+
+    def __init__(self, in_channels: int, out_channels: int, rate: Decimal | None = None) -> None:
+        super().__init__(in_channels, out_channels)
 
 
 class Unequal(Relation):

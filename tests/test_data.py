@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import pickle
 import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -23,16 +25,15 @@ from taskray.config import AugmentConfig, DataConfig
 from taskray.data.augment import augment
 from taskray.data.batch import Batch
 from taskray.data.codec import decode_rows, encode
-from taskray.data.parquet import ParquetFolder, read_manifest
+from taskray.data.parquet import ParquetFolder, find_pieces, read_manifest
 from taskray.data.reader import Reader, Row, Sample
 from taskray.data.source import (
     MemorySource,
     StreamSource,
     load_in_process,
-    materialize_with_ray,
     open_source,
 )
-from taskray.data.store import cache_dir, convert, prepare
+from taskray.data.store import build_reader, cache_dir, convert, folder_of, lock, prepare
 from taskray.errors import InputError
 
 HERE = f"{__name__}:Counting"
@@ -85,8 +86,10 @@ def write_parquet(file: Path, numbers: range, **samples: Sample) -> None:
 
 
 def damage(file: Path, whole: bytes) -> None:
-    """Overwrite the beginning of the data; the footer, which is read first, stays."""
-    file.write_bytes(whole[:4] + bytes(196) + whole[200:])
+    """Overwrite the end of the data; keys, which stand before it, and the footer, which is read
+    first, stay."""
+    end = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    file.write_bytes(whole[: end - 196] + bytes(196) + whole[end:])
 
 
 def parquet(path: Path, **settings: Any) -> DataConfig:
@@ -227,12 +230,31 @@ def test_a_dataset_without_rows_is_an_error(
         prepare(counting(**arguments), name="d", use_ray=False)
 
 
-def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "mine.jpg").touch()
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("name", ["mine.jpg", "part-00000.parquet", "part-notes.txt"])
+def test_a_folder_of_something_else_is_never_replaced(
+    tmp_path: Path, name: str, ours: bool
+) -> None:
+    folder = tmp_path / "photos"
+    if ours:
+        convert(counting(rows=3), folder, name="d", use_ray=False)
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("mine")
+    if ours and name.endswith(".parquet"):  # it may only be another state of the same dataset
+        convert(counting(rows=3), folder, name="d", use_ray=False)
+        assert len(load_in_process(folder, counting(), ["depth"]).open().take(range(3))["key"]) == 3
+        return
     with pytest.raises(InputError, match="will not be replaced"):
-        convert(counting(), tmp_path / "photos", name="d", use_ray=False)
-    assert (tmp_path / "photos" / "mine.jpg").exists()
+        convert(counting(), folder, name="d", use_ray=False)
+    assert (folder / name).read_text() == "mine"
+
+
+def test_the_folder_behind_a_symlink_is_the_one_that_is_written(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    convert(counting(rows=3), tmp_path / "link", name="d", use_ray=False)
+    assert (tmp_path / "link").is_symlink()
+    assert read_manifest(tmp_path / "disk")["num_rows"] == 3
 
 
 def test_an_interrupted_conversion_is_begun_anew(cache: Path) -> None:
@@ -242,6 +264,102 @@ def test_an_interrupted_conversion_is_begun_anew(cache: Path) -> None:
     (cache / f".{folder.name}.999999.tmp").mkdir()  # what a killed process leaves behind
     assert prepare(config, name="d", use_ray=False) == folder
     assert read_manifest(folder)["num_rows"] == 5
+    assert [path for path in cache.iterdir() if path.is_dir()] == [folder]
+
+
+def test_who_waits_for_another_process_says_so_once(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, said = counting(rows=3), ""
+    folder = folder_of(config, build_reader(config, "d"))
+    cache.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool:
+        with lock(cache / f".{folder.name}.lock"):
+            waiting = pool.submit(prepare, config, name="d", use_ray=False)
+            while not said and not waiting.done():
+                said = capsys.readouterr().err
+        assert waiting.result(60) == folder
+    said += capsys.readouterr().err
+    assert said == "dataset d: another process is building it, waiting for that\n"
+
+
+def test_a_cache_that_is_a_file_is_named(cache: Path) -> None:
+    cache.parent.write_text("")
+    with pytest.raises(InputError, match="cache/taskray: cannot hold a dataset: Not a directory"):
+        prepare(counting(rows=3), name="d", use_ray=False)
+
+
+OWN = """
+from taskray.data.reader import Reader
+
+class Mine(Reader):
+    columns = ("depth",)
+    def __init__(self, path: str, more: list[str]) -> None: pass
+    def index(self): return []
+    def load(self, row): return {}
+"""
+
+
+def test_a_readers_own_code_and_files_tell_its_conversions_apart(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(place: str) -> Path:
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path / place)
+            patch.syspath_prepend(tmp_path / place)
+            sys.modules.pop("mine_of_test_data", None)
+            reader = {"name": "mine_of_test_data:Mine", "path": "v.txt", "more": ["images"]}
+            config = DataConfig(reader=reader)
+            return folder_of(config, build_reader(config, "d"))
+
+    def change(file: str, text: str) -> None:
+        (tmp_path / "a" / file).write_text(text)
+        assert found("a") not in seen
+        seen.add(found("a"))
+
+    for place in ("a", "b"):
+        (tmp_path / place / "images").mkdir(parents=True)
+        (tmp_path / place / "v.txt").write_text("1")
+        (tmp_path / place / "mine_of_test_data.py").write_text(OWN)
+    seen = {found("a"), found("b")}
+    assert len(seen) == 2
+    assert found("a") in seen
+    change("v.txt", "12")
+    change("images/1.png", "")
+    change("mine_of_test_data.py", OWN + "# edited\n")
+
+
+class Keyed(Counting):
+    """Its rows have the keys given."""
+
+    def __init__(self, keys: list[Any]) -> None:
+        super().__init__(len(keys))
+        self.keys = keys
+
+    def index(self) -> list[Row]:
+        return [{"number": n} if key is None else {"key": key} for n, key in enumerate(self.keys)]
+
+
+class WithoutColumns(Counting):
+    """Its author has forgotten a comma."""
+
+    columns = "depth"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("reader", "reason"),
+    [
+        ({"name": f"{__name__}:Keyed", "keys": ["a", None]}, "row 1 of its index has no text unde"),
+        ({"name": f"{__name__}:Keyed", "keys": [1]}, "row 0 of its index has no text under 'key'"),
+        ({"name": f"{__name__}:Keyed", "keys": ["a", "b", "a"]}, "two samples have the key 'a'"),
+        ({"name": f"{__name__}:WithoutColumns"}, "has no columns, expected a tuple of names"),
+    ],
+)
+def test_a_reader_that_breaks_its_word_is_named(
+    cache: Path, reader: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        prepare(DataConfig(reader=reader), name="d", use_ray=False)
 
 
 def _prepare_in_process(_: int) -> str:
@@ -281,7 +399,7 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no \*.parquet files"):
         ParquetFolder(str(tmp_path))
     write_parquet(tmp_path / "a.parquet", range(3))
-    write_parquet(tmp_path / "b.parquet", range(3))
+    write_parquet(tmp_path / "b.parquet", range(3, 6))
     whole = (tmp_path / "b.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"b\.parquet: not a readable Parquet file"):
@@ -325,6 +443,32 @@ def test_the_limit_takes_the_first_rows(tmp_path: Path) -> None:
     handle = load_in_process(tmp_path, parquet(tmp_path, limit=7), ["depth"])
     assert handle.info.num_rows == 7
     assert handle.open().take([6])["depth"][0, 0, 0, 0] == 6
+
+
+def test_of_a_row_group_no_more_is_decoded_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "a.parquet", range(20))
+    (piece,) = find_pieces(tmp_path, ["depth"], limit=7)
+    decoded, whole = [], pq.ParquetFile.iter_batches
+
+    def counted(*arguments: Any, **keywords: Any) -> Iterator[pa.RecordBatch]:
+        for batch in whole(*arguments, **keywords):
+            decoded.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    assert [table.num_rows for table in piece.read(["depth"], rows_each=4)] == [4, 3]
+    assert sum(decoded) == 8
+
+
+def test_rows_that_share_a_key_are_refused(tmp_path: Path) -> None:
+    """Unreadable rows are counted by their keys."""
+    rows = [{"key": "same", **encode(make_sample(n), COLUMNS)} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="two rows have the key 'same', expected unique ones"):
+        load_in_process(tmp_path, parquet(tmp_path), ["depth"])
+    assert load_in_process(tmp_path, parquet(tmp_path, limit=1), ["depth"]).info.num_rows == 1
 
 
 def test_small_datasets_are_held_and_large_ones_streamed(tmp_path: Path) -> None:
@@ -373,7 +517,7 @@ def test_ray_converts_and_holds_the_same_rows_in_the_same_order(
     shutil.rmtree(with_ray)
     without = prepare(config, name="d", use_ray=False)
     assert manifest == read_manifest(without)
-    handle = materialize_with_ray(without, config, ["image", "depth"])
+    handle = open_source(config, without, ["image", "depth"], use_ray=True)
     ray_session.get(ray_session.put(pickle.dumps(vars(handle.info))))
     held, read = handle.open(), load_in_process(without, config, ["image", "depth"]).open()
     for column, values in read.take(range(199)).items():
@@ -405,10 +549,10 @@ def test_actors_that_hold_every_cpu_do_not_starve_a_stream(
 
 def test_an_error_in_a_ray_worker_names_the_file(ray_session: ModuleType, tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", range(3))
-    write_parquet(tmp_path / "b.parquet", range(3))
+    write_parquet(tmp_path / "b.parquet", range(3, 6))
     damage(tmp_path / "b.parquet", (tmp_path / "b.parquet").read_bytes())
     with pytest.raises(InputError, match=r"b\.parquet: broken Parquet"):
-        materialize_with_ray(tmp_path, parquet(tmp_path), list(COLUMNS))
+        open_source(parquet(tmp_path), tmp_path, list(COLUMNS), use_ray=True)
 
 
 # Augmentation
@@ -525,6 +669,7 @@ def test_a_turn_of_hue_takes_red_to_other_colours_and_leaves_grey() -> None:
 
 def test_the_manifest_of_a_broken_cache_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", range(3))
-    (tmp_path / "_taskray.json").write_text(json.dumps({"errors": []})[:5])
-    with pytest.raises(InputError, match=r"_taskray\.json: broken"):
-        load_in_process(tmp_path, parquet(tmp_path), ["depth"])
+    for content in ('{"err', "[]", '{"errors": 3}'):
+        (tmp_path / "_taskray.json").write_text(content)
+        with pytest.raises(InputError, match=r"_taskray\.json: broken"):
+            load_in_process(tmp_path, parquet(tmp_path), ["depth"])

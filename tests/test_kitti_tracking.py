@@ -196,6 +196,11 @@ def test_a_sample_is_not_made_across_a_missing_sweep(folder: Path) -> None:
     assert [row["sweeps"][0] for row in rows] == [0, 1, 2, 5, 6, 7, 8]
 
 
+def test_a_sequence_too_short_for_a_sample_is_named(folder: Path) -> None:
+    with pytest.raises(InputError, match="0003: the video has 3 frames, a sample needs 2 frame"):
+        reader(folder, frames=2, gap=3, stop=0.3).index()
+
+
 def test_too_many_points_are_thinned_out_the_same_way_every_time(folder: Path) -> None:
     def points(**arguments: Any) -> Sample:
         data = reader(folder, frames=2, **arguments)
@@ -258,9 +263,9 @@ def test_a_folder_that_is_not_kitti_tracking_is_named(folder: Path) -> None:
     [
         ("Tr_velo_to_cam", "Tr_imu_to_velo", r"calib: 0003.txt: no Tr_velo_to_cam"),
         ("R_rect", "R_wrong", r"0003.txt: no R0_rect"),
-        ("R_rect ", "R_rect 1.0 ", r"0003.txt: R_rect: expected 3x3 numbers \(got 10\)"),
+        ("R_rect ", "R_rect 1.0 ", r"R_rect: expected 3x3 finite numbers, got '1.0"),
         ("R_rect 9.99", "R_rect 0.00", r"R_rect: its rotation is none \(determinant is not 1\)"),
-        ("R_rect 9", "R_rect x", r"R_rect: could not convert string to float"),
+        ("R_rect 9", "R_rect x", r"R_rect: expected 3x3 finite numbers, got 'x"),
     ],
 )
 def test_a_calibration_that_is_none_is_named(folder: Path, old: str, new: str, reason: str) -> None:
@@ -287,7 +292,8 @@ def test_broken_sweeps_labels_and_poses_cost_their_own_rows(folder: Path, cache:
         "0003/000005": "000005.bin: holds values that are not finite",
         "0003/000006": "label_02/0003.txt line 20: expected 17 values (got 16)",
         "0003/000007": "label_02/0003.txt line 23: unknown type 'Cart'",
-        "0003/000008": "label_02/0003.txt line 26: expected finite numbers",
+        "0003/000008": "label_02/0003.txt line 26: expected 15 finite numbers, "
+        "got '5 0.000000000 0.000000000 -1.500000000 1'",
     }
     poses = (training / "poses" / "0003.txt").read_text().splitlines()
     (training / "poses" / "0003.txt").write_text("\n".join(["1 2 3", *poses[1:9]]))

@@ -393,6 +393,9 @@ def test_settings_of_the_sensor_are_checked_and_named() -> None:
         build(beems=16)
     with pytest.raises(InputError, match=r"reader.sensor.dropout: expected less than 1"):
         build(dropout=1.0)
+    for key in ("max_range", "range_noise"):
+        with pytest.raises(InputError, match=rf"reader.sensor.{key}: expected a finite number"):
+            build(**{key: float("inf")})
     with pytest.raises(InputError, match=r"reader.sensor: highest_deg must be at least"):
         build(lowest_deg=10.0)
 

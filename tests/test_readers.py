@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from taskray import schema
+from taskray import plugins, schema
 from taskray.config import DataConfig
 from taskray.data.codec import check_sample
 from taskray.data.nyuv2 import NYUv2
@@ -127,6 +127,42 @@ def test_a_sequence_that_is_not_there_is_named(scene: Path) -> None:
         SevenScenes(str(scene), ["seq-09"]).index()
     with pytest.raises(InputError, match="no sequences"):
         SevenScenes(str(scene / "seq-01")).index()
+
+
+def test_a_sequence_too_short_for_a_sample_is_counted_and_named(scene: Path, cache: Path) -> None:
+    for file in (scene / "seq-02").glob("frame-0000*[6-9].*"):
+        file.unlink()
+    for file in (scene / "seq-02").glob("frame-00001*"):
+        file.unlink()
+    reader = {"name": "seven_scenes", "path": str(scene), "frames": 2, "gap": 10}
+    manifest = read_manifest(prepare(DataConfig(reader=reader), name="d", use_ray=False))
+    assert manifest["num_rows"] == 2
+    assert manifest["errors"] == [
+        ["seq-02", "seq-02: the video has 6 frames, a sample needs 2 frames, 10 apart"]
+    ]
+    with pytest.raises(InputError, match="no sample in any of 1 videos; seq-02: the video has 6"):
+        SevenScenes(str(scene), ["seq-02"], frames=2, gap=10).index()
+
+
+def test_a_file_beside_the_frames_is_none_of_them(scene: Path) -> None:
+    frame = scene / "seq-01" / "frame-000000.color.png"
+    frame.with_name("frame-000000 (1).color.png").write_bytes(frame.read_bytes())
+    assert len(SevenScenes(str(scene), ["seq-01"]).index()) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "reason"),
+    [
+        ("seven_scenes", "focal", 0, "more than 0"),
+        ("seven_scenes", "focal", -1, "more than 0"),
+        ("seven_scenes", "y0", float("inf"), "a finite number"),
+        ("nyuv2", "fx", float("nan"), "a finite number"),
+        ("nyuv2", "fy", 0, "more than 0"),
+    ],
+)
+def test_a_camera_that_is_none_is_refused(name: str, key: str, value: float, reason: str) -> None:
+    with pytest.raises(InputError, match=rf"^reader\.{key}: expected .*{reason}"):
+        plugins.build("reader", name, {"path": "x", key: value}, "reader")
 
 
 def test_a_pose_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -307,8 +307,10 @@ def test_a_cityscapes_folder_that_cannot_work_is_named(street: Path) -> None:
         Cityscapes(str(street), cities=["ulm"]).index()
     for file in (street / "gtFine/train/bonn").iterdir():
         file.unlink()
-    with pytest.raises(InputError, match=r"no labels \(gtFine\)"):
+    with pytest.raises(InputError, match=r"no labels \(gtFine\) for the frames of train$"):
         Cityscapes(str(street), labels=("segmentation",)).index()
+    with pytest.raises(InputError, match=r"frames of train in this part \(start, stop\)$"):
+        Cityscapes(str(street), labels=("segmentation",), frames=2, stop=0.5).index()
     with pytest.raises(InputError, match="unknown 'taskolog'"):
         Cityscapes(str(street), labels=("segmentation",), class_map="taskolog")
 
@@ -507,6 +509,14 @@ def test_a_coco_folder_that_cannot_work_is_named(photographs: Path) -> None:
     file = photographs / "annotations/instances_small.json"
     file.write_text('{"images": [], "annotations": []}')
     with pytest.raises(InputError, match=r"instances_small.json: not COCO instances: no 'categori"):
+        Coco(str(photographs), "small").index()
+    for i in (-1, 255, 1203, "cat"):
+        content = {"images": [], "annotations": [], "categories": [{"id": i}]}
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=f"category id {i!r}, expected 0 to 254"):
+            Coco(str(photographs), "small").index()
+    file.write_text('{"images": [], "annotations": [], "categories": [1]}')
+    with pytest.raises(InputError, match="not COCO instances: expected lists of sections under"):
         Coco(str(photographs), "small").index()
     file.write_text("{")
     with pytest.raises(InputError, match=r"instances_small.json: broken"):

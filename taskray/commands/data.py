@@ -73,13 +73,16 @@ def _build(values: dict[str, Any], name: str, out: Path | None, inline: bool) ->
     from rich.console import Console
 
     from taskray.data.parquet import read_manifest
-    from taskray.data.store import build_reader, convert, prepare
+    from taskray.data.store import build_reader, check_replaceable, convert, prepare
     from taskray.report.metrics import size
     from taskray.report.progress import dataset_progress
+    from taskray.report.run_folder import make_folder
 
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file, expected a folder to write to")
-    build_reader(config, name)  # a wrong argument is told before Ray starts
+    build_reader(config, name)  # what is wrong is told before Ray starts
+    if out is not None:
+        out = out.resolve()
+        make_folder(out.parent, "a folder of datasets")
+        check_replaceable(out)
     console = Console()
     with _ray(inline), dataset_progress(console, name) as progress:
         if out is None:
@@ -102,10 +105,12 @@ def _show(source: str, dataset: str | None, limit: int, save: Path | None) -> in
     """Look at a stored dataset, or at one of a job's."""
     from rich.console import Console
 
-    from taskray.commands.data_show import show
+    from taskray.commands.data_show import check_sheet, show
     from taskray.data.store import prepare
     from taskray.report.progress import dataset_progress
 
+    if save is not None:
+        check_sheet(save)
     console = Console()
     path = Path(source).expanduser()
     if path.is_dir() or path.suffix == ".parquet":

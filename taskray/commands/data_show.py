@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from taskray.errors import InputError
 from taskray.report.birds_eye import birds_eye, reach_of
 from taskray.report.metrics import NOTHING, size
 from taskray.report.panels import paint
-from taskray.report.run_folder import atomic_write
+from taskray.report.run_folder import atomic_write, make_folder
 from taskray.schema import IGNORE, QUANTITIES, frame_of, quantity_of
 
 SHEET_ROWS = 6
@@ -127,13 +128,26 @@ def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
     return table
 
 
+def check_sheet(file: Path) -> None:
+    """Refuse (InputError) a file that a contact sheet cannot be written to: told before any
+    sample is read."""
+    from PIL import Image
+
+    try:
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), format=_format_of(file))
+    except (KeyError, OSError, ValueError):  # Pillow cannot write it, or not in colour
+        text = f"--save {file}: expected the name of a picture, such as sheet.png"
+        raise InputError(text) from None
+    if file.is_dir():
+        raise InputError(f"--save {file}: is a folder, expected a file to write to")
+    make_folder(file.parent, "a folder of pictures")
+
+
 def write_sheet(file: Path, rows: Sequence[Sample], columns: Sequence[str]) -> None:
     """A picture with one line a sample and one picture a column that has pixels, or that holds
     a point cloud: that one from above, with the boxes of its frame."""
     from PIL import Image, ImageDraw
 
-    if file.suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"--save {file}: expected the name of a picture, such as sheet.png")
     shown = [c for c in columns if _can_be_drawn(c)]
     if not rows or not shown:
         raise InputError(f"--save {file}: there is nothing to draw in {', '.join(columns)}")
@@ -151,8 +165,13 @@ def write_sheet(file: Path, rows: Sequence[Sample], columns: Sequence[str]) -> N
             size = (TILE, heights[column])
             tile = Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
             sheet.paste(tile, (left, head + y * (tall + gap)))
-    kind = Image.registered_extensions()[file.suffix.lower()]
-    atomic_write(file, lambda path: sheet.save(path, format=kind))
+    atomic_write(file, lambda path: sheet.save(path, format=_format_of(file)))
+
+
+def _format_of(file: Path) -> str:
+    from PIL import Image
+
+    return Image.registered_extensions().get(file.suffix.lower(), "none")
 
 
 def _can_be_drawn(column: str) -> bool:

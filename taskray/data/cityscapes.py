@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from taskray.config import Fraction
 from taskray.data.classes import class_map
 from taskray.data.files import (
     Size,
@@ -23,12 +24,12 @@ from taskray.data.files import (
 )
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
 from taskray.data.video import (
-    Fraction,
     check_row,
     checked_part,
     clips,
     columns_of,
     cut,
+    folders,
     some_sample,
     too_short,
 )
@@ -135,7 +136,8 @@ class Cityscapes(Reader):
         if not rows:
             names = ", ".join(FOLDERS[label][0] for label in self._labels)
             what = f"no labels ({names}) for the frames" if names else "no frames"
-            raise InputError(f"{self._path}: {what} of {self._split} in this part (start, stop)")
+            part = "" if self._part == (0, 1) else " in this part (start, stop)"
+            raise InputError(f"{self._path}: {what} of {self._split}{part}")
         return some_sample(rows, self._path)
 
     def load(self, row: Row) -> Sample:
@@ -181,16 +183,7 @@ class Cityscapes(Reader):
 
     def _folders(self) -> list[Path]:
         root = self._path / self._images / self._split
-        if self._cities is None:
-            found = sorted(p for p in root.glob("*") if p.is_dir())
-        else:
-            found = [root / name for name in self._cities]
-        for folder in found:
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such city")
-        if not found:
-            raise InputError(f"{root}: no cities in this folder")
-        return found
+        return folders(root, self._cities, "city", "cities")
 
     def _kept(self, height: int) -> int:
         return max(1, round(height * (1 - self._crop_bottom)))

@@ -54,6 +54,7 @@ class Coco(Reader):
         objects: dict[int, list[Any]] = {}
         try:
             known = {category["id"] for category in content["categories"]}
+            self._check_ids(known)
             for a in content["annotations"]:
                 one = [a["area"], a["category_id"], a["iscrowd"], a["segmentation"]]
                 objects.setdefault(a["image_id"], []).append(one)
@@ -67,8 +68,13 @@ class Coco(Reader):
                 }
                 for image in content["images"]
             ]
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise InputError(f"{self._annotations}: not COCO instances: no {error}") from None
+        except TypeError:
+            raise InputError(
+                f"{self._annotations}: not COCO instances: expected lists of sections under "
+                "'categories', 'annotations' and 'images'"
+            ) from None
         if not any((self._folder / row["image"]).is_file() for row in rows):
             raise InputError(f"{self._folder}: none of the {len(rows)} images of {self._file}")
         return rows
@@ -106,6 +112,13 @@ class Coco(Reader):
         if not isinstance(content, dict):
             raise InputError(f"{self._annotations}: not COCO instances")
         return content
+
+    def _check_ids(self, ids: set[Any]) -> None:
+        wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < IGNORE]
+        if wrong:
+            raise InputError(
+                f"{self._annotations}: category id {wrong[0]!r}, expected 0 to {IGNORE - 1}"
+            )
 
     def _segmentation(self, objects: list[Any], size: Size, box: Box) -> np.ndarray:
         """Class indices ``[H, W]``: crowds first, then objects from the largest to the smallest,

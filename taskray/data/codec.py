@@ -117,11 +117,13 @@ def decode_row(row: Mapping[str, bytes], layout: Layout | None = None) -> Sample
 
 def check_sample(sample: Sample) -> None:
     """Refuse (ValueError) a sample whose columns are not as ``schema`` says, or whose frames
-    differ in size. Columns unknown to ``schema`` may hold anything."""
+    differ in size. Columns unknown to ``schema`` may hold any numbers."""
     frames: dict[str, tuple[int, ...]] = {}
     for column, array in sample.items():
         quantity = QUANTITIES.get(quantity_of(column))
         if quantity is None:
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"{column} holds {array.dtype}, expected numbers")
             continue
         expected = ("H", "W", 3) if quantity.name == "image" else quantity.shape
         fits = array.ndim == len(expected) and all(

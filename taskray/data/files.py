@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 
 from taskray.geometry.camera import resize_intrinsics
 
@@ -16,6 +18,9 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels, from the image's left upper corner."""
+FocalLength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Offset = Annotated[float, Field(allow_inf_nan=False)]
+"""What a camera matrix is made of, in pixels."""
 
 
 def read_image(file: Path, size: Size) -> np.ndarray:

@@ -8,18 +8,20 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from taskray.config import Fraction
 from taskray.data.files import check_camera, open_image, resize_camera, resize_image
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
 from taskray.data.video import (
-    Fraction,
-    camera_motions,
-    check_pose,
     check_row,
     checked_part,
     clips,
     columns_of,
     cut,
+    folders,
     motion_columns,
+    motions,
+    read_motion,
+    read_numbers,
     some_sample,
     too_short,
 )
@@ -105,8 +107,8 @@ class KittiOdometry(Reader):
         if self._poses:
             where = self._pose_file(row["sequence"]).name
             to_camera_0 = np.linalg.inv(offset)
-            poses = [_pose(line, where) @ to_camera_0 for line in row["poses"]]
-            sample |= camera_motions(poses)
+            poses = [read_motion(line, (3, 4), where) @ to_camera_0 for line in row["poses"]]
+            sample |= motions(poses)
         return sample
 
     def fingerprint(self) -> Any:
@@ -118,18 +120,10 @@ class KittiOdometry(Reader):
 
     def _folders(self) -> list[Path]:
         root = self._path / "sequences"
-        if self._sequences is None:
-            found = sorted(p for p in root.glob("*") if p.is_dir())
-        else:
-            found = [root / name for name in self._sequences]
-        for folder in found:
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such sequence")
-            if self._poses and not self._pose_file(folder.name).is_file():
-                missing = self._pose_file(folder.name)
-                raise InputError(f"{missing}: no such file (poses: false reads frames alone)")
-        if not found:
-            raise InputError(f"{root}: no sequences (NN) in this folder")
+        found = folders(root, self._sequences, "sequence", "sequences (NN)")
+        for file in (self._pose_file(folder.name) for folder in found if self._poses):
+            if not file.is_file():
+                raise InputError(f"{file}: no such file (poses: false reads frames alone)")
         return found
 
     def _images(self, folder: Path) -> list[Path]:
@@ -151,24 +145,8 @@ class KittiOdometry(Reader):
         rows = {key.strip(): values for key, _, values in lines}
         if name not in rows:
             raise ValueError(f"{file.name}: no line {name!r}")
-        projection = _numbers(rows[name], f"{file.name}: {name}")
+        projection = read_numbers(rows[name], (3, 4), f"{file.name}: {name}")
         matrix = check_camera(projection[:, :3], f"{file.name}: {name}")
         offset = np.eye(4)
         offset[:3, 3] = np.linalg.solve(matrix, projection[:, 3])
         return matrix, offset
-
-
-def _pose(line: str, where: str) -> np.ndarray:
-    """``[4, 4]`` float64, camera 0 to world, from a line of the file of poses."""
-    return check_pose(np.vstack([_numbers(line, where), [0.0, 0.0, 0.0, 1.0]]), where)
-
-
-def _numbers(text: str, where: str) -> np.ndarray:
-    """``[3, 4]`` float64; ValueError, naming ``where``, if the text holds anything else."""
-    try:
-        values = np.array(text.split(), dtype=np.float64)
-    except ValueError:
-        values = np.empty(0)
-    if values.size != 12 or not np.isfinite(values).all():
-        raise ValueError(f"{where}: expected 3x4 finite numbers, got {text.strip()[:40]!r}")
-    return values.reshape(3, 4)

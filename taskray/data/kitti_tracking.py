@@ -10,9 +10,20 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from taskray.config import Fraction
 from taskray.data.labelling import WhichRows, mark_labelled
 from taskray.data.point_clouds import nearest_boxes, pad, thin_out
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
+from taskray.data.video import (
+    checked_part,
+    clips,
+    cut,
+    motions,
+    read_motion,
+    read_numbers,
+    some_sample,
+    too_short,
+)
 from taskray.errors import InputError
 from taskray.geometry.boxes import points_in_boxes
 from taskray.schema import frame_suffix
@@ -62,22 +73,20 @@ class KittiTracking(Reader):
         motion: bool = True,
         gap: Annotated[int, Field(ge=1)] = 1,
         stride: Annotated[int, Field(ge=1)] = 1,
-        start: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0,
-        stop: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0,
+        start: Fraction = 0.0,
+        stop: Fraction = 1.0,
         max_points: Annotated[int, Field(ge=1)] = 16384,
         max_boxes: Annotated[int, Field(ge=1)] = 32,
         min_box_points: Annotated[int, Field(ge=0)] = 5,
-        label_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0,
+        label_fraction: Fraction = 1.0,
         rows: WhichRows = "all",
         seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
-        if start >= stop:
-            raise InputError(f"stop: expected more than start, {start:g} (got {stop:g})")
         self._root = Path(path).expanduser() / "training"
         self._name = f"{sequence:04d}"
         self._frames, self._gap, self._stride = frames, gap, stride
         self._motion = motion and frames > 1
-        self._part = (start, stop)
+        self._part = checked_part(start, stop)
         self._max_points, self._max_boxes = max_points, max_boxes
         self._min_box_points = min_box_points
         self._labels, self._seed = (label_fraction, seed, rows), seed
@@ -97,15 +106,14 @@ class KittiTracking(Reader):
             read_calibration(self._file("calib"))
         except ValueError as error:  # all samples need it
             raise InputError(f"{self._file('calib').parent}: {error}") from None
-        numbers = self._sweeps()
-        present = set(numbers)
-        fraction, seed, which = self._labels
-        rows: list[Row] = []
-        for number in numbers[:: self._stride]:
-            wanted = [number + self._gap * k for k in range(self._frames)]
-            if present.issuperset(wanted):
-                rows.append({"key": f"{self._name}/{number:06d}", "sweeps": wanted})
-        return mark_labelled(rows, fraction, seed, which)
+        sweeps = self._sweeps()
+        rows: list[Row] = [
+            {"key": f"{self._name}/{clip[0]:06d}", "sweeps": clip}
+            for clip in clips(sweeps, sweeps[:: self._stride], self._frames, self._gap)
+        ]
+        if not rows:
+            rows = [too_short(self._name, sweeps, self._frames, self._gap)]
+        return mark_labelled(some_sample(rows, self._root), *self._labels)
 
     def load(self, row: Row) -> Sample:
         to_lidar = np.linalg.inv(read_calibration(self._file("calib")))
@@ -118,11 +126,9 @@ class KittiTracking(Reader):
             sample[f"points{frame_suffix(number)}"] = pad(points, self._max_points)
             sample[f"boxes{frame_suffix(number)}"] = pad(boxes, self._max_boxes)
         if self._motion:
+            to_camera = np.linalg.inv(to_lidar)
             poses = read_poses(self._file("poses"), row["sweeps"])
-            for number in range(1, self._frames):
-                camera = np.linalg.inv(poses[number]) @ poses[number - 1]
-                motion = to_lidar @ camera @ np.linalg.inv(to_lidar)
-                sample[f"lidar_motion{frame_suffix(number)}"] = motion.astype(np.float32)
+            sample |= motions([pose @ to_camera for pose in poses], "lidar_motion")
         return {column: sample[column] for column in self.columns}
 
     def fingerprint(self) -> Any:
@@ -132,11 +138,10 @@ class KittiTracking(Reader):
     def _sweeps(self) -> list[int]:
         """Numbers of the sweeps in the part of the sequence that was asked for."""
         folder = self._root / "velodyne" / self._name
-        numbers = sorted(int(f.stem) for f in folder.glob("*.bin") if f.stem.isdigit())
-        if not numbers:
+        present = {int(f.stem): f.name for f in folder.glob("*.bin") if f.stem.isdigit()}
+        if not present:
             raise InputError(f"{folder}: no sweeps of KITTI tracking (NNNNNN.bin)")
-        first, last = (round(part * len(numbers)) for part in self._part)
-        return numbers[first:last]
+        return list(cut(present, self._part))
 
     def _points(self, sweep: int) -> np.ndarray:
         points = read_sweep(self._sweep(sweep))
@@ -175,15 +180,19 @@ def read_sweep(file: Path) -> np.ndarray:
 def read_calibration(file: Path) -> np.ndarray:
     """4x4 from the axes of the LiDAR to those of the rectified camera 0, ``R0_rect @
     Tr_velo_to_cam``; ValueError where a matrix is missing or is no rigid motion."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
-        words = line.split()
-        if words:
-            found[words[0].removesuffix(":")] = words[1:]
-    rectify, from_lidar = np.eye(4), np.eye(4)
-    rectify[:3, :3] = _matrix(file, found, ("R0_rect", "R_rect"), (3, 3))
-    from_lidar[:3] = _matrix(file, found, ("Tr_velo_to_cam", "Tr_velo_cam"), (3, 4))
-    return np.asarray(rectify @ from_lidar)
+        key, *numbers = line.split(maxsplit=1) or [""]
+        found[key.removesuffix(":")] = "".join(numbers)
+
+    def matrix(names: tuple[str, ...], shape: tuple[int, int]) -> np.ndarray:
+        key = next((name for name in names if name in found), None)
+        if key is None:
+            raise ValueError(f"{file.name}: no {names[0]}")
+        return read_motion(found[key], shape, f"{file.name}: {key}")
+
+    from_lidar = matrix(("Tr_velo_to_cam", "Tr_velo_cam"), (3, 4))
+    return np.asarray(matrix(("R0_rect", "R_rect"), (3, 3)) @ from_lidar)
 
 
 def read_boxes(file: Path, frame: int, to_lidar: np.ndarray) -> np.ndarray:
@@ -206,16 +215,12 @@ def read_poses(file: Path, frames: Sequence[int]) -> list[np.ndarray]:
     lines = file.read_text(encoding="utf-8").splitlines()
     if max(frames) >= len(lines):
         raise ValueError(f"poses/{file.name}: {len(lines)} lines, none for frame {max(frames)}")
-    poses = []
-    for frame in frames:
-        pose = np.eye(4)
-        where = f"poses/{file.name} line {frame + 1}"
-        pose[:3] = _rigid(where, lines[frame].split(), (3, 4))
-        poses.append(pose)
-    return poses
+    return [
+        read_motion(lines[frame], (3, 4), f"poses/{file.name} line {frame + 1}") for frame in frames
+    ]
 
 
-def _labels_of(file: Path, frame: int) -> Iterator[tuple[str, list[float]]]:
+def _labels_of(file: Path, frame: int) -> Iterator[tuple[str, np.ndarray]]:
     """Type of each labelled thing of a frame, with the numbers of its line (track id first)."""
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         where = f"label_02/{file.name} line {number}"
@@ -233,36 +238,8 @@ def _labels_of(file: Path, frame: int) -> Iterator[tuple[str, list[float]]]:
             continue
         if name not in CLASSES:
             raise ValueError(f"{where}: unknown type {words[2]!r}")
-        values = _numbers(where, [words[1], *words[3:]])
-        if min(values[8:11]) <= 0:
+        numbers = [words[1], *words[3:]]
+        values = read_numbers(" ".join(numbers), (len(numbers),), where)
+        if values[8:11].min() <= 0:
             raise ValueError(f"{where}: expected a box of positive height, width and length")
         yield name, values
-
-
-def _matrix(
-    file: Path, found: dict[str, list[str]], names: tuple[str, ...], shape: tuple[int, int]
-) -> np.ndarray:
-    key = next((name for name in names if name in found), None)
-    if key is None:
-        raise ValueError(f"{file.name}: no {names[0]}")
-    return _rigid(f"{file.name}: {key}", found[key], shape)
-
-
-def _rigid(where: str, words: Sequence[str], shape: tuple[int, int]) -> np.ndarray:
-    values = _numbers(where, words)
-    if len(values) != shape[0] * shape[1]:
-        raise ValueError(f"{where}: expected {shape[0]}x{shape[1]} numbers (got {len(values)})")
-    matrix = np.array(values).reshape(shape)
-    if abs(np.linalg.det(matrix[:, :3]) - 1) > 0.05:
-        raise ValueError(f"{where}: its rotation is none (determinant is not 1)")
-    return matrix
-
-
-def _numbers(where: str, words: Sequence[str]) -> list[float]:
-    try:
-        values = [float(word) for word in words]
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    if not np.isfinite(values).all():
-        raise ValueError(f"{where}: expected finite numbers")
-    return values

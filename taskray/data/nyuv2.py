@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from taskray.data.files import camera_matrix, metres, nearest, read_image, read_map
+from taskray.data.files import (
+    FocalLength,
+    Offset,
+    camera_matrix,
+    metres,
+    nearest,
+    read_image,
+    read_map,
+)
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
 from taskray.errors import InputError
 
@@ -35,10 +43,10 @@ class NYUv2(Reader):
         split: Literal["train", "test"] = "train",
         height: Annotated[int, Field(ge=8)] = 96,
         width: Annotated[int, Field(ge=8)] = 128,
-        fx: float = 518.86,
-        fy: float = 519.47,
-        x0: float = 325.58,
-        y0: float = 253.74,
+        fx: FocalLength = 518.86,
+        fy: FocalLength = 519.47,
+        x0: Offset = 325.58,
+        y0: Offset = 253.74,
     ) -> None:
         self._folder = Path(path).expanduser() / split
         self._size = (height, width)

@@ -10,14 +10,15 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from taskray.data.codec import KEY, decode_row
-from taskray.data.reader import Reader, Row, Sample
+from taskray.data.reader import Reader, Row, Sample, first_repeated
 from taskray.errors import InputError, one_line
 
 MANIFEST = "_taskray.json"
@@ -28,8 +29,8 @@ class ParquetFolder(Reader):
     """A dataset already stored as Parquet: what ``taskray data convert`` writes, or the like.
 
     It is read where it lies. Files are taken in the order of their names. Each has a string
-    column ``key`` and binary columns named as in ``schema``: ``image`` as PNG or JPEG, all
-    others as the bytes of a ``.npy`` file.
+    column ``key``, unique in the dataset, and binary columns named as in ``schema``: ``image``
+    as PNG or JPEG, all others as the bytes of a ``.npy`` file.
 
     Args:
         path: a folder of ``*.parquet`` files, or one such file.
@@ -73,9 +74,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return cast(dict[str, Any], json.loads(file.read_text(encoding="utf-8")))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file}: broken: {one_line(error)}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("errors", []), list):
+        raise InputError(f"{file}: broken: expected what 'taskray data convert' writes")
+    return content
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,10 @@ class Piece:
             for batch in opened.iter_batches(
                 rows_each, row_groups=[self.row_group], columns=[KEY, *columns]
             ):
-                if left > 0:
-                    yield pa.Table.from_batches([batch.slice(0, left)])
+                yield pa.Table.from_batches([batch.slice(0, left)])
                 left -= batch.num_rows
+                if left <= 0:  # the rest of the row group need not be read
+                    return
         except (pa.ArrowException, OSError, KeyError) as error:
             raise InputError(f"{self.file}: broken Parquet: {one_line(error)}") from None
 
@@ -125,6 +130,18 @@ def find_pieces(path: Path, columns: Iterable[str], limit: int | None = None) ->
     if not pieces:
         raise InputError(f"{path}: no rows")
     return pieces
+
+
+def check_keys(path: Path, limit: int | None = None) -> None:
+    """Refuse (InputError) a dataset two of whose first ``limit`` rows have one key: rows are told
+    apart by it. What ``store.convert`` wrote was looked at then."""
+    if read_manifest(path):
+        return
+    files = parquet_files(path)
+    keys = (str(key) for file in files for key in _read(file, [KEY])[KEY].to_pylist())
+    twice = first_repeated(islice(keys, limit))
+    if twice is not None:
+        raise InputError(f"{path}: two rows have the key {twice!r}, expected unique ones")
 
 
 def columns_of(path: Path) -> tuple[str, ...]:

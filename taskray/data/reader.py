@@ -6,8 +6,10 @@ A reader of your own subclasses :class:`Reader`; a job names it by import path.
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ class Reader(ABC):
 
     def fingerprint(self) -> Any:
         """JSON-able: what a cached conversion depends on besides the arguments (the files read,
-        the version of a generator)."""
+        the version of a generator). A reader of your own need not mention what
+        :func:`fingerprint_own` sees."""
         return None
 
 
@@ -75,3 +78,45 @@ def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
             state = "missing"
         digest.update(f"{file.relative_to(root)} {state}\n".encode())
     return digest.hexdigest()
+
+
+def fingerprint_own(reader: Reader, settings: Mapping[str, Any]) -> list[str]:
+    """What a conversion by a reader that is not built in depends on, besides its own
+    ``fingerprint``: the source of the modules that it is named by and that its classes are in,
+    and every file and folder that ``settings`` name."""
+    classes = [c for c in type(reader).__mro__ if c not in Reader.__mro__]
+    names = {settings["name"].partition(":")[0], *(c.__module__ for c in classes)}
+    sources = {str(getattr(sys.modules.get(name), "__file__", None)) for name in names}
+    found = [
+        hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for file in sorted(sources)
+        if os.path.isfile(file)
+    ]
+    for text in sorted(set(_texts(settings))):
+        path = Path(os.path.expanduser(text))
+        if text and os.path.exists(path) and (path := path.resolve()).name:  # "/" names no data
+            inside = sorted(path.rglob("*")) if path.is_dir() else []
+            found.append(fingerprint_files(path.parent, [path, *inside]))
+    return found
+
+
+def first_repeated(keys: Iterable[str]) -> str | None:
+    """The first key that stands there for the second time; None where each is unique."""
+    seen = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested settings."""
+    if isinstance(value, (str, Path)):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,9 +10,27 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from taskray.data.files import camera_matrix, metres, nearest, read_image, read_map
+from taskray.data.files import (
+    FocalLength,
+    Offset,
+    camera_matrix,
+    metres,
+    nearest,
+    read_image,
+    read_map,
+)
 from taskray.data.reader import Reader, Row, Sample, fingerprint_files
-from taskray.data.video import camera_motions, check_pose, clips, columns_of, motion_columns
+from taskray.data.video import (
+    check_row,
+    clips,
+    columns_of,
+    folders,
+    motion_columns,
+    motions,
+    read_motion,
+    some_sample,
+    too_short,
+)
 from taskray.errors import InputError
 from taskray.geometry.normals import normals_from_depth
 from taskray.schema import frame_suffix
@@ -49,9 +68,9 @@ class SevenScenes(Reader):
         stride: Annotated[int, Field(ge=1)] = 1,
         frames: Literal[1, 2, 3] = 1,
         gap: Annotated[int, Field(ge=1)] = 5,
-        focal: float = 585.0,
-        x0: float = 320.0,
-        y0: float = 240.0,
+        focal: FocalLength = 585.0,
+        x0: Offset = 320.0,
+        y0: Offset = 240.0,
     ) -> None:
         self._path = Path(path).expanduser()
         self._sequences = sequences
@@ -62,20 +81,23 @@ class SevenScenes(Reader):
         self.columns = ("intrinsics", *columns, *motion_columns(frames))
 
     def index(self) -> list[Row]:
-        rows = []
+        rows: list[Row] = []
         for sequence in self._folders():
-            present = [f.name.removesuffix(".color.png") for f in _images(sequence)]
+            present = _frames(sequence)
             if not present:
-                raise InputError(f"{sequence}: no 7-Scenes frames (frame-*.color.png)")
-            numbers = {int(name.split("-")[-1]): name for name in present}
-            starts = sorted(numbers)[:: self._stride]
-            for clip in clips(numbers, starts, self._frames, self._gap):
-                names = [numbers[n] for n in clip]
+                raise InputError(f"{sequence}: no 7-Scenes frames (frame-NNNNNN.color.png)")
+            starts = sorted(present)[:: self._stride]
+            found = clips(present, starts, self._frames, self._gap)
+            for clip in found:
+                names = [present[n] for n in clip]
                 key = f"{sequence.name}/{names[0]}"
                 rows.append({"key": key, "sequence": sequence.name, "frames": names})
-        return rows
+            if not found:
+                rows.append(too_short(sequence.name, present, self._frames, self._gap))
+        return some_sample(rows, self._path)
 
     def load(self, row: Row) -> Sample:
+        check_row(row)
         sample: Sample = {"intrinsics": camera_matrix(*self._camera, (480, 640), self._size)}
         poses = []
         for number, name in enumerate(row["frames"], start=1):
@@ -85,23 +107,14 @@ class SevenScenes(Reader):
             sample[f"depth{end}"] = nearest(depth, self._size)[None]
             sample[f"normals{end}"] = nearest(self._normals(depth), self._size)
             poses.append(read_pose(frame.with_name(f"{name}.pose.txt")))
-        return sample | camera_motions(poses)
+        return sample | motions(poses)
 
     def fingerprint(self) -> Any:
         files = (f for s in self._folders() for f in sorted(s.glob("frame-*.*")))
         return fingerprint_files(self._path, files)
 
     def _folders(self) -> list[Path]:
-        if self._sequences is None:
-            found = sorted(p for p in self._path.glob("seq-*") if p.is_dir())
-        else:
-            found = [self._path / name for name in self._sequences]
-        for folder in found:
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such sequence")
-        if not found:
-            raise InputError(f"{self._path}: no sequences (seq-NN) in this folder")
-        return found
+        return folders(self._path, self._sequences, "sequence", "sequences (seq-NN)", "seq-*")
 
     def _normals(self, depth: np.ndarray) -> np.ndarray:
         """``[3, h, w]`` at the size of the depth map, where slopes are best measured."""
@@ -116,11 +129,10 @@ class SevenScenes(Reader):
 
 def read_pose(file: Path) -> np.ndarray:
     """A 4x4 camera-to-world matrix, float64; raises ValueError where it is not one."""
-    pose = np.array(file.read_text(encoding="utf-8").split(), dtype=np.float64)
-    if pose.size != 16 or not np.isfinite(pose).all():
-        raise ValueError(f"{file.name}: expected 4x4 finite numbers")
-    return check_pose(pose.reshape(4, 4), file.name)
+    return read_motion(file.read_text(encoding="utf-8"), (4, 4), file.name)
 
 
-def _images(sequence: Path) -> list[Path]:
-    return sorted(sequence.glob("frame-[0-9]*.color.png"))
+def _frames(sequence: Path) -> dict[int, str]:
+    """Frame number -> what the names of its files begin with."""
+    found = (re.fullmatch(r"(frame-(\d+))\.color\.png", file.name) for file in sequence.iterdir())
+    return {int(match[2]): match[1] for match in found if match}

@@ -24,7 +24,7 @@ import numpy as np
 from taskray.config import DataConfig
 from taskray.data import ray_data
 from taskray.data.codec import KEY, ArraySpec, Columns, Layout, decode_rows
-from taskray.data.parquet import Piece, columns_of, find_pieces, read_manifest
+from taskray.data.parquet import Piece, check_keys, columns_of, find_pieces, read_manifest
 from taskray.data.prefetch import Prefetcher
 from taskray.data.reader import Sample
 from taskray.errors import InputError
@@ -183,13 +183,6 @@ def open_source(
     return _materialize(info, pieces) if use_ray else _load(info, pieces)
 
 
-def materialize_with_ray(
-    folder: Path, config: DataConfig, columns: Sequence[str], *, name: str | None = None
-) -> RayHandle:
-    """Decode a stored dataset into the object store, in parallel, once for all who read it."""
-    return _materialize(*_describe(config, folder, columns, name))
-
-
 def load_in_process(
     folder: Path, config: DataConfig, columns: Sequence[str], *, name: str | None = None
 ) -> MemoryHandle:
@@ -223,6 +216,7 @@ def _describe(
                 f"dataset {name!r} has no column {column!r}; it has {', '.join(present)}"
             )
     pieces = find_pieces(folder, columns, config.limit)
+    check_keys(folder, config.limit)
     errors = read_manifest(folder).get("errors", [])
     info = DatasetInfo(
         name=name,

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -28,7 +29,7 @@ from taskray.config import DataConfig, Plugin
 from taskray.data import ray_data
 from taskray.data.codec import ERROR, KEY, encode
 from taskray.data.parquet import MANIFEST, read_manifest
-from taskray.data.reader import Reader, Row
+from taskray.data.reader import Reader, Row, fingerprint_own, first_repeated
 from taskray.errors import InputError, one_line
 
 STORAGE_VERSION = 1
@@ -49,10 +50,17 @@ def cache_dir() -> Path:
 
 def build_reader(config: DataConfig, name: str) -> Reader:
     """The reader of the dataset ``name``; InputError names the key that is wrong."""
-    reader = plugins.build(
-        "reader", config.reader.name, config.reader.arguments, f"data.{name}.reader"
+    where = f"data.{name}.reader"
+    reader = cast(
+        Reader, plugins.build("reader", config.reader.name, config.reader.arguments, where)
     )
-    return cast(Reader, reader)
+    columns = getattr(reader, "columns", None)
+    if not isinstance(columns, (tuple, list)) or not all(isinstance(c, str) for c in columns):
+        raise InputError(
+            f"{where}: {config.reader.name!r} has no columns, "
+            f"expected a tuple of names (got {columns!r})"
+        )
+    return reader
 
 
 def prepare(
@@ -61,17 +69,20 @@ def prepare(
     """The dataset as Parquet: its cached conversion, made now if there is none.
 
     Returns a folder (or file) that ``source.open_source`` reads. Raises InputError where the
-    settings are wrong, where there are no rows, or where more than ``max_corrupt_rows`` of them
-    cannot be read.
+    settings are wrong, where there are no rows, where more than ``max_corrupt_rows`` of them
+    cannot be read, or where the cache cannot be written to.
     """
     reader = build_reader(config, name)
     folder = folder_of(config, reader)
     if folder == reader.stored:
         return folder
     if not is_complete(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with lock(folder.with_name(f".{folder.name}.lock")):
+        _make(folder.parent)
+        told = f"dataset {name}: another process is building it, waiting for that"
+        with lock(folder.with_name(f".{folder.name}.lock"), told):
             if not is_complete(folder):  # another process may have built it meanwhile
+                for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+                    shutil.rmtree(left)  # whoever wrote to it has lost the lock: it was killed
                 convert(config, folder, name=name, use_ray=use_ray, progress=progress)
     _check_errors(name, read_manifest(folder)["errors"], config.max_corrupt_rows)
     return folder
@@ -92,19 +103,18 @@ def convert(
     use_ray: bool,
     progress: Progress | None = None,
 ) -> None:
-    """Write the dataset as Parquet to ``folder``, replacing what is there, when all is done.
-
-    Raises InputError as ``prepare`` does, and where ``folder`` holds anything but a dataset of
-    ours; then it is left as it was.
+    """Write the dataset as Parquet to ``folder``, replacing the one that is there when all is
+    done. Raises InputError as ``prepare`` and ``check_replaceable`` do; then the folder is left
+    as it was.
     """
-    if folder.exists() and not is_complete(folder) and any(folder.iterdir()):
-        raise InputError(f"{folder}: is not a dataset of taskray, and will not be replaced")
+    folder = folder.resolve()  # the folder behind a symlink is replaced, not the symlink
+    check_replaceable(folder)
     reader = build_reader(config, name)
-    rows = _index(reader, config, name)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    _make(temporary)
     try:
+        rows = _index(reader, config, name)
         writer = _Writer(temporary, reader.columns)
         done, errors = 0, []
         for table in _encoded(config, name, reader, rows, use_ray):
@@ -133,6 +143,25 @@ def convert(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_replaceable(folder: Path) -> None:
+    """Refuse (InputError) to write a dataset to what is neither new nor an empty folder, and
+    holds anything but one that ``convert`` has written."""
+    if not folder.exists():
+        return
+    if folder.resolve() == Path.cwd():
+        raise InputError(f"{folder}: is where you are, and will not be replaced")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file, expected a folder to write to")
+    found = sorted(folder.iterdir())
+    others = [f.name for f in found if f.name != MANIFEST and not f.match("part-*.parquet")]
+    if others:
+        raise InputError(
+            f"{folder}: will not be replaced: {others[0]!r} is no part of a dataset of taskray"
+        )
+    if found and not is_complete(folder):
+        raise InputError(f"{folder}: is not a dataset of taskray, and will not be replaced")
+
+
 def is_complete(folder: Path) -> bool:
     """Whether a conversion in ``folder`` was finished."""
     return (folder / MANIFEST).is_file()
@@ -148,17 +177,23 @@ def settings_of(reader: Plugin) -> dict[str, Any]:
 
 def content_hash(config: DataConfig, reader: Reader) -> str:
     """A hash of everything that the conversion depends on."""
-    facts = [STORAGE_VERSION, settings_of(config.reader), config.limit, reader.fingerprint()]
+    settings = settings_of(config.reader)
+    facts = [STORAGE_VERSION, settings, config.limit, reader.fingerprint()]
+    if config.reader.name not in plugins.BUILTIN["reader"]:
+        facts.append(fingerprint_own(reader, settings))
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _index(reader: Reader, config: DataConfig, name: str) -> list[Row]:
-    rows = reader.index()[: config.limit]
+    rows = list(reader.index())[: config.limit]
+    where = f"dataset {name!r}: the reader {config.reader.name!r}"
     if not rows:
-        raise InputError(f"dataset {name!r}: the reader {config.reader.name!r} found no samples")
-    keys = [row["key"] for row in rows]
-    if len(set(keys)) < len(keys):
-        twice = next(key for n, key in enumerate(keys) if key in keys[:n])
+        raise InputError(f"{where} found no samples")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not isinstance(row.get(KEY), str):
+            raise InputError(f"{where}: row {number} of its index has no text under {KEY!r}")
+    twice = first_repeated(row[KEY] for row in rows)
+    if twice is not None:
         raise InputError(f"dataset {name!r}: two samples have the key {twice!r}")
     return rows
 
@@ -264,11 +299,24 @@ class _Writer:
 
 
 @contextmanager
-def lock(file: Path) -> Iterator[None]:
-    """Held by one process at a time; let go by the system when that process ends."""
+def lock(file: Path, waiting: str = "") -> Iterator[None]:
+    """Held by one process at a time; let go by the system when that process ends. Who has to
+    wait for it prints ``waiting``, if there is any."""
     with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                print(waiting, file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot hold a dataset: {error.strerror}") from None
 
 
 def _slug(name: str) -> str:

@@ -1,21 +1,36 @@
-"""What readers of video share: which frames make a sample, and how the camera moves in it."""
+"""What readers of video share: where videos lie, which frames make a sample, and how the sensor
+moves in it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
 from taskray.data.reader import Row
 from taskray.errors import InputError
 from taskray.schema import frame_suffix
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = tuple[float, float]
 """Where the part of a video begins and ends, as fractions of its frames."""
+
+
+def folders(
+    root: Path, names: Sequence[str] | None, one: str, many: str, pattern: str = "*"
+) -> list[Path]:
+    """The folders below ``root`` of these names, or (None) all of them, in order. InputError, which
+    calls them ``one`` and ``many``, where one is missing or there is none."""
+    if names is None:
+        found = sorted(path for path in root.glob(pattern) if path.is_dir())
+    else:
+        found = [root / name for name in names]
+    for folder in found:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such {one}")
+    if not found:
+        raise InputError(f"{root}: no {many} in this folder")
+    return found
 
 
 def columns_of(names: Iterable[str], frames: int) -> list[str]:
@@ -23,9 +38,9 @@ def columns_of(names: Iterable[str], frames: int) -> list[str]:
     return [name + frame_suffix(k) for k in range(1, frames + 1) for name in names]
 
 
-def motion_columns(frames: int) -> list[str]:
-    """``camera_motion`` from each frame of a sample to the next."""
-    return [f"camera_motion{frame_suffix(k)}" for k in range(1, frames)]
+def motion_columns(frames: int, name: str = "camera_motion") -> list[str]:
+    """The columns of the motion from each frame of a sample to the next."""
+    return [name + frame_suffix(k) for k in range(1, frames)]
 
 
 def checked_part(start: float, stop: float) -> Part:
@@ -72,15 +87,30 @@ def some_sample(rows: Sequence[Row], where: Path) -> list[Row]:
     return list(rows)
 
 
-def camera_motions(poses: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def motions(poses: Sequence[np.ndarray], name: str = "camera_motion") -> dict[str, np.ndarray]:
     """Columns ``camera_motion``, ``camera_motion_2`` ... of a sample, ``[4, 4]`` float32 in
-    metres, from the poses of its frames, ``[4, 4]`` float64, camera to world."""
-    pairs = zip(motion_columns(len(poses)), poses, poses[1:], strict=False)
+    metres, from the poses of its frames, ``[4, 4]`` float64, sensor to world."""
+    pairs = zip(motion_columns(len(poses), name), poses, poses[1:], strict=False)
     return {name: (np.linalg.inv(to) @ of).astype(np.float32) for name, of, to in pairs}
 
 
-def check_pose(pose: np.ndarray, where: str) -> np.ndarray:
-    """A camera-to-world matrix as it is; ValueError, naming ``where``, if it is no rigid motion."""
-    if abs(np.linalg.det(pose[:3, :3]) - 1) > 0.05:
+def read_numbers(text: str, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Float64 of this shape; ValueError, naming ``where``, if the text holds anything else."""
+    try:
+        values = np.array(text.split(), dtype=np.float64)
+    except ValueError:
+        values = np.empty(0)
+    if values.size != np.prod(shape) or not np.isfinite(values).all():
+        wanted = "x".join(map(str, shape))
+        raise ValueError(f"{where}: expected {wanted} finite numbers, got {text.strip()[:40]!r}")
+    return values.reshape(shape)
+
+
+def read_motion(text: str, shape: tuple[int, int], where: str) -> np.ndarray:
+    """A rigid motion ``[4, 4]`` float64, of which the text holds the first rows and columns;
+    ValueError, naming ``where``, if it holds anything else."""
+    motion = np.eye(4)
+    motion[: shape[0], : shape[1]] = read_numbers(text, shape, where)
+    if abs(np.linalg.det(motion[:3, :3]) - 1) > 0.05:
         raise ValueError(f"{where}: its rotation is none (determinant is not 1)")
-    return pose
+    return motion

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from taskray.config import Fraction
 from taskray.data.labelling import WhichRows, mark_labelled
 from taskray.data.reader import Reader, Row, Sample
 from taskray.data.world.appearance import Look, build_look
@@ -61,7 +62,8 @@ class World(Reader):
         domain: ``sim`` has flat colours and clean light; ``real`` has another palette, textures,
             shadows, haze, vignette and noise, and slightly fuller scenes.
         split: ``train``, ``validation`` and ``test`` share no scene, and neither do domains.
-        num_samples: rows of the dataset; a longer one begins with the rows of a shorter one.
+        num_samples: rows of the dataset; a longer one begins with the rows of a shorter one
+            (other ones of which keep their labels where ``label_fraction`` is less than 1).
         height: of frames, in pixels.
         width: of frames, in pixels.
         focal: focal length in frame widths; 0.8 is a field of view of 64 degrees across.
@@ -93,7 +95,7 @@ class World(Reader):
         focal: Annotated[float, Field(gt=0.2, le=5.0)] = FOCAL_LENGTH,
         frames: Literal[1, 2, 3] = 1,
         seed: Annotated[int, Field(ge=0)] = 0,
-        label_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0,
+        label_fraction: Fraction = 1.0,
         frames_per_scene: Annotated[int, Field(ge=1)] = 8,
         rows: WhichRows = "all",
         scenes: Kind = "any",

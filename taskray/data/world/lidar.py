@@ -43,9 +43,9 @@ class LidarSensor(BaseModel):
     """Elevation of the lowest laser in degrees; negative looks down."""
     highest_deg: Annotated[float, Field(gt=-90, lt=90)] = 3.0
     """Elevation of the highest laser in degrees."""
-    max_range: Annotated[float, Field(gt=0)] = 50.0
+    max_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
     """Metres beyond which nothing comes back."""
-    range_noise: Annotated[float, Field(ge=0)] = 0.02
+    range_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
     """Standard deviation of the measured range, in metres."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Probability that a return is lost."""
