@@ -1,8 +1,4 @@
-"""The ``taskray`` command.
-
-Exit codes: 0 done; 2 what the user gave is wrong (one line); 1 the run failed (which task, which
-step, why, and where the log is); 130 stopped by Ctrl-C, after the checkpoints were written.
-"""
+"""The ``taskray`` command."""
 
 from __future__ import annotations
 
@@ -18,10 +14,16 @@ from typing import Any
 
 from rich.console import Console
 
+import taskray
 from taskray.config import load_job
 from taskray.errors import TaskrayError, one_line
+from taskray.report.say import say
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+EXIT_CODES = (
+    "exit codes: 0 done; 2 what was given is wrong (one line); 1 the run failed (which task, which "
+    "step, why, and where the log is); 130 stopped by Ctrl-C, after the checkpoints were written"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +64,10 @@ def _keep_traceback() -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="taskray", description=__doc__.splitlines()[0])
+    top = argparse.ArgumentParser(
+        prog="taskray", description="Collective training of vision tasks on Ray.", epilog=EXIT_CODES
+    )
+    top.add_argument("--version", action="version", version=f"taskray {taskray.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for name, add, run, help in (
         ("train", _train, run_train, "one collective run of a job"),
@@ -74,27 +79,30 @@ def parser() -> argparse.ArgumentParser:
         ("data", _data, run_data, "build, look at or convert datasets"),
         ("doctor", _doctor, run_doctor, "check a job and this machine before anything is placed"),
     ):
-        sub = commands.add_parser(name, help=help, description=help)
+        sub = commands.add_parser(name, help=help, description=help, epilog=EXIT_CODES)
         sub.set_defaults(run=run)
         add(sub)
     return top
 
 
 def _train(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("job", metavar="JOB.yaml", help="a job file")
     _overrides(sub)
     sub.add_argument("--out", type=Path, help="run folder (default: runs/<name of the job>)")
-    sub.add_argument("--resume", choices=("auto", "never"), default="auto")
+    sub.add_argument(
+        "--resume", choices=("auto", "never"), default="auto",
+        help="auto: go on from the run's checkpoints; never: delete them and start over",
+    )  # fmt: skip
     sub.add_argument("--inline", action="store_true", help="the same loop in one process, no Ray")
 
 
 def _evaluate(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("folder", type=Path, metavar="RUN")
+    sub.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
     _overrides(sub)
 
 
 def _study(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("study", type=Path, metavar="STUDY.yaml")
+    sub.add_argument("study", type=Path, metavar="STUDY.yaml", help="a study file")
     sub.add_argument("--out", type=Path, help="study folder (default: runs/<name of the study>)")
     sub.add_argument("--seeds", type=int, help="how many seeds, instead of the study's own")
     _recording(sub)
@@ -102,7 +110,7 @@ def _study(sub: argparse.ArgumentParser) -> None:
 
 
 def _tune(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("space", type=Path, metavar="SPACE.yaml")
+    sub.add_argument("space", type=Path, metavar="SPACE.yaml", help="a space file")
     sub.add_argument("--job", type=Path, metavar="JOB.yaml", help="instead of the space's own")
     sub.add_argument("--out", type=Path, help="folder (default: runs/<name of the space>)")
     sub.add_argument("--samples", type=int, help="how many trials, instead of the space's own")
@@ -111,7 +119,7 @@ def _tune(sub: argparse.ArgumentParser) -> None:
 
 
 def _submit(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("job", metavar="JOB.yaml", help="a job file")
     sub.add_argument("--address", required=True, help="of the cluster's dashboard, http://...")
     sub.add_argument("--follow", action="store_true", help="print the job's log until it ends")
     sub.add_argument(
@@ -125,8 +133,8 @@ def _submit(sub: argparse.ArgumentParser) -> None:
 
 
 def _report(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("folder", type=Path, metavar="RUN_OR_STUDY")
-    sub.add_argument("--baseline", type=Path, help="a run to compare with, in report and table")
+    sub.add_argument("folder", type=Path, metavar="RUN_OR_STUDY", help="the folder of either")
+    sub.add_argument("--baseline", type=Path, help="a run to compare a run with")
 
 
 def _data(sub: argparse.ArgumentParser) -> None:
@@ -136,7 +144,7 @@ def _data(sub: argparse.ArgumentParser) -> None:
 
 
 def _doctor(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("job", metavar="JOB.yaml")
+    sub.add_argument("job", metavar="JOB.yaml", help="a job file")
     _overrides(sub)
 
 
@@ -173,7 +181,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(f"taskray: interrupted; {how} goes on from {folder}", file=sys.stderr)
         return INTERRUPTED
     console.print(to_rich(comparison_table({job.name: result})))
-    console.print(f"run folder: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
+    say(console, f"run folder: {folder}   report: {folder / 'report.html'}")
     if result["error"]:
         print(f"taskray: {result['error']} (log: {folder / ERRORS})", file=sys.stderr)
         return FAILED
@@ -254,7 +262,7 @@ def run_report(arguments: argparse.Namespace) -> int:
             names = labels(Run(arguments.folder), Run(arguments.baseline))
         results = [read_result(folder) or {} for folder in folders]
         console.print(to_rich(comparison_table(dict(zip(names, results, strict=True)))))
-    console.print(f"report: {path}", soft_wrap=True)
+    say(console, f"report: {path}")
     return DONE
 
 

@@ -7,7 +7,7 @@ environment variable overrides a field.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,7 +93,7 @@ class OptimizerConfig(Settings):
 
 
 class AugmentConfig(Settings):
-    """Photometric changes of a task's own input, in training only (geometry stays)."""
+    """Changes of a task's own input, in training only: of its colours, and ``flip``."""
 
     brightness: Annotated[float, Field(ge=0)] = 0.0
     """Image values are multiplied by a factor from [1 - b, 1 + b]."""
@@ -309,6 +309,7 @@ class Job(Settings):
                 hint = nearest(name, list(self.data))
                 raise ValueError(f"@{where}@no dataset {name!r} under 'data'; {hint}")
 
+        refuse_one_folder(self.tasks, "tasks")
         for task_name, task in self.tasks.items():
             known(f"tasks.{task_name}.dedicated", task.dedicated)
         if self.mediator:
@@ -360,6 +361,16 @@ class Job(Settings):
             self.runtime.publisher == "forward_server"
             or self.staleness.on_stale == "forward_server"
         )
+
+
+def refuse_one_folder(names: Iterable[str], where: str) -> None:
+    """Names that differ by case alone are one folder on some file systems: ValueError, as our
+    validators raise it."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(f"@{where}.{name}@differs from {other!r} by case alone")
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 IGNORE = 255
 """Segmentation value of pixels that count neither in losses nor in metrics."""
@@ -45,7 +44,6 @@ class Quantity:
     shape: tuple[int | str, ...]
     dtype: str
     unit: str
-    resize: Literal["area", "nearest", "intrinsics", "none"]
     meaning: str
 
 
@@ -57,7 +55,6 @@ QUANTITIES: dict[str, Quantity] = {
             (3, "H", "W"),
             "uint8",
             "RGB, 0-255 stored, [0, 1] in training",
-            "area",
             "colour frame",
         ),
         Quantity(
@@ -65,7 +62,6 @@ QUANTITIES: dict[str, Quantity] = {
             (3, 3),
             "float32",
             "pixels",
-            "intrinsics",
             "camera matrix K: fx, fy, principal point (x0, y0) at pixel centres",
         ),
         Quantity(
@@ -73,7 +69,6 @@ QUANTITIES: dict[str, Quantity] = {
             (1, "H", "W"),
             "float32",
             "metres along z, 0 invalid",
-            "nearest",
             "distance of the surface from the image plane",
         ),
         Quantity(
@@ -81,7 +76,6 @@ QUANTITIES: dict[str, Quantity] = {
             (3, "H", "W"),
             "float32",
             "unit vectors, camera axes; 0 0 0 invalid",
-            "nearest",
             "surface normals facing the camera",
         ),
         Quantity(
@@ -89,7 +83,6 @@ QUANTITIES: dict[str, Quantity] = {
             (1, "H", "W"),
             "uint8",
             "class index, 255 ignored",
-            "nearest",
             "semantic class per pixel",
         ),
         Quantity(
@@ -97,7 +90,6 @@ QUANTITIES: dict[str, Quantity] = {
             (1, "H", "W"),
             "uint8",
             "1 edge, 0 none, 255 ignored",
-            "nearest",
             "occlusion and object boundaries",
         ),
         Quantity(
@@ -105,7 +97,6 @@ QUANTITIES: dict[str, Quantity] = {
             (4, 4),
             "float32",
             "metres, camera k to camera k+1",
-            "none",
             "rigid motion of the camera to the next frame",
         ),
         Quantity(
@@ -113,7 +104,6 @@ QUANTITIES: dict[str, Quantity] = {
             (4, 4),
             "float32",
             "metres, camera k to camera k-1",
-            "none",
             "rigid motion of the camera to the frame before",
         ),
         Quantity(
@@ -121,7 +111,6 @@ QUANTITIES: dict[str, Quantity] = {
             (3, "H", "W"),
             "float32",
             "metres, axes of camera k+1",
-            "nearest",
             "movement of the visible point relative to the scene, to the next frame",
         ),
         Quantity(
@@ -129,7 +118,6 @@ QUANTITIES: dict[str, Quantity] = {
             (3, "H", "W"),
             "float32",
             "metres, axes of camera k-1",
-            "nearest",
             "the same, to the frame before",
         ),
         Quantity(
@@ -137,7 +125,6 @@ QUANTITIES: dict[str, Quantity] = {
             (1, "H", "W"),
             "uint8",
             "1 moving, 0 still, 255 ignored",
-            "nearest",
             "pixels of objects that move relative to the scene",
         ),
         Quantity(
@@ -145,7 +132,6 @@ QUANTITIES: dict[str, Quantity] = {
             ("P", 4),
             "float32",
             "x y z in metres, reflectance in [0, 1]; rows of NaN hold no point",
-            "none",
             "LiDAR sweep in the axes of its sensor",
         ),
         Quantity(
@@ -153,7 +139,6 @@ QUANTITIES: dict[str, Quantity] = {
             ("M", 9),
             "float32",
             "x y z l w h in metres, theta in radians, class index, track id; rows of NaN hold none",
-            "none",
             "upright boxes around objects, in the axes of the frame's LiDAR; x y z is the centre",
         ),
         Quantity(
@@ -161,7 +146,6 @@ QUANTITIES: dict[str, Quantity] = {
             (4, 4),
             "float32",
             "metres, LiDAR k to LiDAR k+1",
-            "none",
             "rigid motion of the LiDAR to the next frame",
         ),
         Quantity(
@@ -169,7 +153,6 @@ QUANTITIES: dict[str, Quantity] = {
             ("A", 9, "Y", "X"),
             "float32",
             "x y z in metres, log of l w h, theta in radians, logits of direction and class",
-            "none",
             "of each anchor the likeliest box, as the difference of box and anchor; see above",
         ),
         Quantity(
@@ -177,7 +160,6 @@ QUANTITIES: dict[str, Quantity] = {
             ("A", "D", "Y", "X"),
             "float32",
             "x y in metres, theta in radians; these three for each other frame",
-            "none",
             "of each anchor the movement of its box: box in another frame minus box in this one, "
             "each in the axes of its own frame; the frame before first, then the one before it",
         ),

@@ -15,7 +15,14 @@ from pyarrow import fs
 from torch import nn
 
 from taskray.errors import InputError
-from taskray.runtime.checkpoints import MODEL, STATE, CheckpointStore, load_into, open_filesystem
+from taskray.runtime.checkpoints import (
+    MODEL,
+    STATE,
+    CheckpointStore,
+    find_checkpoint,
+    load_into,
+    open_filesystem,
+)
 
 
 def network(width: int = 4) -> nn.Module:
@@ -120,6 +127,18 @@ def test_any_pyarrow_filesystem_will_do(tmp_path):
     assert not isinstance(memory.filesystem, fs.LocalFileSystem)
     memory.save("depth", 10, network(), state(10))
     assert memory.latest("depth").step == 10
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    CheckpointStore("~/run/checkpoints").save("depth", 10, network(), state(10))
+    assert (tmp_path / "run/checkpoints/depth/step_10" / MODEL).is_file()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").write_text("checkpoint: {path: ~/run/checkpoints}")
+    for place in ("~/run", "~/run/checkpoints/depth/step_10", "~/other"):
+        assert find_checkpoint(place, "depth").step == 10
+    with pytest.raises(InputError, match=r"^cannot open '~nobody-at-all/x'"):
+        open_filesystem("~nobody-at-all/x")
 
 
 def test_a_location_that_cannot_be_opened_is_named():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import aiohttp
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -23,6 +27,7 @@ from taskray.commands import submit as submission
 from taskray.commands.train import absolute_paths, train
 from taskray.config import dump_yaml, load_job
 from taskray.errors import InputError, TaskrayError
+from taskray.report.run_folder import claim
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("train", "evaluate", "study", "tune", "submit", "report", "data", "doctor")
@@ -63,11 +68,26 @@ def in_new_process(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command, capsys):
+def test_every_command_has_help_on_all_its_words_and_the_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    assert "usage: taskray" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "usage: taskray" in text
+    assert "exit codes: 0 done; 2" in text
+    assert not re.search(
+        r"^  [A-Z_.a-z]+\n(?! {4})", text, re.M
+    )  # an argument, and nothing said of it
+    assert command != "train" or "never: delete them and start over" in " ".join(text.split())
+
+
+def test_help_is_plain_text_and_the_version_is_told(capsys):
+    for option, expected in (("--help", "Collective training"), ("--version", "taskray 0.")):
+        with pytest.raises(SystemExit):
+            main([option])
+        text = capsys.readouterr().out
+        assert expected in text
+        assert "``" not in text
 
 
 @pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["train", "j.yaml", "--resume", "x"]])
@@ -109,7 +129,7 @@ def test_a_study_given_as_a_job_is_told_its_command(call):
 
 
 def test_train_leaves_a_complete_run_folder_and_goes_on_when_called_again(call, job, tmp_path):
-    run = tmp_path / "run"
+    run = tmp_path / "[/run]"  # which is no markup
     code, out, _ = call("train", job, "--inline", "--out", run)
     assert code == 0
     assert f"run folder: {run}" in out
@@ -125,26 +145,57 @@ def test_train_leaves_a_complete_run_folder_and_goes_on_when_called_again(call, 
     assert "goes on from step" not in (run / "metrics.jsonl").read_text()
 
 
+def test_a_folder_in_which_another_run_is_at_work_is_left_alone(call, job, tmp_path):
+    run = tmp_path / "run"
+    assert call("train", job, "--inline", "--out", run)[0] == 0
+    files = {file for file in run.rglob("*") if file.is_file()}
+    with claim(run, "a run folder"):
+        for words in (["train", job, "--inline", "--out", run, "--resume", "never"],
+                      ["train", job, "--inline", "--out", run], ["evaluate", run]):  # fmt: skip
+            code, _, stderr = call(*words)
+            assert (code, stderr.count("\n")) == (2, 1)
+            assert f"{run}: another taskray is at work in this folder" in stderr
+    assert {file for file in run.rglob("*") if file.is_file()} == files
+
+
+def test_tasks_that_differ_by_case_alone_would_share_a_folder(call, job):
+    code, _, stderr = call("doctor", job, "--set", "tasks.Depth={task: depth, dedicated: labelled}")
+    assert code == 2
+    assert "tasks.Depth: differs from 'depth' by case alone" in stderr
+
+
 def test_relative_paths_are_those_of_the_folder_where_the_command_was_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("frames", "runs/old"):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("frames", "runs/old", "world", "sim"):
         (tmp_path / folder).mkdir(parents=True)
+    maps = {name: tmp_path / f"{name}.yaml" for name in ("mine", "ours")}
+    for file in maps.values():
+        file.write_text("classes: [road, car]\nmovable: [car]\n")
     job = tiny_job(
+        "tasks.segmentation={task: {name: segmentation, class_map: mine.yaml}, dedicated: test}",
+        "consistency.warp.relation={name: segmentation_warp, movable: ./ours.yaml}",
+        "tasks.segmentation.checkpoint=~/runs/old",
         "tasks.depth.checkpoint=runs/old#other",
         "tasks.normals.checkpoint=s3://bucket/run",
-        "data.labelled.reader={name: parquet, path: frames}",
+        "data.labelled.reader={name: cityscapes, path: frames, class_map: mine.yaml}",
         "data.test.reader={name: parquet, path: /there/alone}",
     )
     found = absolute_paths(job)
     assert found.tasks["depth"].checkpoint == f"{tmp_path}/runs/old#other"
     assert found.tasks["normals"].checkpoint == "s3://bucket/run"
-    assert found.data["labelled"].reader.arguments == {"path": f"{tmp_path}/frames"}
+    reader = {"path": f"{tmp_path}/frames", "class_map": str(maps["mine"])}
+    assert found.data["labelled"].reader.arguments == reader
     assert found.data["test"] == job.data["test"]
-    assert found.data["unlabelled"] == job.data["unlabelled"]
-    assert found.model_copy(update={"tasks": job.tasks, "data": job.data}) == job
+    assert found.data["unlabelled"] == job.data["unlabelled"]  # 'world' is no folder there
+    assert found.tasks["segmentation"].task.arguments == {"class_map": str(maps["mine"])}
+    assert found.tasks["segmentation"].checkpoint == f"{tmp_path}/runs/old"
+    assert found.consistency["warp"].relation.arguments == {"movable": str(maps["ours"])}
+    same = {"tasks": job.tasks, "data": job.data, "consistency": job.consistency}
+    assert found.model_copy(update=same) == job
 
 
-@pytest.mark.parametrize("settings", [[], ["checkpoint.path=elsewhere"]])
+@pytest.mark.parametrize("settings", [[], ["checkpoint.path=~/elsewhere"]])
 def test_actors_are_told_where_checkpoints_lie_by_an_absolute_path(tmp_path, monkeypatch, settings):
     class Told(Exception):
         pass
@@ -153,6 +204,7 @@ def test_actors_are_told_where_checkpoints_lie_by_an_absolute_path(tmp_path, mon
         raise Told(checkpoints)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("taskray.commands.train.make_collective", tell)
     with pytest.raises(Told) as told:
         train(tiny_job(*settings), Path("run"), inline=True, console=Console(quiet=True))
@@ -197,6 +249,21 @@ def test_evaluate_refuses_what_it_cannot_measure(call, job, tmp_path):
         assert (code, stderr.count("\n")) == (2, 1)
         assert problem in stderr
     assert (run / "result.json").read_bytes() == before
+
+
+def test_a_damaged_file_is_found_before_the_evaluation_and_not_after_it(
+    call, job, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    assert call("train", job, "--inline", "--out", run)[0] == 0
+    monkeypatch.setattr("taskray.commands.evaluate.evaluate_task", None)  # or it would be called
+    for name in ("panels.npz", "result.json", "metrics.jsonl"):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(b"PK" + whole[: len(whole) // 2] + b"\n")
+        code, _, stderr = call("evaluate", run)
+        assert (code, stderr.count("\n")) == (2, 1)
+        assert str(run / name) in stderr
+        (run / name).write_bytes(whole)
 
 
 def test_report_compares_two_runs(call, job, tmp_path):
@@ -388,7 +455,7 @@ def test_a_folder_that_ray_would_refuse_is_refused_first_with_its_largest_part(t
 class Client:
     """Stands for Ray's client: refuses a few times, then takes the job."""
 
-    def __init__(self, *refusals: str) -> None:
+    def __init__(self, *refusals: Any) -> None:
         self.refusals = list(refusals)
         self.taken: list[dict[str, Any]] = []
 
@@ -404,6 +471,15 @@ class Client:
 
     async def tail_job_logs(self, name: str):
         yield "some log\n"
+        if self.refusals:
+            raise self.refusals.pop()
+
+
+class Gone(Client):
+    """As that one, where the cluster does not answer."""
+
+    def get_job_info(self, name: str) -> SimpleNamespace:
+        raise ConnectionResetError("gone")
 
 
 def test_a_cluster_that_has_just_started_is_asked_again(tmp_path):
@@ -424,6 +500,12 @@ def test_following_a_job_ends_with_its_exit_code(capsys):
         submission._follow(Client(), "job-1")
     assert error.value.exit_code == 2
     assert capsys.readouterr().out == "some log\n"
+    for broken in (aiohttp.ClientPayloadError("cut"), OSError("cut"), RuntimeError("cut")):
+        with pytest.raises(TaskrayError, match="job job-1 failed: bad key"):
+            submission._follow(Client(broken), "job-1")
+        assert "cut); waiting for the job to end" in capsys.readouterr().out
+    with pytest.raises(TaskrayError, match="no longer answers, and job job-1 may go on: gone"):
+        submission._follow(Gone(), "job-1")
     assert submission.exit_code("SUCCEEDED", 0) == 0
     assert submission.exit_code("STOPPED", None) == 130
     assert submission.exit_code("FAILED", 137) == 1
@@ -456,7 +538,18 @@ def test_client_and_cluster_agree_on_tokens_or_say_why_not(
     assert submission.os.environ.get("RAY_AUTH_MODE") == ("token" if status == 401 else None)
 
 
-def test_no_cluster_at_the_address(call, job):
-    code, _, stderr = call("submit", job, "--address", "127.0.0.1:9")
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("127.0.0.1:9", None),
+        ("127.0.0.1:9 x", None),  # http.client.InvalidURL
+        ("127.0.0.1:9", http.client.BadStatusLine("SSH-2.0")),
+    ],
+)
+def test_no_cluster_at_the_address(call, job, monkeypatch, address, error):
+    if error:
+        monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=error))
+    code, _, stderr = call("submit", job, "--address", address)
     assert (code, stderr.count("\n")) == (2, 1)
-    assert "--address http://127.0.0.1:9: no cluster answers" in stderr
+    assert f"--address http://{address}: no cluster answers: " in stderr
+    assert error is None or "BadStatusLine: SSH-2.0" in stderr

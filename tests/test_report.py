@@ -7,6 +7,9 @@ import io
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,13 +21,13 @@ from taskray.errors import InputError
 from taskray.report import panels
 from taskray.report.charts import Line, line_chart
 from taskray.report.compare import comparison_table
-from taskray.report.curves import read_curves, write_curves
-from taskray.report.history import Run
+from taskray.report.curves import curve_charts, draw_curves, read_curves, write_curves
+from taskray.report.history import Run, Series
 from taskray.report.html import write_report
 from taskray.report.live import Live, Progress
-from taskray.report.metrics import describe, duration, format_change, relative_change
+from taskray.report.metrics import METRICS, describe, duration, format_change, relative_change
 from taskray.report.render import to_markdown, to_rich
-from taskray.report.run_folder import RunFolder, read_metrics, read_panels, read_result
+from taskray.report.run_folder import RunFolder, claim, read_metrics, read_panels, read_result
 from taskray.report.tables import Cell, grid, read_table, study_table, to_csv, write_table
 
 NASTY = "<script>alert('x')</script>&\"quoted\""
@@ -192,6 +195,34 @@ def test_steps_done_again_after_a_restart_count_once(tmp_path: Path) -> None:
     assert series.values == [0.0, 3.0, 4.0, 5.0]
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from taskray.report.run_folder import claim
+with claim(Path(sys.argv[1]), "a run folder"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_folder_is_one_process_s_alone_until_it_ends_in_whatever_way(
+    tmp_path: Path, end: int
+) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with (
+            pytest.raises(InputError, match=f"{tmp_path}: another taskray is at work"),
+            claim(tmp_path, "a run folder"),
+        ):
+            pass
+        holder.send_signal(end)
+    with claim(tmp_path, "a run folder"):
+        pass
+
+
 # ---- report
 
 
@@ -261,6 +292,53 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "missing")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("panels.npz", None, "cannot be read as .npz"),
+        ("config.yaml", b"name: \xff", "not a text file in UTF-8"),
+        ("config.yaml", b"name: 2020-13-45", "holds values that taskray did not write"),
+        ("study.yaml", b"name: \xff", "not a text file in UTF-8"),
+        ("curves.json", b"[1, 2]", "not curves that taskray wrote"),
+        ("curves.json", b'{"k": {"a": {"steps": [1], "times": ["x"]}}}', "not curves that"),
+        ("table.json", b'{"columns": [], "rows": [{"name": "a", "label": "a", "cells": []}]}',
+         "not a table that taskray wrote"),
+        ("table.json", b'{"title": 3, "columns": [], "rows": [], "notes": [], '
+         b'"metrics_as_rows": false, "baseline": null}', "holds values that taskray did not"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_named_in_one_line(
+    tmp_path: Path, name: str, content: bytes | None, problem: str
+) -> None:
+    if name in ("panels.npz", "config.yaml"):
+        make_run(tmp_path)
+    else:
+        write_table(study_table("Study", {"a": {"abs_rel": [0.4]}}), tmp_path)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[:-200] if content is None else content)
+    with pytest.raises(InputError, match=problem) as caught:
+        write_report(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("position", [0.2, 0.5, 0.8])
+def test_panels_are_refused_wherever_they_are_damaged(tmp_path: Path, position: float) -> None:
+    file = make_run(tmp_path) / "panels.npz"
+    content = bytearray(file.read_bytes())
+    place = int(len(content) * position)
+    content[place : place + 40] = bytes(40)
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read as \.npz"):
+        read_panels(tmp_path)
+
+
+def test_a_study_has_no_baseline(tmp_path: Path) -> None:
+    write_table(study_table("Study", {"a": {"abs_rel": [0.4]}}), tmp_path / "study")
+    with pytest.raises(InputError, match=r"--baseline .*is a study"):
+        write_report(tmp_path / "study", make_run(tmp_path / "run"))
+
+
 def test_a_study_folder_gets_a_report_that_links_its_runs(tmp_path: Path) -> None:
     results = {NASTY: {"abs_rel": [0.4, 0.5]}, "b": {"abs_rel": [0.3, 0.2]}}
     write_table(study_table("Study", results), tmp_path)
@@ -277,7 +355,7 @@ def test_a_study_draws_all_variants_in_one_plot_over_steps_and_over_seconds(tmp_
     results = {"a": {key: [0.4, 0.5], "seconds": 3.0}, "b": {key: [0.3, 0.2], "seconds": 4.0}}
     table = study_table("Study", results)
     write_table(table, tmp_path)
-    assert write_curves(read_curves(table, {}), tmp_path) is None
+    assert write_curves(table, read_curves(table, {}), tmp_path) is None
     runs = {"a": [tmp_path / "runs/a/seed_0", tmp_path / "runs/a/seed_1"], "b": [tmp_path / "b"]}
     for run in [*runs["a"], *runs["b"]]:
         make_run(run)
@@ -285,12 +363,40 @@ def test_a_study_draws_all_variants_in_one_plot_over_steps_and_over_seconds(tmp_
     assert {key: ["a", "b"]} == {k: [*v] for k, v in curves.items()}
     assert curves[key]["a"].steps == list(range(25, 201, 25))
     assert curves[key]["a"].values[0] == pytest.approx(1 / 25)
-    picture = write_curves(curves, tmp_path)
+    picture = write_curves(table, curves, tmp_path)
     assert picture is not None
     assert picture.read_bytes().startswith(b"\x89PNG")
     page = write_report(tmp_path).read_text(encoding="utf-8")
     parse(page)
     assert page.count("<svg") >= 2
+
+
+def test_a_variant_has_one_colour_in_all_curves_though_another_has_its_label() -> None:
+    results = {name: {"depth/t/abs_rel": 0.1, "normals/t/miou": 0.2} for name in "abc"}
+    table = study_table("", results, labels={"a": "same", "b": "same"})
+    series = Series([1, 2], [1.0, 2.0], [0.5, 0.4])
+    curves = {
+        "depth/t/abs_rel": {"b": series, "c": series},
+        "normals/t/miou": {"a": series, "b": series, "c": series},
+    }
+    first, _, second, _ = draw_curves(table, curves).axes
+    assert [line.get_color() for line in first.lines] == ["C1", "C2"]
+    assert [line.get_color() for line in second.lines] == ["C0", "C1", "C2"]
+    legend = zip(first.get_legend().get_texts(), first.get_legend().get_lines(), strict=True)
+    named = [(text.get_text(), line.get_color()) for text, line in legend]
+    assert named == [("same", "C0"), ("same", "C1"), ("c", "C2")]
+    page = curve_charts(table, curves)
+    assert re.findall(r'class="line (c\d)"', page) == ["c1", "c2"] * 2 + ["c0", "c1", "c2"] * 2
+
+
+def test_dollars_are_no_mathematics(tmp_path: Path) -> None:
+    dollars = "$5_ and 6^$"
+    table = study_table(
+        dollars, {"a": {f"t/{dollars}": 1.0}}, labels={"a": dollars}, notes=[dollars]
+    )
+    write_table(table, tmp_path)
+    curves = {f"t/{dollars}": {"a": Series([1, 2], [1.0, 2.0], [0.5, 0.4])}}
+    assert write_curves(table, curves, tmp_path) is not None
 
 
 def test_charts_cope_with_one_point_constants_and_thousands_of_points() -> None:
@@ -381,7 +487,13 @@ def test_metrics_know_their_direction_and_unit() -> None:
     assert not describe("depth/real_test/abs_rel").higher_is_better
     assert describe("segmentation/test/iou/traffic sign").title == "IoU traffic sign"
     assert describe("iou/car").percent
-    assert describe("something_new").higher_is_better
+    assert describe("something_new").higher_is_better is None
+    for name in ("restarts", "corrupt_rows", "refused", "skipped_consistency_steps", "turn_error"):
+        assert describe(name).higher_is_better is False
+    for name in ("evictions", "bytes", "entries", "steps"):
+        assert METRICS[name].higher_is_better is None
+    assert describe("depth/data_wait_fraction").heading == "Waiting for data or peers (%) ↓"
+    assert describe("depth/data_wait_fraction").format(0.0042) == "0.4"
     assert not describe("loss/supervised").higher_is_better
     assert describe("within_11_25").format(0.378, 0.004) == "37.8 ± 0.4"
     assert (relative_change(1.0, 0.0), format_change(None)) == (None, "—")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from taskray.commands.train import train
 from taskray.config import DataConfig, Job, dump_yaml, load_job, parse_job
 from taskray.data.store import convert
 from taskray.errors import InputError
-from taskray.report.run_folder import read_metrics, read_result
+from taskray.report.run_folder import claim, read_metrics, read_result
 from taskray.report.tables import read_table
 from taskray.tuning.fit import concurrency, footprint, quiet, share_threads
 from taskray.tuning.progress import Progress
@@ -156,6 +157,22 @@ def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
         ({"metrics": ["dept/test/abs_rel"]}, "no task 'dept'; did you mean 'depth'?"),
         ({"metrics": ["depth/tset/abs_rel"]}, "no evaluation 'tset'; did you mean 'test'?"),
         ({"metrics": ["depth/test/abs_rell"]}, "measures no 'abs_rell'; did you mean 'abs_rel'?"),
+        ({"metrics": ["depth/abs_rel"]}, "which evaluation? expected depth/<evaluation>/abs_rel"),
+        ({"metrics": ["depth/stepz"]}, "no such figure; did you mean 'steps'?"),
+        ({"metrics": ["cache/foo"]}, "no such figure; known: bytes, entries, "),
+        ({"metrics": ["seconds/x"]}, "no such figure; known: seconds"),
+        (
+            {"metrics": ["staleness/depth<-edges/steps_mean"]},
+            "no such figure; did you mean 'depth<-no",
+        ),
+        ({"metrics": ["staleness/nonsense/x"]}, "no such figure"),
+        (
+            {"delta_m": {"baseline": "alone", "metrics": ["depth/steps"]}},
+            "delta_m.metrics: 'depth/steps': whether less or more of it is better",
+        ),
+        ({"set": {"seed": 9}}, "set.seed: the seeds are those of 'seeds'"),
+        ({"variants": {"a": {"set": {"name": "x"}}}}, "variants.a.set.name: each run is named"),
+        ({"variants": {"a": {}, "A": {}}}, "variants.A: differs from 'a' by case alone"),
         (
             {"paper": {"title": "P", "rows": {"alon": {"depth/test/abs_rel": 0.3}}}},
             "paper.rows.alon: no such variant; did you mean 'alone'?",
@@ -195,6 +212,7 @@ def test_a_wrong_study_is_refused_in_one_line_that_names_the_key(
         ({"metric": "depth/test/abs_rel"}, "no evaluation 'test'"),
         ({"metric": "depth/test/abs_rel", "set": {}}, "'test' is a test split"),
         ({"metric": "seconds"}, "expected <task>/<evaluation>/<metric>"),
+        ({"metrics": ["depth/stepz"]}, "no such figure"),
         ({"scheduler": "asha", "set": {"evaluation.data": {"val": "val"}}}, "evaluation.every"),
         ({"scheduler": "hyperband"}, "scheduler"),
     ],
@@ -207,6 +225,38 @@ def test_a_wrong_space_is_refused_in_one_line_that_names_the_key(
         tune(tmp_path / "space.yaml", None, tmp_path / "out", None, [], silent())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_metric_of_a_task_of_one_s_own_is_allowed_and_the_search_asks_what_is_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskray.tuning.runs.metric_names", lambda job, task: ["own", "iou/a"])
+    for metric in ("depth/test/own", "depth/test/iou/a"):
+        planned(tmp_path, metrics=[metric])
+    with pytest.raises(InputError, match="measures no 'iou/b'"):
+        planned(tmp_path, metrics=["depth/test/iou/b"])
+    write(tmp_path, space=changed(SPACE, metric="depth/val/own"))
+    space = Space(load_space(tmp_path / "space.yaml"), "space.yaml", JOB, (), tmp_path)
+    with pytest.raises(InputError, match=r"space.yaml: mode: expected 'min' or 'max'"):
+        check_space(space)
+
+
+def test_a_study_s_seed_is_not_for_the_command_line_either(tmp_path: Path) -> None:
+    write(tmp_path, job=JOB, study=STUDY)
+    with pytest.raises(InputError, match="--set 'seed=9': the seeds are those of 'seeds'"):
+        study(tmp_path / "study.yaml", tmp_path / "out", None, ["seed=9"], silent())
+
+
+@pytest.mark.parametrize("kind", [study, tune])
+def test_a_folder_in_which_another_study_runs_is_refused(tmp_path: Path, kind: Any) -> None:
+    write(tmp_path, job=JOB, study=STUDY, space=SPACE)
+    file = tmp_path / ("study.yaml" if kind is study else "space.yaml")
+    arguments = (file, *([None] if kind is tune else []), tmp_path / "out", None, [], silent())
+    with (
+        claim(tmp_path / "out", "a study folder"),
+        pytest.raises(InputError, match="out: another taskray is at work in this folder"),
+    ):
+        kind(*arguments)
 
 
 def test_zero_samples_or_seeds_are_refused(tmp_path: Path) -> None:
@@ -244,8 +294,11 @@ def test_runs_that_share_a_checkpoint_address_get_folders_of_their_own_there(
 ) -> None:
     runs = planned(tmp_path, set={"checkpoint.path": "s3://bucket/checkpoints/"})
     paths = [r.run.job.checkpoint.path for r in runs]
-    assert paths[0] == "s3://bucket/checkpoints/out/runs/alone/seed_0"
-    assert len({*paths}) == 4
+    assert paths[0] is not None
+    assert paths[0].startswith("s3://bucket/checkpoints/out/runs/alone/seed_0-")
+    (tmp_path / "elsewhere").mkdir()  # a study of the same name
+    others = planned(tmp_path / "elsewhere", set={"checkpoint.path": "s3://bucket/checkpoints/"})
+    assert len({*paths, *(r.run.job.checkpoint.path for r in others)}) == 8
 
 
 # ---- what is left to do -------------------------------------------------------------------------
@@ -433,7 +486,8 @@ def test_a_metric_is_an_evaluation_s_or_a_path_of_the_result() -> None:
     assert value_of(result, "normals/test/abs_rel") is None
     job = parse_job(JOB, "job")
     check_metric("staleness/depth<-normals/steps_mean", [job], "study")
-    check_metric("depth/steps_per_second", [job], "study")
+    for figure in ("depth/steps_per_second", "depth/restarts", "seconds", "cache/evictions"):
+        check_metric(figure, [job], "study")
 
 
 def test_the_table_has_ours_beside_the_paper_s_and_names_its_holes(tmp_path: Path) -> None:
@@ -475,17 +529,18 @@ def test_a_study_that_is_done_needs_no_ray_and_is_recorded(
         finish(r.run, depth__test__abs_rel=0.4 + r.seed / 10, normals__test__within_30=0.5)
     monkeypatch.setattr("taskray.runtime.session.session", None)
     console = silent()
-    arguments = (tmp_path / "study.yaml", tmp_path / "out", None, [], console, tmp_path / "kept")
+    arguments = (tmp_path / "study.yaml", tmp_path / "out", None, [], console, tmp_path / "[/kept]")
     assert study(*arguments) == 0
     assert "4 of 4 runs are done already" in text_of(console)
+    assert f"recorded in {tmp_path}/[/kept]/small.md" in text_of(console)
     for name in ("table.md", "table.csv", "table.json", "table.png", "report.html"):
         assert (tmp_path / "out" / name).stat().st_size > 0
-    kept = json.loads((tmp_path / "kept/small.json").read_text(encoding="utf-8"))
+    kept = json.loads((tmp_path / "[/kept]/small.json").read_text(encoding="utf-8"))
     assert kept["seeds"] == [0, 1]
     assert kept["command"].startswith("taskray study")
     assert kept["runs"] == "4 of 4 finished"
     assert {"commit", "hardware", "date", "seconds", "table"} <= kept.keys()
-    text = (tmp_path / "kept/small.md").read_text(encoding="utf-8")
+    text = (tmp_path / "[/kept]/small.md").read_text(encoding="utf-8")
     assert "0.450 ± 0.071" in text
     assert "| commit |" in text
     (tmp_path / "file").touch()
@@ -507,6 +562,7 @@ def test_the_best_trial_is_one_that_came_to_its_end() -> None:
     assert verdict(rows[1], rows[0], "depth/val/abs_rel") == (
         "depth/val/abs_rel: 0.400 with a, against 0.500 with the job's own values (−20.0 %)"
     )
+    assert pick_best([row("b", 0.4), row("a", 0.4)], maximise=True).title == "b"
     assert "nothing was better" in verdict(rows[0], rows[0], "depth/val/abs_rel")
 
 
@@ -607,6 +663,34 @@ def test_progress_says_which_run_how_many_and_how_long() -> None:
     ]
     assert "given up at step 20" in lines[3]
     assert lines[-1] == "[3/3] c: 0.0 s · failed"
+
+
+class OfNoUse(Exception):
+    """An exception that does not unpickle: its text is not its argument."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+def test_an_exception_that_cannot_be_read_is_a_failure_and_trials_keep_their_numbers(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(OfNoUse(1, 2)))
+    console = silent()
+    progress = Progress(lambda p: p["run"], 2, console)
+    a, b = (
+        SimpleNamespace(
+            trial_id=name, config={"run": name}, pickled_error_file=tmp_path / "error.pkl"
+        )
+        for name in "ab"
+    )
+    with progress:
+        progress.on_trial_start(0, [], a)
+        progress.on_trial_start(0, [], b)
+        progress.on_trial_error(0, [], b)
+        progress.on_trial_complete(0, [], a)
+    assert "b: 0.0 s · failed" in text_of(console)
+    assert [(t.title, t.number) for t in progress.trials] == [("b", 2), ("a", 1)]
 
 
 # ---- on Ray -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from taskray.loop.assembly import build_task, build_tasks, build_trainer
 from taskray.loop.evaluation import Evaluation, evaluate, panels
 from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
-from taskray.report.run_folder import CONFIG, RunFolder, read_panels, read_result
+from taskray.report.run_folder import CONFIG, RunFolder, claim, read_panels, read_result
 from taskray.runtime.checkpoints import CheckpointStore, load_into
 from taskray.runtime.member import NUM_SAMPLES, choose_device
 
@@ -30,8 +30,8 @@ def evaluate_run(
     """Measure the latest checkpoint of every task of a run; returns its new ``result.json``.
 
     The evaluations are those of the run's ``config.yaml`` with the ``overrides``. They go into
-    the result beside whatever it holds. Raises InputError where the folder is no run, where a
-    task has no checkpoint, or where that is of another model.
+    the result beside whatever it holds. Raises InputError where the folder is no run or another
+    process is at work in it, where a task has no checkpoint, or where that is of another model.
     """
     config = folder / CONFIG
     if not config.is_file():
@@ -45,16 +45,18 @@ def evaluate_run(
     for name in job.tasks:
         if not store.steps(name):
             raise InputError(f"{store.root}/{name}: no checkpoint of task {name!r}")
-    data = open_evaluations(job, console or Console())
-    evaluations, steps = {}, {}
-    for name in job.tasks:
-        steps[name], evaluations[name] = evaluate_task(job, name, store, data)
-    before = read_result(folder) or {"name": job.name, "status": "interrupted"}
-    result = merge(before, job, evaluations, steps)
-    with RunFolder(folder, tensorboard=False) as files:
-        files.write_panels(read_panels(folder) | panels(evaluations))
+    with claim(folder, "a run folder"), RunFolder(folder, tensorboard=False) as files:
+        # damaged files are found before the work, not after it
+        before = read_result(folder) or {"name": job.name, "status": "interrupted"}
+        pictures = read_panels(folder)
+        data = open_evaluations(job, console or Console())
+        evaluations, steps = {}, {}
+        for name in job.tasks:
+            steps[name], evaluations[name] = evaluate_task(job, name, store, data)
+        result = merge(before, job, evaluations, steps)
         files.write_result(result)
-    write_report(folder)
+        files.write_panels(pictures | panels(evaluations))
+        write_report(folder)
     return result
 
 

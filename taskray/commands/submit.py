@@ -12,6 +12,7 @@ only then: from ``RAY_AUTH_TOKEN``, the file ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import os
 import shlex
@@ -27,6 +28,7 @@ from rich.console import Console
 
 from taskray.config import load_job
 from taskray.errors import InputError, TaskrayError, one_line
+from taskray.report.say import say
 from taskray.runtime import environment
 
 LEFT_BEHIND = ("runs", ".venv", "venv", ".git", "__pycache__", "*.pyc", "*.egg-info",
@@ -74,15 +76,15 @@ def submit(
     command = entrypoint(file, overrides, out, python)
     client = _connect(url)
     name = _submit(client, command, folder)
-    _say(console, f"submitted {name} to {url}")
-    _say(console, f"run folder: {out}, where the job's driver runs")
+    say(console, f"submitted {name} to {url}")
+    say(console, f"run folder: {out}, where the job's driver runs")
     if not follow:
-        _say(console, f"log: ray job logs --address {url} --follow {name}")
+        say(console, f"log: ray job logs --address {url} --follow {name}")
         return 0
     try:
         return _follow(client, name)
     except KeyboardInterrupt:
-        _say(console, f"the job goes on; to end it: ray job stop --address {url} {name}")
+        say(console, f"the job goes on; to end it: ray job stop --address {url} {name}")
         raise
 
 
@@ -185,8 +187,8 @@ def _status(url: str) -> int:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or one_line(error)
         raise InputError(
             f"--address {url.removesuffix(VERSION)}: no cluster answers: {reason}"
         ) from None
@@ -209,7 +211,7 @@ def _connect(url: str) -> Any:
             f"--address {url}: the cluster does not take our token; put its own into "
             f"{environment.TOKEN} or ~/.ray/auth_token (on the cluster: ray get-auth-token)"
         ) from None
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise InputError(f"--address {url}: {one_line(error)}") from None
 
 
@@ -229,7 +231,7 @@ def _submit(
                 entrypoint=command, runtime_env=runtime_environment(folder)
             )
             return name
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             if "No available agent" in str(error) and time.monotonic() < end:
                 sleep(1.0)
                 continue
@@ -244,15 +246,19 @@ def _reason(said: object) -> str:
 
 def _follow(client: Any, name: str) -> int:
     """Print the job's log until it ends; returns the exit code of its command."""
+    import aiohttp  # with which Ray's client reads the log
+
     try:
         asyncio.run(_print_log(client, name))
-    except RuntimeError as error:  # the connection broke: the job may go on without us
+    except (RuntimeError, OSError, aiohttp.ClientError) as error:  # the job may go on without us
         print(f"the log broke off ({one_line(error)}); waiting for the job to end", flush=True)
-    while True:
-        info = client.get_job_info(name)
-        if info.status.is_terminal():
-            break
-        time.sleep(1.0)
+    try:
+        while not (info := client.get_job_info(name)).status.is_terminal():
+            time.sleep(1.0)
+    except (RuntimeError, OSError) as error:
+        raise TaskrayError(
+            f"the cluster no longer answers, and job {name} may go on: {one_line(error)}"
+        ) from None
     code = exit_code(str(info.status.value), info.driver_exit_code)
     if code:
         raise _Ended(f"job {name} {info.status.value.lower()}: {_reason(info.message or '')}", code)
@@ -279,7 +285,3 @@ def exit_code(status: str, code: int | None) -> int:
 async def _print_log(client: Any, name: str) -> None:
     async for text in client.tail_job_logs(name):
         print(text, end="", flush=True)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

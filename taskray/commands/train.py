@@ -1,4 +1,5 @@
-"""One run of a job, from its datasets to its report. The whole story is :func:`train`:
+"""One run of a job, from its datasets to its report. The whole story is :func:`run`, which
+:func:`train` begins once all has been checked:
 
 job ──▶ datasets (converted once, opened) ──▶ collective ──▶ result ──▶ run folder, report
 """
@@ -32,7 +33,7 @@ from taskray.loop.optimization import build_optimizer
 from taskray.report.html import write_report
 from taskray.report.live import Live
 from taskray.report.progress import dataset_progress
-from taskray.report.run_folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
+from taskray.report.run_folder import ERRORS, METRICS, PANELS, RESULT, RunFolder, claim
 from taskray.runtime.checkpoints import (
     CheckpointStore,
     find_checkpoint,
@@ -66,9 +67,9 @@ def train(
 
     ``resume="auto"`` goes on from the folder's checkpoints where there are some; ``"never"``
     starts over. ``inline`` runs the same loop in this process, without Ray. Raises InputError
-    for what the job has wrong, or where the folder holds a run of another job: before anything
-    is placed, or at the end where only an actor with its data could tell. An interrupt (Ctrl-C)
-    leaves after the checkpoints are written.
+    for what the job has wrong, or where the folder holds a run of another job or another process
+    is at work in it: before anything is placed, or at the end where only an actor with its data
+    could tell. An interrupt (Ctrl-C) leaves after the checkpoints are written.
     """
     console = console or Console()
     models = check(job)
@@ -76,17 +77,32 @@ def train(
     folder = folder.resolve()  # processes of a cluster that is already there are at home elsewhere
     checkpoints = job.checkpoint.path or str(folder / "checkpoints")
     if "://" not in checkpoints:
-        checkpoints = str(Path(checkpoints).absolute())
+        checkpoints = CheckpointStore(checkpoints).root
     if inline:
         check_gpus(job)
     if resume == "never":
-        check_origins(job, checkpoints, models)  # before anything is lost
-        start_over(folder, checkpoints, job)
-    check_checkpoints(job, checkpoints, models)
-    check_same_job(job, folder, checkpoints)
-    if job.checkpoint.path:
-        CheckpointStore(checkpoints).write_job(dump_yaml(job))
-    with ray_session(job, inline), RunFolder(folder) as files:
+        check_origins(job, checkpoints, models)
+    else:
+        check_checkpoints(job, checkpoints, models)
+        check_same_job(job, folder, checkpoints)
+    with ray_session(job, inline), claim(folder, "a run folder"):
+        if resume == "never":
+            start_over(folder, checkpoints, job)
+        if job.checkpoint.path:
+            CheckpointStore(checkpoints).write_job(dump_yaml(job))
+        return run(job, folder, checkpoints, inline, console, listener)
+
+
+def run(
+    job: Job,
+    folder: Path,
+    checkpoints: str,
+    inline: bool,
+    console: Console,
+    listener: Listener | None,
+) -> dict[str, Any]:
+    """Train, measure, write and report; see :func:`train`."""
+    with RunFolder(folder) as files:
         files.write_config(job)
         if not inline:
             job = with_paths_for_workers(job)
@@ -222,20 +238,31 @@ def with_paths_for_workers(job: Job) -> Job:
 
 
 def absolute_paths(job: Job) -> Job:
-    """The job with every initial checkpoint and every reader's ``path`` that is there, seen from
-    the present folder, as an absolute path; whatever else stands there (a URI) is left alone."""
+    """The job with every initial checkpoint and every path among the arguments of a reader, task,
+    model or relation that is there, seen from the present folder, as an absolute path.
 
-    def absolute(path: Any) -> Any:
-        local = isinstance(path, str) and Path(path).exists()
-        return str(Path(path).absolute()) if local else path
+    Whatever else stands there (a URI) is left alone. A bare word is a path only as a reader's
+    ``path``: elsewhere it is a name, whatever folder is called the same.
+    """
+
+    def absolute(path: str) -> str:
+        place = os.path.expanduser(path)
+        return os.path.abspath(place) if os.path.exists(place) else path
 
     values = job.model_dump(mode="json")
     for task in values["tasks"].values():
         place, mark, other = (task["checkpoint"] or "").partition("#")
         task["checkpoint"] = f"{absolute(place)}{mark}{other}" if place else None
-    for data in values["data"].values():
-        if "path" in data["reader"]:
-            data["reader"]["path"] = absolute(data["reader"]["path"])
+    plugins = [data["reader"] for data in values["data"].values()]
+    plugins += [task[kind] for task in values["tasks"].values() for kind in ("task", "model")]
+    plugins += [relation["relation"] for relation in values["consistency"].values()]
+    for plugin in plugins:
+        for key, value in plugin.items():
+            is_path = isinstance(value, str) and (
+                key == "path" or os.sep in value or bool(Path(value).suffix)
+            )
+            if key != "name" and is_path:
+                plugin[key] = absolute(value)
     return parse_job(values, job.name)
 
 

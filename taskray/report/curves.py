@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ CURVES = "curves.json"
 AXES = ("steps", "seconds")
 
 Curves = dict[str, dict[str, Series]]
-"""Metric key -> label of the variant -> its mean over seeds."""
+"""Metric key -> name of the variant -> its mean over seeds."""
 
 
 def read_curves(table: Table, runs_of: Mapping[str, Sequence[Path]]) -> Curves:
@@ -35,58 +34,90 @@ def read_curves(table: Table, runs_of: Mapping[str, Sequence[Path]]) -> Curves:
             seeds = [series for run in runs if (series := run.series(task, f"eval/{metric}"))]
             mean = _mean(seeds)
             if len(mean.steps) > 1:
-                found.setdefault(column.key, {})[row.label] = mean
+                found.setdefault(column.key, {})[row.name] = mean
     return found
 
 
-def curve_charts(curves: Curves) -> str:
-    """Two charts a metric for the report: against steps, and against seconds of the run."""
+def curve_charts(table: Table, curves: Curves) -> str:
+    """Two charts a metric for the report: against steps, and against seconds of the run. In all
+    of them a variant has the colour of its row."""
     charts = []
     for key, variants in curves.items():
         percent = describe(key).percent
         for axis in AXES:
             lines = [
-                Line(label, series.steps if axis == "steps" else series.times, series.values, style)
-                for (label, series), style in zip(variants.items(), _styles(), strict=False)
-            ]
+                Line(row.label, _xs(variants[row.name], axis), variants[row.name].values,
+                     f"c{number % 6}")
+                for number, row in enumerate(table.rows)
+                if row.name in variants
+            ]  # fmt: skip
             title = f"{heading_of(key)}".replace("\n", ", ")
             charts.append(line_chart(f"{title}, {axis}", lines, x=axis, percent=percent))
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+    return f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
 
 
-def write_curves(curves: Curves, folder: Path) -> Path | None:
+def write_curves(table: Table, curves: Curves, folder: Path) -> Path | None:
     """Write ``curves.json`` for the report and ``curves.png``, the same as a picture, a row for
     each metric; None where there is no curve."""
-    plain = {key: {label: vars(s) for label, s in rows.items()} for key, rows in curves.items()}
+    plain = {key: {name: vars(s) for name, s in rows.items()} for key, rows in curves.items()}
     write_text(folder / CURVES, json.dumps(plain, ensure_ascii=False))
     if not curves:
         return None
+    figure = draw_curves(table, curves)
+    options: dict[str, Any] = {"dpi": 130, "format": "png", "metadata": {"Software": None}}
+    return atomic_write(folder / "curves.png", lambda p: figure.savefig(p, **options))
+
+
+def draw_curves(table: Table, curves: Curves) -> Any:
+    """The curves as a matplotlib figure, with one legend for all plots in it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6 * len(curves)), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid: Any = figure.subplots(len(curves), len(AXES), squeeze=False)
-    for row, (key, variants) in zip(grid, curves.items(), strict=True):
+    drawn: dict[str, Any] = {}
+    for pair, (key, variants) in zip(grid, curves.items(), strict=True):
         scale = 100.0 if describe(key).percent else 1.0
-        for axes, axis in zip(row, AXES, strict=True):
-            for label, series in variants.items():
-                xs = series.steps if axis == "steps" else series.times
-                axes.plot(xs, [scale * value for value in series.values], label=label)
-            axes.set(xlabel=axis, ylabel=heading_of(key).replace("\n", ", "))
+        for axes, axis in zip(pair, AXES, strict=True):
+            for number, row in enumerate(table.rows):
+                if row.name in variants:
+                    ys = [scale * value for value in variants[row.name].values]
+                    line = axes.plot(_xs(variants[row.name], axis), ys, color=f"C{number % 10}")
+                    drawn[row.name] = line[0]
+            axes.set_xlabel(axis)
+            axes.set_ylabel(heading_of(key).replace("\n", ", "), parse_math=False)
             axes.grid(alpha=0.3)
-    grid[0][0].legend(fontsize=8)
-    options: dict[str, Any] = {"dpi": 130, "format": "png", "metadata": {"Software": None}}
-    return atomic_write(folder / "curves.png", lambda p: figure.savefig(p, **options))
+    rows = [row for row in table.rows if row.name in drawn]
+    legend = grid[0][0].legend(
+        [drawn[row.name] for row in rows], [row.label for row in rows], fontsize=8
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a label may hold dollars
+    return figure
 
 
 def saved_curves(folder: Path) -> Curves:
-    """What :func:`write_curves` wrote; nothing where it did not."""
-    try:
-        plain = json.loads((folder / CURVES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What :func:`write_curves` wrote; nothing where it did not. InputError where the file holds
+    something else."""
+    file = folder / CURVES
+    if not file.exists():
         return {}
-    return {key: {label: Series(**s) for label, s in rows.items()} for key, rows in plain.items()}
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+        return {key: {name: _series(s) for name, s in rows.items()} for key, rows in plain.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: not curves that taskray wrote: {error!r}") from None
+
+
+def _series(plain: Mapping[str, Any]) -> Series:
+    steps, times, values = (plain[name] for name in ("steps", "times", "values"))
+    points = [(int(s), float(t), float(v)) for s, t, v in zip(steps, times, values, strict=True)]
+    return Series(*map(list, zip(*points, strict=True)))
+
+
+def _xs(series: Series, axis: str) -> Sequence[float]:
+    return series.steps if axis == "steps" else series.times
 
 
 def _read(folder: Path) -> Run | None:
@@ -108,7 +139,3 @@ def _mean(seeds: Sequence[Series]) -> Series:
             sum(s.values[i] for s, i in zip(seeds, points, strict=True)) / len(seeds)
         )
     return mean
-
-
-def _styles() -> Iterator[str]:
-    return cycle([f"c{number}" for number in range(6)])

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from taskray.errors import InputError
-from taskray.report.run_folder import CONFIG, read_metrics, read_panels, read_result
+from taskray.report.run_folder import CONFIG, read_metrics, read_panels, read_result, read_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Run:
         self.finished = read_result(self.path)
         self.result: dict[str, Any] = self.finished or {}
         config = self.path / CONFIG
-        self.config_text = config.read_text(encoding="utf-8") if config.exists() else ""
+        self.config_text = read_text(config) if config.exists() else ""
         if not (self.lines or self.result or self.config_text):
             raise InputError(
                 f"{path}: not a run folder: expected config.yaml, metrics.jsonl or result.json"

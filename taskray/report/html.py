@@ -16,19 +16,21 @@ def write_report(folder: str | Path, baseline: str | Path | None = None) -> Path
 
     ``baseline`` is the folder of a run to compare with; its curves, metrics and pictures stand
     beside those of the run. A folder with a ``table.json`` is a study. Raises InputError for a
-    folder that is neither.
+    folder that is neither, and for a study with a baseline.
     """
     folder = Path(folder)
-    if (folder / study.TABLE).exists():
-        text = study.study_page(folder)
-    else:
-        run = Run(folder)
-        try:
-            text = run_page(run, Run(baseline) if baseline else None)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{folder}: holds values that taskray did not write: {error!r}"
-            ) from error
+    is_study = (folder / study.TABLE).exists()
+    if is_study and baseline:
+        raise InputError(
+            f"--baseline {baseline}: expected a run to compare with it; {folder} is a study"
+        )
+    try:
+        if is_study:
+            text = study.study_page(folder)
+        else:
+            text = run_page(Run(folder), Run(baseline) if baseline else None)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder}: holds values that taskray did not write: {error!r}") from error
     return write_text(folder / "report.html", text)
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskray.report.metrics import NOTHING, duration
+from taskray.report.say import say
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
@@ -106,7 +107,7 @@ class Live:
         if self._live:
             self.console.print(Text.assemble((f"{stamp:>12}  ", "dim"), (text, "yellow")))
         else:
-            self._print(f"[{stamp}] {text}")
+            say(self.console, f"[{stamp}] {text}")
 
     def render(self) -> Table:
         """The table as it stands."""
@@ -163,10 +164,8 @@ class Live:
             part += f" loss {loss:.4f}" if loss is not None else ""
             part += f" consistency {p.consistency:.4f}" if p.consistency is not None else ""
             parts.append(part)
-        self._print(f"[{duration(self._clock() - self._start)}] " + " · ".join(parts))
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+        stamp = duration(self._clock() - self._start)
+        say(self.console, f"[{stamp}] {' · '.join(parts)}")
 
 
 def _number(value: float | None, decimals: int) -> str:

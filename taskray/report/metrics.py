@@ -1,7 +1,8 @@
 """What is known about every metric: its title, its direction, and how people read it.
 
 Result files hold ratios as fractions in [0, 1] and angles in degrees; ``percent`` metrics are
-shown times 100. A metric that is not listed counts as *higher is better*, except losses.
+shown times 100. A metric that is not listed has no direction, unless its name tells that it is a
+loss, an angle or an error.
 """
 
 from __future__ import annotations
@@ -96,10 +97,24 @@ METRICS: dict[str, MetricInfo] = {
         MetricInfo("delta_m", "Δm", higher_is_better=True, unit="%", decimals=2),
         MetricInfo("steps_per_second", "Steps/s", higher_is_better=True, decimals=2),
         _error("seconds", "Seconds", "s", 1),
+        _error("data_wait_fraction", "Waiting for data or peers", "%", 1),
+        _fact("steps", "Steps", decimals=0),
+        _fact("supervised_steps", "Supervised steps", decimals=0),
+        _fact("consistency_steps", "Consistency steps", decimals=0),
+        _error("skipped_consistency_steps", "Skipped steps", decimals=0),
+        _error("restarts", "Restarts", decimals=0),
+        _error("corrupt_rows", "Corrupt rows", decimals=0),
         _fact("steps_mean", "Steps, mean"),
         _fact("steps_max", "Steps, most", decimals=0),
         _fact("seconds_mean", "Seconds, mean", "s"),
         _ratio("hit_rate", "Hit rate"),
+        _fact("entries", "Entries", decimals=0),
+        _fact("bytes", "Bytes", decimals=0),
+        _fact("publishes", "Publishes", decimals=0),
+        _error("refused", "Refused", decimals=0),
+        _fact("evictions", "Evictions", decimals=0),
+        _fact("look_ups", "Look-ups", decimals=0),
+        _error("waits_given_up", "Waits given up", decimals=0),
     )
 }
 """Every known metric, in the order in which tables show them."""
@@ -115,8 +130,8 @@ def describe(key: str) -> MetricInfo:
         return _ratio(f"iou/{last}", f"IoU {last}")
     if last in METRICS:
         return METRICS[last]
-    higher = not (last.startswith("loss") or "loss" in path or last.endswith(("_deg", "_error")))
-    return MetricInfo(last, last.replace("_", " "), higher)
+    lower = last.startswith("loss") or "loss" in path or last.endswith(("_deg", "_error"))
+    return MetricInfo(last, last.replace("_", " "), False if lower else None)
 
 
 def rank(name: str) -> int:

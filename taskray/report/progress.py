@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from taskray.report.say import say
+
 
 @contextmanager
 def dataset_progress(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
@@ -28,7 +30,7 @@ def dataset_progress(console: Console, name: str) -> Iterator[Callable[[int, int
             bar.start()
             task = bar.add_task(name, total=total)
             if not console.is_terminal:
-                console.print(f"building dataset {name}: {total} rows", highlight=False)
+                say(console, f"building dataset {name}: {total} rows")
         bar.update(task, completed=done)
 
     try:

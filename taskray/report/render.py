@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,20 @@ def to_markdown(table: Table) -> str:
     """A GitHub table with its title above and its notes below, best figures in bold."""
     laid = grid(table)
     lines = [f"**{_escape(table.title)}**", ""] if table.title else []
-    lines.append(_line([_escape(h) for h in laid.header]))
-    headings = [i for i, entry in enumerate(laid.rows[0]) if entry.heading] if laid.rows else [0]
-    lines.append(_line(["---" if i in headings else "---:" for i in range(len(laid.header))]))
-    for row in laid.rows:
-        lines.append(_line([f"**{_escape(e.text)}**" if e.best else _escape(e.text) for e in row]))
+    headings = sum(entry.heading for entry in laid.rows[0]) if laid.rows else 1
+    rows = [[f"**{e.text}**" if e.best else e.text for e in row] for row in laid.rows]
+    lines += markdown_table([laid.header, *rows], headings)
     for note in laid.notes:
         lines += ["", f"{_escape(note)}."]
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def markdown_table(lines: Sequence[Sequence[str]], headings: int = 1) -> list[str]:
+    """Lines of texts as those of a GitHub table: the first is its header, and so many columns on
+    the left are headings; the others hold figures."""
+    marks = ["---" if i < headings else "---:" for i in range(len(lines[0]))]
+    header, *rows = [[_escape(text) for text in line] for line in lines]
+    return [f"| {' | '.join(cells)} |" for cells in (header, marks, *rows)]
 
 
 def _escape(text: str) -> str:
@@ -92,9 +96,10 @@ def write_png(table: Table, path: str | Path) -> Path:
     axes: Any = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
+    write = partial(axes.text, parse_math=False)  # a label may hold dollars
 
     y = margin + row_height / 2
-    axes.text(margin, y, table.title, fontsize=11, weight="bold", va="center", color="#14181f")
+    write(margin, y, table.title, fontsize=11, weight="bold", va="center", color="#14181f")
     right = margin + sum(widths)
     entries = [tuple(Entry(h, heading=i == 0) for i, h in enumerate(laid.header)), *laid.rows]
     for number, row in enumerate(entries):
@@ -102,7 +107,7 @@ def write_png(table: Table, path: str | Path) -> Path:
         x = margin
         for i, (entry, span) in enumerate(zip(row, widths, strict=True)):
             left = entry.heading or (bool(laid.rows) and laid.rows[0][i].heading)
-            axes.text(
+            write(
                 x if left else x + span - 0.12, y + (0.1 if number == 0 else 0), entry.text,
                 va="bottom" if number == 0 else "center", linespacing=1.25, fontsize=9,
                 ha="left" if left else "right", color=_colour(entry, number == 0),
@@ -113,8 +118,7 @@ def write_png(table: Table, path: str | Path) -> Path:
         line = "#14181f" if thick == 1.0 else "#dfe3e8"
         axes.plot([margin, right], [y + row_height / 2] * 2, color=line, linewidth=thick)
     for i, note in enumerate(notes):
-        axes.text(margin, y + row_height + 0.24 * i, note, fontsize=7.5, va="center",
-                  color="#667085")  # fmt: skip
+        write(margin, y + row_height + 0.24 * i, note, fontsize=7.5, va="center", color="#667085")
     options: dict[str, Any] = {"dpi": 160, "format": "png", "metadata": {"Software": None}}
     return atomic_write(Path(path), lambda p: figure.savefig(p, **options))
 

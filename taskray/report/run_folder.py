@@ -8,14 +8,17 @@
     panels.npz       a few images with truth and prediction
     errors.log       tracebacks of the tasks that failed; absent where none did
     result.json      written last
+    .lock            held while somebody writes here; see :func:`claim`
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,13 +27,14 @@ import yaml
 from pydantic import BaseModel
 
 from taskray.config import dump_yaml
-from taskray.errors import InputError
+from taskray.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, METRICS, RESULT, PANELS = "config.yaml", "metrics.jsonl", "result.json", "panels.npz"
 ERRORS = "errors.log"
+LOCK = ".lock"
 
 
 def atomic_write(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -48,6 +52,14 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """Write a text file, in one step that a crash cannot split."""
     return atomic_write(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def read_text(path: Path) -> str:
+    """A text file; InputError where it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file in UTF-8") from None
 
 
 def plain(value: Any) -> Any:
@@ -69,6 +81,25 @@ def make_folder(path: Path, purpose: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be {purpose}: {error.strerror}") from None
+
+
+@contextmanager
+def claim(path: Path, purpose: str) -> Iterator[None]:
+    """A folder, made where it is not there, for this process alone. InputError where another one
+    is at work in it. The system lets go when the process ends, however it ends."""
+    make_folder(path, purpose)
+    try:
+        file = (path / LOCK).open("w")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be {purpose}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path}: another taskray is at work in this folder") from None
+        except OSError:  # a filesystem without locks
+            pass
+        yield
 
 
 class RunFolder:
@@ -96,7 +127,8 @@ class RunFolder:
             if complete < len(content):
                 os.truncate(self._metrics, complete)
         lines = read_metrics(self._metrics)
-        return max((float(line.get("time") or 0) for line in lines), default=0.0)
+        times = (line.get("time") for line in lines)
+        return max((float(t) for t in times if isinstance(t, (int, float))), default=0.0)
 
     def write_config(self, job: BaseModel | Mapping[str, Any]) -> None:
         """Write ``config.yaml`` from a job (or from plain values)."""
@@ -225,7 +257,7 @@ def read_panels(path: str | Path) -> dict[str, np.ndarray]:
     if not file.exists():
         return {}
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file}: cannot be read as .npz: {error}") from None
+    except Exception as error:  # a damaged archive fails in as many ways as there are bytes
+        raise InputError(f"{file}: cannot be read as .npz: {one_line(error)}") from None

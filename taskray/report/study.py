@@ -10,7 +10,7 @@ from taskray.report.charts import dot_chart
 from taskray.report.curves import curve_charts, saved_curves
 from taskray.report.metrics import NOTHING, describe, duration
 from taskray.report.page import config_details, html_table, page, raw_table, section
-from taskray.report.run_folder import read_result
+from taskray.report.run_folder import read_result, read_text
 from taskray.report.tables import OURS, Table, grid, read_table
 
 TABLE = "table.json"
@@ -24,7 +24,7 @@ def study_page(folder: Path) -> str:
     table = read_table(folder / TABLE)
     title = table.title or folder.name
     config = next((folder / c for c in CONFIGS if (folder / c).exists()), None)
-    text = config.read_text(encoding="utf-8") if config else ""
+    text = read_text(config) if config else ""
     runs = sorted(
         p.parent for d in range(1, DEPTH + 1) for p in folder.glob("*/" * d + "result.json")
     )
@@ -34,7 +34,7 @@ def study_page(folder: Path) -> str:
         [
             f'<header><h1>{escape(title)}</h1><p class="lead">{lead}</p></header>',
             section("Results", html_table(table), "The best of each column is bold."),
-            section("On the way", curve_charts(saved_curves(folder)), "Means over seeds."),
+            section("On the way", curve_charts(table, saved_curves(folder)), "Means over seeds."),
             section("Spread over seeds", _charts(table), "Dots: seeds. Bars: ± one deviation."),
             section("Runs", _runs(folder, runs)),
             config_details(text, config.name if config else ""),

@@ -270,14 +270,15 @@ def read_table(path: str | Path) -> Table:
         columns = [Column(c["key"], c["title"], c["source"]) for c in content["columns"]]
         rows = [
             Row(r["name"], r["label"],
-                {k: Cell(tuple(c["values"]), c["missing"]) for k, c in r["cells"].items()})
+                {k: Cell(tuple(map(float, c["values"])), c["missing"])
+                 for k, c in r["cells"].items()})
             for r in content["rows"]
         ]  # fmt: skip
         return Table(content["title"], tuple(columns), tuple(rows), tuple(content["notes"]),
                      content["metrics_as_rows"], content["baseline"])  # fmt: skip
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a table that taskray wrote: {error!r}") from None
 
 

@@ -174,7 +174,7 @@ def written_at(location: str, task: str) -> float | None:
 
 def _checkpoints_of_run(folder: str) -> CheckpointStore:
     """Where a run keeps its checkpoints: its ``config.yaml`` may say so."""
-    config = Path(folder) / "config.yaml"
+    config = Path(folder).expanduser() / "config.yaml"
     kept = read_yaml(config).get("checkpoint") if config.is_file() else None
     elsewhere = kept.get("path") if isinstance(kept, dict) else None
     return CheckpointStore(elsewhere or f"{folder.rstrip('/')}/checkpoints")
@@ -191,8 +191,8 @@ def open_filesystem(location: str | Path) -> tuple[fs.FileSystem, str]:
         if "://" in text:
             filesystem, path = fs.FileSystem.from_uri(text)
             return filesystem, path.rstrip("/")
-        return fs.LocalFileSystem(), str(Path(text).absolute())
-    except (OSError, ValueError) as error:
+        return fs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+    except (OSError, ValueError, RuntimeError) as error:  # the last: no such user's home
         raise InputError(f"cannot open {text!r}: {error}") from None
 
 

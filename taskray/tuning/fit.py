@@ -23,6 +23,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.stopper import Stopper
 
 from taskray.config import Job
+from taskray.report.say import say
 from taskray.runtime.placement import plan
 from taskray.tuning.progress import Progress, Trial
 from taskray.tuning.runs import Run
@@ -98,8 +99,9 @@ def fit(
     """Run every point of a space through Ray Tune, ``at_once`` at a time; Ray must be there.
 
     ``folder`` is the study's; ``total`` how many trials there will be; ``measure`` is what a
-    search looks at, reported ``early`` or only at the end. Returns how each trial ended. Raises
-    KeyboardInterrupt after Ctrl-C, when the running trials have written their checkpoints.
+    search looks at, reported ``early`` or only at the end. Returns how each trial ended, in the
+    order in which they began. Raises KeyboardInterrupt after Ctrl-C, when the running trials have
+    written their checkpoints.
     """
     available = ray.cluster_resources()
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +134,7 @@ def fit(
         finally:
             stop.unlink(missing_ok=True)
             shutil.rmtree(storage, ignore_errors=True)
-    return progress.trials
+    return sorted(progress.trials, key=lambda trial: trial.number)
 
 
 class Interruption(Stopper):  # type: ignore[misc]
@@ -160,7 +162,7 @@ class Interruption(Stopper):  # type: ignore[misc]
         if self.file.exists():
             raise KeyboardInterrupt
         self.file.touch()
-        self.progress.say("stopping: the runs write their checkpoints (again: leave at once)")
+        say(self.console, "stopping: the runs write their checkpoints (again: leave at once)")
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its set-up to disk; what is bound to this process is left out."""

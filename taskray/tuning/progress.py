@@ -16,14 +16,17 @@ from rich.text import Text
 
 from taskray.data.ray_data import application_error
 from taskray.report.metrics import describe, duration
+from taskray.report.say import say
 
 REFRESH_SECONDS = 0.5
 
 
 @dataclass
 class Trial:
-    """What the driver knows of one trial; ``report`` is its last one."""
+    """What the driver knows of one trial; ``number`` is its place in the order in which they began,
+    ``report`` its last one."""
 
+    number: int
     title: str
     point: dict[str, Any]
     since: float
@@ -76,11 +79,11 @@ class Progress(Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         if trial.trial_id in self.running:
             return
-        started = Trial(self.title_of(trial.config), dict(trial.config), self.clock())
+        number = len(self.trials) + len(self.running) + 1
+        started = Trial(number, self.title_of(trial.config), dict(trial.config), self.clock())
         self.running[trial.trial_id] = started
         if not self.live:
-            number = len(self.trials) + len(self.running)
-            self.say(f"[{number}/{self.total}] {started.title}: started")
+            say(self.console, f"[{started.number}/{self.total}] {started.title}: started")
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **_: Any
@@ -106,9 +109,6 @@ class Progress(Callback):  # type: ignore[misc]
         return {}
 
     # ---- what is shown --------------------------------------------------------------------
-
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def status(self) -> Text:
         """The line that stands while trials run."""
@@ -138,7 +138,7 @@ class Progress(Callback):  # type: ignore[misc]
             parts.append(f"given up at step {trial.report.get('step', 0)}")
         parts += [error or "", self.time_left()]
         text = " · ".join(filter(None, parts))
-        self.say(f"[{len(self.trials)}/{self.total}] {trial.title}: {text}")
+        say(self.console, f"[{len(self.trials)}/{self.total}] {trial.title}: {text}")
 
 
 def _reason(trial: Any) -> str:
@@ -146,7 +146,7 @@ def _reason(trial: Any) -> str:
     file = trial.pickled_error_file
     try:
         error = cloudpickle.loads(Path(file).read_bytes()) if file else None
-    except OSError:
+    except Exception:  # an exception of somebody's own may not unpickle, in any way
         error = None
     if error is None:
         return "failed"

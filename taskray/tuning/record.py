@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from taskray.report.render import to_markdown
+from taskray.report.render import markdown_table, to_markdown
 from taskray.report.run_folder import plain, write_text
 from taskray.report.tables import Table, to_json
 
@@ -39,8 +39,7 @@ def record(
     text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / f"{name}.json", text + "\n")
     lines = [f"# {name}", "", *([description, ""] if description else []), to_markdown(table)]
-    lines += ["| | |", "| --- | --- |"]
-    lines += [f"| {key} | {_text(value)} |" for key, value in facts.items()]
+    lines += markdown_table([("", ""), *((key, _text(v)) for key, v in facts.items())], headings=2)
     return write_text(folder / f"{name}.md", "\n".join(lines) + "\n")
 
 
@@ -51,7 +50,7 @@ def _text(value: Any) -> str:
         text = ", ".join(map(str, value))
     else:
         text = f"`{value}`" if str(value).startswith("taskray ") else str(value)
-    return text.replace("|", "\\|")
+    return text
 
 
 def commit_of(folder: Path) -> str:

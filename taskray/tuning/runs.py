@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from taskray.commands.resuming import essence, saved_config
 from taskray.config import Job, assign, dump_yaml, override, parse_job
 from taskray.errors import InputError
 from taskray.loop.assembly import build_tasks
+from taskray.loop.meters import Edge
 from taskray.plugins import nearest
 from taskray.report.history import evaluations_of
 from taskray.report.run_folder import CONFIG, read_result
+from taskray.runtime.cache import PredictionCache
 from taskray.runtime.checkpoints import written_at
+from taskray.runtime.result import TaskState, summarize
 
 RESULT_PATHS = ("seconds", "staleness", "cache")
 """Parts of a result file, besides its tasks, that a metric may name."""
@@ -78,8 +83,9 @@ def resolve(
     """The run of such a job; InputError as there."""
     job = changed_job(values, layers, source)
     update: dict[str, Any] = {}
-    if job.checkpoint.path:  # each run has checkpoints of its own
-        own = "/".join([job.checkpoint.path.rstrip("/"), *folder.parts[-4:]])
+    if job.checkpoint.path:  # each run has checkpoints of its own, wherever its study lies
+        place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+        own = "/".join([job.checkpoint.path.rstrip("/"), *folder.parts[-4:]]) + f"-{place}"
         update["checkpoint"] = job.checkpoint.model_copy(update={"path": own})
     return Run(folder.name, folder, job.model_copy(update=update))
 
@@ -155,20 +161,39 @@ def check_metric(key: str, jobs: Sequence[Job], source: str) -> None:
 
 def _problem(key: str, job: Job) -> str | None:
     task, _, rest = key.partition("/")
-    if task in RESULT_PATHS:
-        return None
-    if task not in job.tasks:
-        return f"no task {task!r}; {nearest(task, [*job.tasks, *RESULT_PATHS])}"
     title, slash, metric = rest.partition("/")
-    if not slash:  # a field of the task's result, such as steps_per_second
-        return None
+    if task not in job.tasks and task not in RESULT_PATHS:
+        return f"no task {task!r}; {nearest(task, [*job.tasks, *RESULT_PATHS])}"
+    if task not in job.tasks or not slash:
+        known = [k for k in other_figures(job) if k.partition("/")[0] == task]
+        if key in known:
+            return None
+        if task in job.tasks and rest in metric_names(job, task):
+            return f"on which evaluation? expected {task}/<evaluation>/{rest}"
+        return f"no such figure; {nearest(rest, [k.removeprefix(f'{task}/') for k in known])}"
     if title not in job.evaluation.data:
         titles = list(job.evaluation.data)
         return f"no evaluation {title!r}; {nearest(title, titles) if titles else 'there is none'}"
     names = metric_names(job, task)
-    if names and metric not in names and not metric.startswith("iou/"):
+    by_data = metric.startswith("iou/") and not any(n.startswith("iou/") for n in names)
+    if names and metric not in names and not by_data:
         return f"task {task!r} measures no {metric!r}; {nearest(metric, names)}"
     return None
+
+
+def other_figures(job: Job) -> list[str]:
+    """The figures that the result file of a job's run holds besides its evaluations."""
+    states = {name: TaskState() for name in job.tasks}
+    result = summarize(job, states, PredictionCache(1).statistics(), 0.0)
+    edges = {f"staleness/{a}<-{b}": Edge().summary() for a, b in permutations(job.tasks, 2)}
+    parts = {**result["tasks"], **edges, "cache": result["cache"]}
+    figures = [
+        f"{part}/{name}"
+        for part, values in parts.items()
+        for name, value in values.items()
+        if isinstance(value, (int, float))
+    ]
+    return ["seconds", *figures]
 
 
 def metric_names(job: Job, task: str) -> list[str]:

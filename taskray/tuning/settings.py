@@ -12,10 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from taskray import plugins
-from taskray.config import NonNegative, Positive, Settings, parse, read_yaml
+from taskray.config import NonNegative, Positive, Settings, parse, read_yaml, refuse_one_folder
 
 Changes = dict[str, Any]
 """Dotted path of the job -> value."""
+
+OF_EACH_RUN = {
+    "seed": "the seeds are those of 'seeds' (--seeds)",
+    "name": "each run is named after its variant and its seed",
+}
+"""What a study itself sets in the job, and why nobody else can."""
 
 
 class VariantConfig(Settings):
@@ -86,6 +92,14 @@ class StudyConfig(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> StudyConfig:
+        refuse_one_folder(self.variants, "variants")
+        changes = {
+            "set": self.set,
+            **{f"variants.{n}.set": v.set for n, v in self.variants.items()},
+        }
+        for where, paths in changes.items():
+            for path in OF_EACH_RUN.keys() & paths.keys():
+                raise ValueError(f"@{where}.{path}@{OF_EACH_RUN[path]}")
         if self.delta_m and self.delta_m.baseline not in self.variants:
             hint = plugins.nearest(self.delta_m.baseline, list(self.variants))
             raise ValueError(f"@delta_m.baseline@no such variant; {hint}")

@@ -18,14 +18,16 @@ from taskray.config import Job, dump_yaml, read_yaml
 from taskray.errors import InputError
 from taskray.report.curves import read_curves, write_curves
 from taskray.report.html import write_report
+from taskray.report.metrics import describe
 from taskray.report.render import to_rich
-from taskray.report.run_folder import make_folder, read_result, write_text
+from taskray.report.run_folder import claim, make_folder, read_result, write_text
+from taskray.report.say import say
 from taskray.report.tables import Cell, Table, study_table, write_table
 from taskray.tuning.gain import delta_m
 from taskray.tuning.progressive import changes_of, check_references, in_waves, references
 from taskray.tuning.record import record
 from taskray.tuning.runs import Fate, Layer, Run, check_metric, fate, is_about, resolve, value_of
-from taskray.tuning.settings import GainConfig, StudyConfig, load_study
+from taskray.tuning.settings import OF_EACH_RUN, GainConfig, StudyConfig, load_study
 
 FAILED = 1
 
@@ -64,19 +66,19 @@ def study(
         raise InputError(f"--seeds {seeds}: expected at least 1")
     folder = out or Path("runs") / config.name
     runs = plan_study(config, path, folder.resolve(), config.seed_list(seeds), overrides)
-    make_folder(folder, "a study folder")
     if record_to is not None:  # or it would be found out after all the runs
         make_folder(record_to, "a folder of records")
-    write_text(folder / "study.yaml", dump_yaml(config))
-    try:
-        errors = run_in_waves(runs, folder.resolve(), config.max_concurrent, console)
-    except KeyboardInterrupt:
-        write_study(config, runs, {}, folder)
-        console.print("stopped; the same command goes on from here")
-        raise
-    table = write_study(config, runs, errors, folder)
+    with claim(folder, "a study folder"):
+        write_text(folder / "study.yaml", dump_yaml(config))
+        try:
+            errors = run_in_waves(runs, folder.resolve(), config.max_concurrent, console)
+        except KeyboardInterrupt:
+            write_study(config, runs, {}, folder)
+            say(console, "stopped; the same command goes on from here")
+            raise
+        table = write_study(config, runs, errors, folder)
     console.print(to_rich(table))
-    console.print(f"study folder: {folder}   report: {folder / 'report.html'}", soft_wrap=True)
+    say(console, f"study folder: {folder}   report: {folder / 'report.html'}")
     holes = [r for r in runs if _finished(r.run) is None]
     if record_to is not None:
         facts = {
@@ -87,7 +89,7 @@ def study(
         }
         results = [result for r in runs if (result := _finished(r.run)) is not None]
         written = record(record_to, config.name, config.description, table, facts, results, path)
-        console.print(f"recorded in {written}", soft_wrap=True)
+        say(console, f"recorded in {written}")
     return FAILED if holes else 0
 
 
@@ -98,6 +100,9 @@ def plan_study(
 
     Raises InputError, naming the variant and the key, for a change that no job has.
     """
+    for text in overrides:
+        if (key := text.partition("=")[0]) in OF_EACH_RUN:
+            raise InputError(f"--set {text!r}: {OF_EACH_RUN[key]}")
     values = read_yaml(path.parent / config.job)
     wave_of = {n: k for k, wave in enumerate(in_waves(config.variants, str(path))) for n in wave}
     runs = []
@@ -123,6 +128,11 @@ def plan_study(
         check_metric(metric, jobs, f"{path}: metrics")
     for metric in config.delta_m.metrics if config.delta_m else []:
         check_metric(metric, jobs, f"{path}: delta_m.metrics")
+        if describe(metric).higher_is_better is None:
+            raise InputError(
+                f"{path}: delta_m.metrics: {metric!r}: whether less or more of it is better is "
+                "not known"
+            )
     return runs
 
 
@@ -151,7 +161,7 @@ def run_all(
     """Do what is left of the runs, through Ray Tune. Returns why runs failed, by folder."""
     left = [run for run in runs if fate(run) is not Fate.DONE]
     if len(left) < len(runs):
-        console.print(f"{len(runs) - len(left)} of {len(runs)} runs are done already")
+        say(console, f"{len(runs) - len(left)} of {len(runs)} runs are done already")
     if not left:
         return {}
     from taskray.runtime.session import session  # Ray is not needed to look at what is done
@@ -199,7 +209,7 @@ def write_study(
     for r in runs:
         if _finished(r.run) is not None:
             runs_of.setdefault(r.variant, []).append(r.run.folder)
-    write_curves(read_curves(table, runs_of), folder)
+    write_curves(table, read_curves(table, runs_of), folder)
     write_report(folder)
     return table
 

@@ -97,7 +97,7 @@ def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = 
     which share a folder, the second waits until the first has ended.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with lock(run.folder / ".lock"):
+    with lock(run.folder / ".trial.lock"):  # train has one of its own, and does not wait for it
         _run_trial(run, ToTune(run.job, stop, metric if early else None), metric, early)
 
 

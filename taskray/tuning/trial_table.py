@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from taskray.report.metrics import NOTHING, describe, duration
+from taskray.report.render import markdown_table
 from taskray.report.run_folder import plain, read_result, write_text
 from taskray.report.tables import Table, heading_of, study_table, to_json
 from taskray.tuning.record import record
@@ -58,7 +59,7 @@ def rows_of(
     default: Trial,
     trials: Sequence[Trial],
 ) -> list[TrialRow]:
-    """The job as it is, then the trials in the order in which they ended."""
+    """The job as it is, then the trials in the order given."""
     rows = []
     for trial in (default, *trials):
         point = trial.point if trial is not default else {}
@@ -117,10 +118,7 @@ def write_trials(
     ]
     text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "trials.json", text + "\n")
-    grid = _grid(rows, config, names)
-    marks = ["---", *("---:" for _ in grid[0][1:])]
-    cells = [[c.replace("|", "\\|").replace("\n", "<br>") for c in line] for line in grid]
-    markdown = [f"| {' | '.join(line)} |" for line in (cells[0], marks, *cells[1:])]
+    markdown = markdown_table(_grid(rows, config, names))
     write_text(folder / "trials.md", "\n".join([*markdown, "", f"{NOTE}.", ""]))
     table = _table(rows, config)
     write_text(folder / "table.json", to_json(table))

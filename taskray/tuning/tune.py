@@ -22,7 +22,8 @@ from taskray.config import Job, dump_yaml, read_yaml
 from taskray.errors import InputError, TaskrayError
 from taskray.report.html import write_report
 from taskray.report.metrics import describe, format_change, relative_change
-from taskray.report.run_folder import make_folder, plain, write_text
+from taskray.report.run_folder import claim, make_folder, plain, write_text
+from taskray.report.say import say
 from taskray.tuning.runs import Layer, Run, changed_job, check_metric, resolve
 from taskray.tuning.settings import SpaceConfig, load_space
 from taskray.tuning.study import prepare_all
@@ -109,27 +110,25 @@ def tune(
     folder = out or Path("runs") / config.name
     searched = Space(config, str(space), values, tuple(overrides), folder.resolve())
     check_space(searched)
-    make_folder(folder, "a folder of a search")
     if record_to is not None:  # or it would be found out after all the trials
         make_folder(record_to, "a folder of records")
-    write_text(folder / "space.yaml", dump_yaml(config))
-
-    rows = search(searched, console)
-    best = pick_best(rows, searched.maximise)
-    write_text(folder / "best.yaml", dump_yaml(searched.job_of(best.point)))
-    table = write_trials(rows, config, short_names(list(config.parameters)), folder)
-    write_report(folder)
+    with claim(folder, "a folder of a search"):
+        write_text(folder / "space.yaml", dump_yaml(config))
+        rows = search(searched, console)
+        best = pick_best(rows, searched.maximise)
+        write_text(folder / "best.yaml", dump_yaml(searched.job_of(best.point)))
+        table = write_trials(rows, config, short_names(list(config.parameters)), folder)
+        write_report(folder)
     show(rows, best, config, short_names(list(config.parameters)), console)
-    console.print(verdict(best, rows[0], config.metric), soft_wrap=True)
-    console.print(f"best job: {folder / 'best.yaml'}   report: {folder / 'report.html'}",
-                  soft_wrap=True)  # fmt: skip
+    say(console, verdict(best, rows[0], config.metric))
+    say(console, f"best job: {folder / 'best.yaml'}   report: {folder / 'report.html'}")
     if record_to is not None:
         command = " ".join(
             ["taskray tune", str(space), *([f"--job {job}"] if job else []),
              *([f"--samples {samples}"] if samples else []), *(f"--set {o}" for o in overrides)]
         )  # fmt: skip
         written = record_search(record_to, config, table, rows, command, best, space)
-        console.print(f"recorded in {written}", soft_wrap=True)
+        say(console, f"recorded in {written}")
     return FAILED if any(row.error for row in rows) else 0
 
 
@@ -156,6 +155,11 @@ def check_space(space: Space) -> None:
         raise InputError(
             f"{source}: metric: {title!r} is a test split; what is chosen on it is not tested "
             "by it: add an evaluation on a validation split under 'set'"
+        )
+    if config.mode is None and describe(config.metric).higher_is_better is None:
+        raise InputError(
+            f"{source}: mode: expected 'min' or 'max': whether less or more of {config.metric!r} "
+            "is better is not known"
         )
     if config.scheduler.name == "asha" and not default.evaluation.every:
         raise InputError(f"{source}: scheduler: asha needs evaluation.every (under 'set')")
@@ -203,7 +207,8 @@ def search(space: Space, console: Console) -> list[TrialRow]:
 
 
 def pick_best(rows: Sequence[TrialRow], maximise: bool) -> TrialRow:
-    """The best of the trials that came to their end; what was given up cannot be compared."""
+    """The best of the trials that came to their end, of equals the first; what was given up cannot
+    be compared."""
     finished = [row for row in rows if row.finished and row.value is not None]
     return (max if maximise else min)(finished, key=lambda row: row.value or 0.0)
 
