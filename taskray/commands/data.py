@@ -77,6 +77,7 @@ def _build(values: dict[str, Any], name: str, out: Path | None, inline: bool) ->
     from taskray.report.metrics import size
     from taskray.report.progress import dataset_progress
     from taskray.report.run_folder import make_folder
+    from taskray.report.say import say
 
     build_reader(config, name)  # what is wrong is told before Ray starts
     if out is not None:
@@ -91,13 +92,10 @@ def _build(values: dict[str, Any], name: str, out: Path | None, inline: bool) ->
             convert(config, out, name=name, use_ray=not inline, progress=progress)
     manifest = read_manifest(out)
     stored = sum(file.stat().st_size for file in out.glob("*.parquet"))
-    console.print(
-        f"{out}: {manifest['num_rows']} rows, {size(stored)}; "
-        f"columns: {', '.join(manifest['columns'])}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
+    rows, columns = manifest["num_rows"], ", ".join(manifest["columns"])
+    say(console, f"{out}: {rows} rows, {size(stored)}; columns: {columns}")
     for where, reason in manifest["errors"]:
-        console.print(f"left out: {where}: {reason}", soft_wrap=True, highlight=False, markup=False)
+        say(console, f"left out: {where}: {reason}")
     return 0
 
 

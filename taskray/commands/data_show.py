@@ -24,6 +24,7 @@ from taskray.report.birds_eye import birds_eye, reach_of
 from taskray.report.metrics import NOTHING, size
 from taskray.report.panels import paint
 from taskray.report.run_folder import atomic_write, make_folder
+from taskray.report.say import say
 from taskray.schema import IGNORE, QUANTITIES, frame_of, quantity_of
 
 SHEET_ROWS = 6
@@ -95,14 +96,15 @@ def show(
     looked = f", looked at the first {len(keys)}" if len(keys) < num_rows else ""
     lines = [f"{name}: {num_rows} rows, {size(stored)} in {path}{looked}"]
     lines += [f"keys {keys[0]} ... {keys[-1]}"] if keys else []
-    _print(console, lines)
+    say(console, "\n".join(lines))
     console.print(_table(source.info, ranges))
     skipped = [": ".join(error) for error in read_manifest(path).get("errors", [])]
-    _print(console, [f"{len(broken)} corrupt rows"] + [f"  {reason}" for reason in broken[:20]])
-    _print(console, [f"left out when it was converted: {text}" for text in skipped[:20]])
+    say(console, "\n  ".join([f"{len(broken)} corrupt rows", *broken[:20]]))
+    for text in skipped[:20]:
+        say(console, f"left out when it was converted: {text}")
     if save is not None:
         write_sheet(save, kept, columns)
-        _print(console, [f"contact sheet: {save}"])
+        say(console, f"contact sheet: {save}")
 
 
 def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
@@ -186,8 +188,3 @@ def _paint(column: str, rows: Sequence[Sample]) -> np.ndarray:
         reach, boxes = reach_of(values), "boxes" + frame_of(column)
         return np.stack([birds_eye(row[column], row.get(boxes), reach, TILE) for row in rows])
     return values if quantity == "image" else paint(quantity, values)(values)
-
-
-def _print(console: Console, lines: Sequence[str]) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -33,6 +33,7 @@ from taskray.loop.assembly import (
     wanted_quantities,
 )
 from taskray.report.metrics import NOTHING, count, size
+from taskray.report.say import say
 from taskray.runtime.member import load_initial
 from taskray.runtime.placement import Share, plan
 from taskray.tasks.task import Task
@@ -77,12 +78,12 @@ def doctor(job: Job, console: Console) -> int:
     tasks = build_tasks(job)
     for name, model in models.items():
         load_initial(job, name, model)
-    _say(console, f"{job.name}: {job.description}".rstrip(": "))
+    say(console, f"{job.name}: {job.description}".rstrip(": "))
     console.print(_task_table(job, tasks, models))
-    _say(console, "\n".join(relations_of(job, tasks)))
+    say(console, "\n".join(relations_of(job, tasks)))
     findings = [inspect(job, name, columns) for name, columns in _used(job, tasks).items()]
     console.print(_data_table(findings))
-    _say(console, "\n".join(f"{f.name}: {f.where}" for f in findings))
+    say(console, "\n".join(f"{f.name}: {f.where}" for f in findings))
     shares = None
     if job.runtime.address is None:  # what a cluster has is known once the run connects to it
         shares = plan(job, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})
@@ -90,8 +91,8 @@ def doctor(job: Job, console: Console) -> int:
     console.print(_resource_table(job, shares, needs))
     warnings = [*judge(needs), *missing_labels(job, tasks)]
     for warning in warnings:
-        _say(console, f"! {warning}")
-    _say(console, "this job can run" + (", with the remarks above" if warnings else ""))
+        say(console, f"! {warning}")
+    say(console, "this job can run" + (", with the remarks above" if warnings else ""))
     return 0
 
 
@@ -289,7 +290,3 @@ def _resource_table(job: Job, shares: Mapping[str, Share] | None, needs: Sequenc
         there = NOTHING if need.there is None else size(need.there)
         table.add_row(need.what, size(need.needed), there)
     return table
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
