@@ -3,6 +3,7 @@ particular to each relation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -315,8 +316,28 @@ def test_a_predicted_normal_of_length_zero_is_left_out() -> None:
     assert not normals.grad[..., 5:9].any()
 
 
+def test_normals_that_differ_by_more_than_the_largest_angle_are_left_out() -> None:
+    scene = planes(dtype=torch.float32)
+    facing = {n: v[:1] for n, v in scene.truth.items()}
+    intrinsics = {"intrinsics": scene.batch["intrinsics"][:1]}
+    normals = torch.zeros_like(facing["normals"])
+    half = normals.shape[-1] // 2
+    for columns, degrees in ((slice(None, half), 20.0), (slice(half, None), 70.0)):
+        normals[:, 0, :, columns] = math.sin(math.radians(degrees))
+        normals[:, 2, :, columns] = -math.cos(math.radians(degrees))
+    normals.requires_grad_()
+    loss = total(DepthNormals(max_angle=45), facing | {"normals": normals}, intrinsics)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(1 - math.cos(math.radians(20)), abs=1e-4)
+    assert normals.grad is not None
+    assert not normals.grad[..., half:].any()
+    everything = total(DepthNormals(), facing | {"normals": normals}, intrinsics)
+    assert float(everything.detach()) > 0.3
+
+
 @pytest.mark.parametrize(
-    ("argument", "value"), [("window", 4), ("window", 0), ("beta", 0), ("bend", 0)]
+    ("argument", "value"),
+    [("window", 4), ("window", 0), ("beta", 0), ("bend", 0), ("max_angle", 0)],
 )
 def test_a_wrong_argument_is_refused_by_name(argument: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"consistency\.dn\.relation\.{argument}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -37,6 +38,9 @@ class DepthNormals(Relation):
         window: side in pixels of the window over which derivatives are averaged; odd.
         bend: where inverse depth differs by this fraction of itself from the straight line
             between two neighbouring pixels is an outline, too; null: not looked at (the paper).
+        max_angle: degrees. Pixels where the two normals differ by more do not count: there one
+            task sees a thing that the other does not, and what is between them is neither; null:
+            all count (the paper).
     """
 
     quantities = ("depth", "normals")
@@ -47,10 +51,12 @@ class DepthNormals(Relation):
         beta: Annotated[float, Field(gt=0)] = 0.1,
         window: Annotated[int, Field(ge=1), AfterValidator(_odd)] = 3,
         bend: Annotated[float, Field(gt=0)] | None = None,
+        max_angle: Annotated[float, Field(gt=0, le=180)] | None = None,
     ) -> None:
         self.beta = beta
         self.window = window
         self.bend = bend
+        self.max_distance = 1 - math.cos(math.radians(max_angle)) if max_angle else math.inf
 
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -62,5 +68,6 @@ class DepthNormals(Relation):
         length_squared = predicted.detach().square().sum(dim=1, keepdim=True)
         valid = valid & (length_squared > SHORTEST_NORMAL**2)
         distance = 1 - (computed * unit(predicted, SHORTEST_NORMAL)).sum(dim=1, keepdim=True)
+        valid = valid & (distance.detach() <= self.max_distance)
         total = torch.where(valid, distance, 0.0).sum()
         return {"cosine": total / valid.sum().clamp(min=1)}
