@@ -217,6 +217,18 @@ def test_a_bound_is_refused_where_tasks_would_wait_for_each_other_for_ever(
                 build_tasks(job)
 
 
+def test_what_begins_elsewhere_does_not_loosen_the_bound():
+    job = tiny_job(
+        "tasks.normals.dedicated=null",
+        "tasks.shapes={task: segmentation, dedicated: labelled}",
+        "consistency.depth_normals.start_step=20",
+        "consistency.other={relation: 'faults:OfShapesAlone'}",
+        "staleness={max_steps: 22, on_stale: wait}",
+    )
+    with pytest.raises(InputError, match=r"staleness.max_steps: .* at least 30 "):
+        build_tasks(job)
+
+
 def test_tasks_that_all_have_labels_may_wait_in_lock_step():
     job = tiny_job("staleness={max_steps: 0, on_stale: wait}")
     assert walk_together(job)

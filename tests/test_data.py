@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -268,19 +269,19 @@ def test_an_interrupted_conversion_is_begun_anew(cache: Path) -> None:
 
 
 def test_who_waits_for_another_process_says_so_once(
-    cache: Path, capsys: pytest.CaptureFixture[str]
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, said = counting(rows=3), ""
+    config, said = counting(rows=3), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
     folder = folder_of(config, build_reader(config, "d"))
     cache.mkdir(parents=True)
     with ThreadPoolExecutor(1) as pool:
         with lock(cache / f".{folder.name}.lock"):
             waiting = pool.submit(prepare, config, name="d", use_ray=False)
-            while not said and not waiting.done():
-                said = capsys.readouterr().err
+            while not said.getvalue() and not waiting.done():
+                time.sleep(0.01)
         assert waiting.result(60) == folder
-    said += capsys.readouterr().err
-    assert said == "dataset d: another process is building it, waiting for that\n"
+    assert said.getvalue() == "dataset d: another process is building it, waiting for that\n"
 
 
 def test_a_cache_that_is_a_file_is_named(cache: Path) -> None:
@@ -308,7 +309,7 @@ def test_a_readers_own_code_and_files_tell_its_conversions_apart(
             patch.chdir(tmp_path / place)
             patch.syspath_prepend(tmp_path / place)
             sys.modules.pop("mine_of_test_data", None)
-            reader = {"name": "mine_of_test_data:Mine", "path": "v.txt", "more": ["images"]}
+            reader = {"name": "mine_of_test_data:Mine", "path": "v.txt", "more": ["images", "."]}
             config = DataConfig(reader=reader)
             return folder_of(config, build_reader(config, "d"))
 
@@ -323,6 +324,7 @@ def test_a_readers_own_code_and_files_tell_its_conversions_apart(
         (tmp_path / place / "mine_of_test_data.py").write_text(OWN)
     seen = {found("a"), found("b")}
     assert len(seen) == 2
+    (tmp_path / "a" / "runs").mkdir()  # which says nothing of the data, though it lies in "."
     assert found("a") in seen
     change("v.txt", "12")
     change("images/1.png", "")

@@ -148,6 +148,9 @@ def test_a_task_with_neither_labels_nor_a_relation_is_refused_before_anything_ru
     job = load_job(ROOT / "jobs/depth_ego_motion.yaml", ["consistency.scene=null"])
     with pytest.raises(InputError, match=r"tasks\.depth: neither labels nor a relation"):
         check(job)
+    job = load_job(ROOT / "jobs/depth_ego_motion.yaml", ["tasks.depth.consistency_weight=0"])
+    with pytest.raises(InputError, match=r"tasks\.depth: neither labels nor a relation"):
+        check(job)
 
 
 def test_augmentation_of_point_clouds_is_refused_not_ignored() -> None:

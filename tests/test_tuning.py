@@ -518,6 +518,10 @@ def test_the_gain_over_a_variant_counts_every_metric_in_its_direction(tmp_path: 
     table = table_of(load_study(tmp_path / "study.yaml"), runs, {})
     assert table.rows[1].cells["delta_m"].values == pytest.approx((0.6, 0.0))
     assert "delta_m" not in table.rows[0].cells
+    gain = {"baseline": "alone", "metrics": metrics, "higher_is_better": {metrics[0]: True}}
+    runs = planned(tmp_path, delta_m=gain)  # as if it were a metric that only its task knows
+    table = table_of(load_study(tmp_path / "study.yaml"), runs, {})
+    assert table.rows[1].cells["delta_m"].values == pytest.approx((0.0, 0.0))
     with pytest.raises(InputError, match=r"delta_m.baseline: no such variant; did you mean"):
         planned(tmp_path, delta_m={"baseline": "alon", "metrics": metrics})
 

@@ -24,7 +24,7 @@ from taskray.data.codec import ArraySpec, encode
 from taskray.data.parquet import columns_of, parquet_files
 from taskray.data.reader import Reader
 from taskray.data.source import open_source
-from taskray.data.store import build_reader, cache_dir, folder_of, is_complete, prepare
+from taskray.data.store import build_reader, cache_dir, folder_of, index_of, is_complete, prepare
 from taskray.errors import InputError, one_line
 from taskray.loop.assembly import (
     build_relations,
@@ -134,9 +134,7 @@ def _estimate(
     config: DataConfig, reader: Reader, name: str, columns: Sequence[str]
 ) -> tuple[int, int, int]:
     """Rows, bytes decoded (of the columns used) and bytes stored (of all), from the first row."""
-    rows = reader.index()[: config.limit]
-    if not rows:
-        raise InputError(f"dataset {name!r}: the reader {config.reader.name!r} found no samples")
+    rows = index_of(reader, config, name)
     reason = ""
     for row in rows[: config.max_corrupt_rows + 1]:
         try:

@@ -54,8 +54,8 @@ def evaluate_run(
         for name in job.tasks:
             steps[name], evaluations[name] = evaluate_task(job, name, store, data)
         result = merge(before, job, evaluations, steps)
-        files.write_result(result)
         files.write_panels(pictures | panels(evaluations))
+        files.write_result(result)
         write_report(folder)
     return result
 

@@ -140,7 +140,8 @@ def check(job: Job) -> dict[str, nn.Module]:
     tasks = build_tasks(job)
     models = {}
     for name, task in tasks.items():
-        if not build_relations(job, name, task) and not (job.labels_of(name) or name in job.frozen):
+        learns = any(relation.scale > 0 for relation in build_relations(job, name, task))
+        if not (learns or job.labels_of(name) or name in job.frozen):
             raise InputError(f"tasks.{name}: neither labels nor a relation: nothing to train on")
         if not any(quantity_of(c) == "image" for c in task.inputs) and (
             job.tasks[name].augment != AugmentConfig()
@@ -238,16 +239,16 @@ def with_paths_for_workers(job: Job) -> Job:
 
 
 def absolute_paths(job: Job) -> Job:
-    """The job with every initial checkpoint and every path among the arguments of a reader, task,
-    model or relation that is there, seen from the present folder, as an absolute path.
+    """The job with every initial checkpoint, and every argument of a reader, task, model or
+    relation that names what is there, seen from the present folder, as an absolute path.
 
-    Whatever else stands there (a URI) is left alone. A bare word is a path only as a reader's
-    ``path``: elsewhere it is a name, whatever folder is called the same.
+    Whatever else stands there (a URI) is left alone. A bare word is a path only as ``path``:
+    elsewhere it is a name, whatever folder is called the same.
     """
 
     def absolute(path: str) -> str:
         place = os.path.expanduser(path)
-        return os.path.abspath(place) if os.path.exists(place) else path
+        return str(Path(place).absolute()) if os.path.exists(place) else path
 
     values = job.model_dump(mode="json")
     for task in values["tasks"].values():

@@ -74,7 +74,7 @@ def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
         try:
             status = file.stat()
             state = f"{status.st_size} {status.st_mtime_ns}"
-        except FileNotFoundError:
+        except OSError:  # gone, not for us to read, or a link that leads nowhere
             state = "missing"
         digest.update(f"{file.relative_to(root)} {state}\n".encode())
     return digest.hexdigest()
@@ -83,7 +83,8 @@ def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
 def fingerprint_own(reader: Reader, settings: Mapping[str, Any]) -> list[str]:
     """What a conversion by a reader that is not built in depends on, besides its own
     ``fingerprint``: the source of the modules that it is named by and that its classes are in,
-    and every file and folder that ``settings`` name."""
+    and every file and folder that ``settings`` name; not the current folder or one that it lies
+    in, where runs are written."""
     classes = [c for c in type(reader).__mro__ if c not in Reader.__mro__]
     names = {settings["name"].partition(":")[0], *(c.__module__ for c in classes)}
     sources = {str(getattr(sys.modules.get(name), "__file__", None)) for name in names}
@@ -94,7 +95,8 @@ def fingerprint_own(reader: Reader, settings: Mapping[str, Any]) -> list[str]:
     ]
     for text in sorted(set(_texts(settings))):
         path = Path(os.path.expanduser(text))
-        if text and os.path.exists(path) and (path := path.resolve()).name:  # "/" names no data
+        if os.path.exists(path) and not Path.cwd().is_relative_to(path.resolve()):
+            path = path.resolve()
             inside = sorted(path.rglob("*")) if path.is_dir() else []
             found.append(fingerprint_files(path.parent, [path, *inside]))
     return found

@@ -114,7 +114,7 @@ def convert(
     shutil.rmtree(temporary, ignore_errors=True)
     _make(temporary)
     try:
-        rows = _index(reader, config, name)
+        rows = index_of(reader, config, name)
         writer = _Writer(temporary, reader.columns)
         done, errors = 0, []
         for table in _encoded(config, name, reader, rows, use_ray):
@@ -184,7 +184,8 @@ def content_hash(config: DataConfig, reader: Reader) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _index(reader: Reader, config: DataConfig, name: str) -> list[Row]:
+def index_of(reader: Reader, config: DataConfig, name: str) -> list[Row]:
+    """The rows of a dataset; InputError where there are none, or where they have no unique key."""
     rows = list(reader.index())[: config.limit]
     where = f"dataset {name!r}: the reader {config.reader.name!r}"
     if not rows:
@@ -301,8 +302,12 @@ class _Writer:
 @contextmanager
 def lock(file: Path, waiting: str = "") -> Iterator[None]:
     """Held by one process at a time; let go by the system when that process ends. Who has to
-    wait for it prints ``waiting``, if there is any."""
-    with file.open("w") as handle:
+    wait for it prints ``waiting``, if there is any. InputError where it cannot be written."""
+    try:
+        handle = file.open("w")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from None
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

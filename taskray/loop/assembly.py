@@ -86,6 +86,8 @@ def _related(relations: list[WeightedRelation]) -> set[str]:
 def build_tasks(job: Job) -> dict[str, Task]:
     """Every task of the job. Checks that each relation finds its quantities among them."""
     tasks = {name: build_task(job, name) for name in job.tasks}
+    begins: dict[str, int] = {}  # when the first relation of each task does
+    waiting = []
     for name, config in job.active_relations.items():
         relation = _build("relation", config.relation, f"consistency.{name}.relation")
         for quantity in relation.quantities:
@@ -100,7 +102,10 @@ def build_tasks(job: Job) -> dict[str, Task]:
             relation.check_tasks(tied)
         except InputError as error:
             raise InputError(f"consistency.{name}.relation: {error}") from None
-        check_waiting(job, tied)
+        begins |= {n: min(config.start_step, begins.get(n, config.start_step)) for n in tied}
+        waiting.append(tied)
+    for tied in waiting:
+        check_waiting(job, tied, begins)
     return tasks
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from taskray.config import Job, StalenessConfig
@@ -45,9 +45,10 @@ def worth_waiting_for(
     return bound.max_seconds is not None and now - version.produced_at > bound.max_seconds
 
 
-def check_waiting(job: Job, tied: Collection[str]) -> None:
+def check_waiting(job: Job, tied: Collection[str], begins: Mapping[str, int]) -> None:
     """Refuse a bound that tasks of one relation could only wait for in vain, each of the other,
-    at nearly every step. InputError names the key and the smallest bound that is none.
+    at nearly every step. ``begins``: when the first relation of each task does. InputError names
+    the key and the smallest bound that is none.
 
     Without labels a task makes mediator batch k at its step k. One with labels makes it later, by
     the supervised steps it has made so far (all of them, before the first relation begins), and
@@ -61,9 +62,11 @@ def check_waiting(job: Job, tied: Collection[str]) -> None:
     others = [name for name in training if name not in labelled]
     if not labelled or not others:
         return
-    begins = min(relation.start_step for relation in job.active_relations.values())
-    steps = max(map(job.steps_of, labelled))
-    needed = begins + sum(not alternation.has_turn(step) for step in range(begins, steps))
+    needed = max(
+        begins[name]
+        + sum(not alternation.has_turn(step) for step in range(begins[name], job.steps_of(name)))
+        for name in labelled
+    )
     if bound.max_steps < needed:
         raise InputError(
             f"staleness.max_steps: {labelled[0]!r} has labels and {others[0]!r} has none: their "

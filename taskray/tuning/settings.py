@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from taskray import plugins
 from taskray.config import NonNegative, Positive, Settings, parse, read_yaml, refuse_one_folder
+from taskray.report.metrics import describe
 
 Changes = dict[str, Any]
 """Dotted path of the job -> value."""
@@ -56,6 +57,13 @@ class GainConfig(Settings):
     """The variant that is compared with: its mean over seeds."""
     metrics: Annotated[list[str], Field(min_length=1)]
     """What the gain averages over (one metric for each task, or more); see ``gain.delta_m``."""
+    higher_is_better: dict[str, bool] = Field(default_factory=dict)
+    """Which way the metrics go that taskray does not know: those of a task of your own."""
+
+    def directions(self) -> dict[str, bool | None]:
+        """Whether more of each metric is better; None where nobody has said so."""
+        known = {metric: describe(metric).higher_is_better for metric in self.metrics}
+        return known | self.higher_is_better
 
 
 class StudyConfig(Settings):

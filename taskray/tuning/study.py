@@ -18,7 +18,6 @@ from taskray.config import Job, dump_yaml, read_yaml
 from taskray.errors import InputError
 from taskray.report.curves import read_curves, write_curves
 from taskray.report.html import write_report
-from taskray.report.metrics import describe
 from taskray.report.render import to_rich
 from taskray.report.run_folder import claim, make_folder, read_result, write_text
 from taskray.report.say import say
@@ -126,12 +125,12 @@ def plan_study(
             raise InputError(f"{path}: variants.{name}: {error}") from None
     for metric in config.metrics:
         check_metric(metric, jobs, f"{path}: metrics")
-    for metric in config.delta_m.metrics if config.delta_m else []:
+    for metric, higher_is_better in config.delta_m.directions().items() if config.delta_m else ():
         check_metric(metric, jobs, f"{path}: delta_m.metrics")
-        if describe(metric).higher_is_better is None:
+        if higher_is_better is None:
             raise InputError(
                 f"{path}: delta_m.metrics: {metric!r}: whether less or more of it is better is "
-                "not known"
+                "not known: say so under delta_m.higher_is_better"
             )
     return runs
 
@@ -260,8 +259,9 @@ def gains_of(
 
     seeds = [values(result) for result in found[config.baseline] if result]
     baseline = {m: Cell.of([seed[m] for seed in seeds]).mean for m in config.metrics}
+    directions = {metric: bool(higher) for metric, higher in config.directions().items()}
     return {
-        name: [delta_m(values(r), baseline, config.metrics) if r else None for r in results]
+        name: [delta_m(values(r), baseline, directions) if r else None for r in results]
         for name, results in found.items()
         if name != config.baseline
     }
