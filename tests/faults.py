@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from taskray.consistency.relation import Relation
 from taskray.tasks.depth import Depth
 from taskray.tasks.normals import Normals
 
@@ -70,3 +71,14 @@ class RaisingNormals(Normals):
 
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         raise RuntimeError("out of normals")
+
+
+class OfShapesAlone(Relation):
+    """Ties segmentation to nothing but itself."""
+
+    quantities = ("segmentation",)
+
+    def __call__(
+        self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {"zero": 0 * predictions["segmentation"].mean()}
