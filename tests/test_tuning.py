@@ -518,8 +518,9 @@ def test_the_gain_over_a_variant_counts_every_metric_in_its_direction(tmp_path: 
     table = table_of(load_study(tmp_path / "study.yaml"), runs, {})
     assert table.rows[1].cells["delta_m"].values == pytest.approx((0.6, 0.0))
     assert "delta_m" not in table.rows[0].cells
-    gain = {"baseline": "alone", "metrics": metrics, "higher_is_better": {metrics[0]: True}}
-    runs = planned(tmp_path, delta_m=gain)  # as if it were a metric that only its task knows
+    known = {metrics[0]: True, "depth/test/rmse": True}  # the second is none of the gain's
+    gain = {"baseline": "alone", "metrics": metrics, "higher_is_better": known}
+    runs = planned(tmp_path, delta_m=gain)
     table = table_of(load_study(tmp_path / "study.yaml"), runs, {})
     assert table.rows[1].cells["delta_m"].values == pytest.approx((0.0, 0.0))
     with pytest.raises(InputError, match=r"delta_m.baseline: no such variant; did you mean"):

@@ -62,8 +62,8 @@ class GainConfig(Settings):
 
     def directions(self) -> dict[str, bool | None]:
         """Whether more of each metric is better; None where nobody has said so."""
-        known = {metric: describe(metric).higher_is_better for metric in self.metrics}
-        return known | self.higher_is_better
+        said = self.higher_is_better
+        return {m: said.get(m, describe(m).higher_is_better) for m in self.metrics}
 
 
 class StudyConfig(Settings):
