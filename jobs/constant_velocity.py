@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskray.config import Job, override, parse_job, read_yaml
-from taskray.data.source import load_in_process
-from taskray.data.store import prepare
-from taskray.data.streams import plain_batches
+from taskray.data.storage.source import load_in_process
+from taskray.data.storage.store import prepare
+from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError, TaskrayError
-from taskray.report.run_folder import CONFIG
+from taskray.job.config import Job, override, parse_job, read_yaml
+from taskray.record.folder import CONFIG
 from taskray.tasks.motion_metrics import EgoMotionMetrics
 
 MOTION = "camera_motion"

@@ -16,10 +16,10 @@ from pathlib import Path
 from constant_velocity import column, script
 from torch import Tensor
 
-from taskray.config import override, parse_job, read_yaml
 from taskray.errors import InputError
+from taskray.job.config import override, parse_job, read_yaml
 from taskray.loop.assembly import build_task
-from taskray.report.run_folder import CONFIG
+from taskray.record.folder import CONFIG
 
 DEPTH = "depth"
 

@@ -25,16 +25,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from taskray.config import Job, override, parse_job, read_yaml
-from taskray.consistency.scene_photometric import ScenePhotometric
-from taskray.consistency.two_views import Direction, both_directions
-from taskray.data.source import load_in_process
-from taskray.data.store import prepare
-from taskray.data.streams import plain_batches
+from taskray.data.storage.source import load_in_process
+from taskray.data.storage.store import prepare
+from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError, TaskrayError
+from taskray.job.config import Job, override, parse_job, read_yaml
 from taskray.loop.assembly import asked_columns, build_relations, build_task, build_trainer
 from taskray.loop.trainer import Trainer
-from taskray.report.run_folder import CONFIG
+from taskray.record.folder import CONFIG
+from taskray.relations.scene_photometric import ScenePhotometric
+from taskray.relations.two_views import Direction, both_directions
 from taskray.runtime.checkpoints import CheckpointStore, load_into
 
 

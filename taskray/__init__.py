@@ -2,7 +2,7 @@
 
 Each task is an actor with a model, optimizer and labelled dataset of its own. Tasks are tied
 together by consistency losses on a shared unlabelled dataset, against each other's stale
-predictions. Start with ``taskray.loop.trainer`` and ``taskray.runtime.cache``.
+predictions. Start with ``taskray.loop.trainer`` and ``taskray.exchange.cache``.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from taskray.commands.train import train
-    from taskray.config import Job, load_job
-    from taskray.consistency.relation import Relation
-    from taskray.data.reader import Reader
+    from taskray.data.readers.reader import Reader
     from taskray.errors import InputError, TaskrayError, TrainingError
+    from taskray.job.config import Job, load_job
+    from taskray.relations.relation import Relation
+    from taskray.run.train import train
     from taskray.tasks.task import Task
 
 _HOMES = {
     "InputError": "taskray.errors",
-    "Job": "taskray.config",
-    "Reader": "taskray.data.reader",
-    "Relation": "taskray.consistency.relation",
+    "Job": "taskray.job.config",
+    "Reader": "taskray.data.readers.reader",
+    "Relation": "taskray.relations.relation",
     "Task": "taskray.tasks.task",
     "TaskrayError": "taskray.errors",
     "TrainingError": "taskray.errors",
-    "load_job": "taskray.config",
-    "train": "taskray.commands.train",
+    "load_job": "taskray.job.config",
+    "train": "taskray.run.train",
 }
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 
 import taskray
-from taskray.config import load_job
 from taskray.errors import TaskrayError, one_line
+from taskray.job.config import load_job
 from taskray.report.say import say
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -165,10 +165,10 @@ def _recording(sub: argparse.ArgumentParser) -> None:
 def run_train(arguments: argparse.Namespace) -> int:
     """``taskray train``."""
     job = load_job(arguments.job, arguments.overrides)  # before the slow imports
-    from taskray.commands.train import train
+    from taskray.record.folder import ERRORS
     from taskray.report.compare import comparison_table
     from taskray.report.render import to_rich
-    from taskray.report.run_folder import ERRORS
+    from taskray.run.train import train
 
     folder = arguments.out or Path("runs") / job.name
     console = Console()
@@ -246,11 +246,11 @@ def run_submit(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """``taskray report``."""
+    from taskray.record.folder import read_result
     from taskray.report.compare import comparison_table
     from taskray.report.history import Run
     from taskray.report.html import write_report
     from taskray.report.render import to_rich
-    from taskray.report.run_folder import read_result
     from taskray.report.sections import labels
 
     path = write_report(arguments.folder, arguments.baseline)

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from taskray.commands.train import Opener, make_collective, prepare_datasets
-from taskray.config import Job, override, parse_job
+from taskray.job.config import Job, override, parse_job
+from taskray.run.train import Opener, make_collective, prepare_datasets
 
 WORLD = {"name": "world", "height": 32, "width": 48, "num_samples": 32}
 

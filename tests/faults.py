@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from taskray.consistency.relation import Relation
+from taskray.relations.relation import Relation
 from taskray.tasks.depth import Depth
 from taskray.tasks.normals import Normals
 

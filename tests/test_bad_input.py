@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from taskray.cli import main
-from taskray.config import dump_yaml
-from taskray.consistency.relation import Relation
+from taskray.job.config import dump_yaml
 from taskray.models.unet import UNet
+from taskray.relations.relation import Relation
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -332,7 +332,7 @@ def test_an_error_that_nobody_foresaw_leaves_its_traceback_in_a_file(train, monk
     def surprise(*arguments, **keywords):
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr("taskray.commands.train.train", surprise)
+    monkeypatch.setattr("taskray.run.train.train", surprise)
     line = told(train(), 1, "unexpected: ZeroDivisionError: surprise (log: ")
     log = Path(line.split("log: ")[1].rstrip(")\n"))
     assert "Traceback" in log.read_text()

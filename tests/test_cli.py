@@ -24,10 +24,10 @@ from test_bad_input import parquet
 
 from taskray.cli import main
 from taskray.commands import submit as submission
-from taskray.commands.train import absolute_paths, train
-from taskray.config import dump_yaml, load_job
 from taskray.errors import InputError, TaskrayError
-from taskray.report.run_folder import claim
+from taskray.job.config import dump_yaml, load_job
+from taskray.record.folder import claim
+from taskray.run.train import absolute_paths, train
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("train", "evaluate", "study", "tune", "submit", "report", "data", "doctor")
@@ -205,7 +205,7 @@ def test_actors_are_told_where_checkpoints_lie_by_an_absolute_path(tmp_path, mon
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("taskray.commands.train.make_collective", tell)
+    monkeypatch.setattr("taskray.run.train.make_collective", tell)
     with pytest.raises(Told) as told:
         train(tiny_job(*settings), Path("run"), inline=True, console=Console(quiet=True))
     expected = "elsewhere" if settings else "run/checkpoints"

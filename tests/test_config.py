@@ -9,10 +9,10 @@ import pytest
 from collectives import tiny_job
 from pydantic import BaseModel
 
-from taskray import config
-from taskray.config import dump_yaml, load_job, parse_job
 from taskray.errors import InputError
-from taskray.yaml_values import override, read_yaml
+from taskray.job import config
+from taskray.job.config import dump_yaml, load_job, parse_job
+from taskray.job.yaml_values import override, read_yaml
 
 ROOT = Path(__file__).parent.parent
 

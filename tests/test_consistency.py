@@ -12,14 +12,14 @@ import torch
 from scenes import moving_ball, moving_square, world_pairs
 from torch import Tensor
 
-from taskray import plugins
-from taskray.consistency.depth_normals import DepthNormals
-from taskray.consistency.relation import Relation
-from taskray.consistency.scene_photometric import ScenePhotometric
-from taskray.consistency.segmentation_warp import SegmentationWarp
 from taskray.errors import InputError
 from taskray.geometry.camera import rays
 from taskray.geometry.normals import normals_from_depth
+from taskray.job import plugins
+from taskray.relations.depth_normals import DepthNormals
+from taskray.relations.relation import Relation
+from taskray.relations.scene_photometric import ScenePhotometric
+from taskray.relations.segmentation_warp import SegmentationWarp
 
 Columns = dict[str, Tensor]
 

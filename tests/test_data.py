@@ -22,20 +22,20 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from taskray.config import AugmentConfig, DataConfig
-from taskray.data.augment import augment
-from taskray.data.batch import Batch
-from taskray.data.codec import decode_rows, encode
-from taskray.data.parquet import ParquetFolder, find_pieces, read_manifest
-from taskray.data.reader import Reader, Row, Sample
-from taskray.data.source import (
+from taskray.data.readers.reader import Reader, Row, Sample
+from taskray.data.storage.codec import decode_rows, encode
+from taskray.data.storage.parquet import ParquetFolder, find_pieces, read_manifest
+from taskray.data.storage.source import (
     MemorySource,
     StreamSource,
     load_in_process,
     open_source,
 )
-from taskray.data.store import build_reader, cache_dir, convert, folder_of, lock, prepare
+from taskray.data.storage.store import build_reader, cache_dir, convert, folder_of, lock, prepare
+from taskray.data.streams.augment import augment
+from taskray.data.streams.batch import Batch
 from taskray.errors import InputError
+from taskray.job.config import AugmentConfig, DataConfig
 
 HERE = f"{__name__}:Counting"
 COLUMNS = ("image", "depth", "intrinsics")
@@ -291,7 +291,7 @@ def test_a_cache_that_is_a_file_is_named(cache: Path) -> None:
 
 
 OWN = """
-from taskray.data.reader import Reader
+from taskray.data.readers.reader import Reader
 
 class Mine(Reader):
     columns = ("depth",)

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskray import plugins
-from taskray.commands.train import check
-from taskray.config import load_job
-from taskray.data.kitti_tracking import KittiTracking
+from taskray.data.readers.kitti_tracking import KittiTracking
 from taskray.data.world import World
 from taskray.errors import InputError, TaskrayError
 from taskray.geometry.grid import Grid
+from taskray.job import plugins
+from taskray.job.config import load_job
 from taskray.loop.predicting import predict
 from taskray.models.pillars import Pillars
+from taskray.run.train import check
 from taskray.tasks.anchors import BACKGROUND, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.box_flow import BoxFlow, true_flow
 from taskray.tasks.detection import (

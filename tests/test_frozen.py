@@ -17,14 +17,14 @@ from rich.console import Console
 
 from taskray.cli import main
 from taskray.commands.doctor import doctor
-from taskray.commands.train import check, check_checkpoints
-from taskray.config import Job, dump_yaml
-from taskray.data.batch import Batch
+from taskray.data.streams.batch import Batch
 from taskray.errors import InputError
+from taskray.exchange.messages import Query
+from taskray.job.config import Job, dump_yaml
 from taskray.loop.assembly import build_model, build_task
+from taskray.run.train import check, check_checkpoints
 from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint
 from taskray.runtime.member import load_initial
-from taskray.runtime.messages import Query
 from taskray.runtime.placement import place_cache
 from taskray.runtime.task_actor import FrozenActor
 

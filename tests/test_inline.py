@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from collectives import run, tiny_job
 
-from taskray.data.batch import Batch
+from taskray.data.streams.batch import Batch
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.inline import InlineCollective, LocalPeers
 

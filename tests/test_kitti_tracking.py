@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from taskray.config import DataConfig
-from taskray.data.codec import check_sample
-from taskray.data.kitti_tracking import CLASSES, KittiTracking
-from taskray.data.parquet import read_manifest
-from taskray.data.reader import Row, Sample
-from taskray.data.store import prepare
+from taskray.data.readers.kitti_tracking import CLASSES, KittiTracking
+from taskray.data.readers.reader import Row, Sample
+from taskray.data.storage.codec import check_sample
+from taskray.data.storage.parquet import read_manifest
+from taskray.data.storage.store import prepare
 from taskray.errors import InputError
 from taskray.geometry.boxes import points_in_boxes, transform_boxes
+from taskray.job.config import DataConfig
 
 SWEEPS = 10
 AXES = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])

@@ -12,13 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from taskray import plugins
 from taskray.cli import main
-from taskray.config import DataConfig
-from taskray.data.codec import check_sample
-from taskray.data.reader import Sample
-from taskray.data.source import load_in_process
-from taskray.data.store import prepare
+from taskray.data.readers.reader import Sample
+from taskray.data.storage.codec import check_sample
+from taskray.data.storage.source import load_in_process
+from taskray.data.storage.store import prepare
 from taskray.data.world import CLASSES, MOVABLE, LidarSensor, World, columns_of
 from taskray.data.world.lidar import (
     REFLECTANCE,
@@ -35,6 +33,8 @@ from taskray.data.world.truth import take_frame
 from taskray.data.world.views import CLIP_LENGTH, View, camera_matrix, clip_views
 from taskray.errors import InputError
 from taskray.geometry.boxes import ground_corners, points_in_boxes, transform_boxes
+from taskray.job import plugins
+from taskray.job.config import DataConfig
 from taskray.report.birds_eye import birds_eye, reach_of
 from taskray.report.panels import PALETTE
 from taskray.schema import quantity_of

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taskray.config import OptimizerConfig, StalenessConfig, parse_job
-from taskray.consistency.relation import Relation
-from taskray.data.batch import Batch
-from taskray.data.rows import CorruptRows
-from taskray.data.source import DatasetInfo
+from taskray.data.storage.source import DatasetInfo
+from taskray.data.streams.batch import Batch
+from taskray.data.streams.rows import CorruptRows
 from taskray.errors import TrainingError
+from taskray.job.config import OptimizerConfig, StalenessConfig, parse_job
 from taskray.loop.interfaces import PeerPredictions, Prediction
 from taskray.loop.optimization import learning_rate
 from taskray.loop.trainer import Trainer, WeightedRelation
+from taskray.relations.relation import Relation
 from taskray.tasks.depth import Depth
 
 NORMALS = torch.tensor([0.0, 0.0, -1.0]).reshape(1, 3, 1, 1).expand(2, 3, 8, 12)

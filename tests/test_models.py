@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from taskray import plugins
 from taskray.errors import InputError
+from taskray.job import plugins
 from taskray.models.encoder_decoder import EncoderDecoder
 from taskray.models.huggingface import HuggingFaceModel
 from taskray.models.pretrained import Standardize

@@ -12,10 +12,10 @@ import torch
 from scenes import world_pairs
 from torch import Tensor
 
-from taskray import plugins
 from taskray.errors import InputError
 from taskray.geometry.motion import rigid_motion, rotation_angle, rotation_matrix, squared_length
 from taskray.geometry.warp import invert
+from taskray.job import plugins
 from taskray.loop.predicting import predict
 from taskray.models.motion import Matching, MotionNet
 from taskray.models.unet import UNet

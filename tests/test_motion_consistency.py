@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskray.consistency.motion_consistency import DIRECTION, LOGIT, MotionConsistency
 from taskray.errors import InputError
 from taskray.geometry.grid import Grid
+from taskray.relations.motion_consistency import DIRECTION, LOGIT, MotionConsistency
 from taskray.tasks.anchors import Anchor, Anchors, wrap
 from taskray.tasks.box_flow import BoxFlow
 from taskray.tasks.detection import Detection

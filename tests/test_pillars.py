@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskray import plugins
 from taskray.errors import InputError
 from taskray.geometry.grid import Grid
+from taskray.job import plugins
 from taskray.models.pillar_encoder import PillarEncoder
 from taskray.models.pillars import Pillars
 

@@ -9,17 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from taskray import plugins, schema
-from taskray.config import DataConfig
-from taskray.data.codec import check_sample
-from taskray.data.nyuv2 import NYUv2
-from taskray.data.parquet import read_manifest
-from taskray.data.reader import fingerprint_files
-from taskray.data.seven_scenes import SevenScenes, read_pose
-from taskray.data.source import load_in_process
-from taskray.data.store import prepare
+from taskray import schema
+from taskray.data.readers.nyuv2 import NYUv2
+from taskray.data.readers.reader import fingerprint_files
+from taskray.data.readers.seven_scenes import SevenScenes, read_pose
+from taskray.data.storage.codec import check_sample
+from taskray.data.storage.parquet import read_manifest
+from taskray.data.storage.source import load_in_process
+from taskray.data.storage.store import prepare
 from taskray.errors import InputError
 from taskray.geometry import camera
+from taskray.job import plugins
+from taskray.job.config import DataConfig
 
 HEIGHT, WIDTH = 60, 80
 NORMAL = np.array([0.3, -0.4, -0.8]) / np.linalg.norm([0.3, -0.4, -0.8])

@@ -15,14 +15,14 @@ import torch
 from rich.console import Console
 from scenes import moving_square, world_pairs
 
-from taskray.commands.train import train
-from taskray.config import Job, load_job
-from taskray.consistency.scene_photometric import ScenePhotometric
-from taskray.data.store import build_reader
-from taskray.data.video import checked_part, cut
+from taskray.data.readers.video import checked_part, cut
+from taskray.data.storage.store import build_reader
 from taskray.errors import InputError
 from taskray.geometry.motion import rigid_motion
+from taskray.job.config import Job, load_job
 from taskray.loop.assembly import build_tasks
+from taskray.relations.scene_photometric import ScenePhotometric
+from taskray.run.train import train
 from taskray.tuning.settings import load_study
 
 ROOT = Path(__file__).parents[1]

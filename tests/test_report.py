@@ -18,6 +18,8 @@ import pytest
 from rich.console import Console
 
 from taskray.errors import InputError
+from taskray.record.folder import RunFolder, claim, read_metrics, read_panels, read_result
+from taskray.record.formatting import METRICS, describe, duration, format_change, relative_change
 from taskray.report import panels
 from taskray.report.charts import Line, line_chart
 from taskray.report.compare import comparison_table
@@ -25,9 +27,7 @@ from taskray.report.curves import curve_charts, draw_curves, read_curves, write_
 from taskray.report.history import Run, Series
 from taskray.report.html import write_report
 from taskray.report.live import Live, Progress
-from taskray.report.metrics import METRICS, describe, duration, format_change, relative_change
 from taskray.report.render import to_markdown, to_rich
-from taskray.report.run_folder import RunFolder, claim, read_metrics, read_panels, read_result
 from taskray.report.tables import Cell, grid, read_table, study_table, to_csv, write_table
 
 NASTY = "<script>alert('x')</script>&\"quoted\""
@@ -198,7 +198,7 @@ def test_steps_done_again_after_a_restart_count_once(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from taskray.report.run_folder import claim
+from taskray.record.folder import claim
 with claim(Path(sys.argv[1]), "a run folder"):
     print("held", flush=True)
     time.sleep(60)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from collectives import tiny_job
 
-from taskray.config import dump_yaml
-from taskray.report.run_folder import read_metrics, read_result
+from taskray.job.config import dump_yaml
+from taskray.record.folder import read_metrics, read_result
 from taskray.runtime.checkpoints import CheckpointStore
 
 TASKRAY = [sys.executable, "-m", "taskray", "train"]

@@ -17,9 +17,9 @@ import ray
 import torch
 from collectives import Watch, kill, run, tiny_job
 
-from taskray.data.batch import Batch
+from taskray.data.streams.batch import Batch
+from taskray.exchange.messages import Query
 from taskray.runtime.checkpoints import CheckpointStore
-from taskray.runtime.messages import Query
 from taskray.runtime.peers import CachePeers
 from taskray.runtime.placement import place_cache
 

@@ -12,14 +12,14 @@ import torch
 from scenes import CAR, Columns, moving_ball, moving_square, world_pairs
 from torch import Tensor
 
-from taskray import plugins
-from taskray.consistency.relation import Relation
-from taskray.consistency.scene_photometric import ScenePhotometric
-from taskray.consistency.segmentation_warp import SegmentationWarp
-from taskray.data.classes import class_map
+from taskray.data.readers.class_map import class_map
 from taskray.errors import InputError
 from taskray.geometry.motion import rigid_motion
 from taskray.geometry.warp import invert
+from taskray.job import plugins
+from taskray.relations.relation import Relation
+from taskray.relations.scene_photometric import ScenePhotometric
+from taskray.relations.segmentation_warp import SegmentationWarp
 from taskray.tasks.depth import Depth
 from taskray.tasks.segmentation import Segmentation
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskray import plugins
-from taskray.data.classes import FOLDER, ClassMap, class_map
+from taskray.data.readers.class_map import FOLDER, ClassMap, class_map
 from taskray.data.world import CLASSES, MOVABLE
 from taskray.errors import InputError, TaskrayError
+from taskray.job import plugins
 from taskray.schema import IGNORE
 from taskray.tasks.segmentation import Segmentation
 from taskray.tasks.segmentation_metrics import SegmentationMetrics

@@ -11,11 +11,11 @@ import torch
 from collectives import Watch, run
 from rich.console import Console
 
-from taskray.commands.train import check, prepare_datasets
-from taskray.config import Job, load_job
-from taskray.data.source import load_in_process
+from taskray.data.storage.source import load_in_process
 from taskray.errors import InputError
+from taskray.job.config import Job, load_job
 from taskray.loop.assembly import build_tasks
+from taskray.run.train import check, prepare_datasets
 from taskray.schema import IGNORE
 
 ROOT = Path(__file__).parents[1]

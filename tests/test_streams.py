@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from taskray.config import DataConfig
-from taskray.data.codec import ArraySpec, Columns
-from taskray.data.prefetch import Closed, Prefetcher
-from taskray.data.source import (
+from taskray.data.storage.codec import ArraySpec, Columns
+from taskray.data.storage.source import (
     DatasetInfo,
     MemorySource,
     Source,
@@ -24,10 +22,12 @@ from taskray.data.source import (
     load_in_process,
     open_source,
 )
-from taskray.data.store import prepare
-from taskray.data.streams import DedicatedStream, MediatorStream, plain_batches
-from taskray.data.visiting import VisitingOrder
+from taskray.data.storage.store import prepare
+from taskray.data.streams.order import VisitingOrder
+from taskray.data.streams.prefetch import Closed, Prefetcher
+from taskray.data.streams.stream import DedicatedStream, MediatorStream, plain_batches
 from taskray.errors import InputError
+from taskray.job.config import DataConfig
 
 Kind = Literal["memory", "stream"]
 KINDS = pytest.mark.parametrize("kind", ["memory", "stream"])

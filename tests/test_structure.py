@@ -11,26 +11,29 @@ PACKAGE = Path(__file__).parent.parent / "taskray"
 
 ROOMS = [
     {"errors", "schema"},
-    {"problems", "yaml_values"},
-    {"plugins"},
-    {"config"},
+    {"files"},
+    {"job"},
     {"geometry"},
     {"data"},
     {"models"},
     {"tasks"},
-    {"consistency"},
+    {"relations"},
+    {"weighting"},
     {"loop"},
+    {"exchange"},
+    {"record"},
     {"runtime"},
     {"report"},
-    {"commands"},
+    {"run"},
     {"tuning"},
+    {"commands"},
     {"cli"},
     {"__main__", "__init__"},
 ]
 """A room may import from those before it and from itself, never from one after it."""
 
-RAY_MAY_BE_IMPORTED_IN = {"runtime", "commands", "tuning"}
-RAY_DATA_IS_IMPORTED_IN = "data/ray_data.py"
+RAY_MAY_BE_IMPORTED_IN = {"runtime", "run", "tuning", "commands"}
+RAY_DATA_IS_IMPORTED_IN = "data/storage/ray_data.py"
 
 
 def files() -> list[Path]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskray import plugins
 from taskray.errors import InputError
+from taskray.job import plugins
 from taskray.schema import QUANTITIES
 from taskray.tasks import losses
 from taskray.tasks.depth import Depth

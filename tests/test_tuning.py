@@ -18,12 +18,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from taskray.commands.train import train
-from taskray.config import DataConfig, Job, dump_yaml, load_job, parse_job
-from taskray.data.store import convert
+from taskray.data.storage.store import convert
 from taskray.errors import InputError
-from taskray.report.run_folder import claim, read_metrics, read_result
+from taskray.job.config import DataConfig, Job, dump_yaml, load_job, parse_job
+from taskray.record.folder import claim, read_metrics, read_result
 from taskray.report.tables import read_table
+from taskray.run.train import train
 from taskray.tuning.fit import concurrency, footprint, quiet, share_threads
 from taskray.tuning.progress import Progress
 from taskray.tuning.runs import Fate, Run, check_metric, fate, resolve, value_of

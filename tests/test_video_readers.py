@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 
 from taskray import schema
-from taskray.config import DataConfig
-from taskray.data.cityscapes import Cityscapes, depth_of
-from taskray.data.classes import FOLDER, class_map
-from taskray.data.coco import Coco, centre_box
-from taskray.data.codec import check_sample
-from taskray.data.files import resize_image
-from taskray.data.kitti_odometry import KittiOdometry
-from taskray.data.masks import fill_polygon, fill_runs, run_lengths
-from taskray.data.parquet import read_manifest
-from taskray.data.store import prepare
-from taskray.data.video import clips
+from taskray.data.readers.cityscapes import Cityscapes, depth_of
+from taskray.data.readers.class_map import FOLDER, class_map
+from taskray.data.readers.coco import Coco, centre_box
+from taskray.data.readers.images import resize_image
+from taskray.data.readers.kitti_odometry import KittiOdometry
+from taskray.data.readers.masks import fill_polygon, fill_runs, run_lengths
+from taskray.data.readers.video import clips
+from taskray.data.storage.codec import check_sample
+from taskray.data.storage.parquet import read_manifest
+from taskray.data.storage.store import prepare
 from taskray.errors import InputError
 from taskray.geometry import camera
+from taskray.job.config import DataConfig
 
 
 def save(file: Path, values: np.ndarray) -> None:

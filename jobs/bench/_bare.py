@@ -16,9 +16,9 @@ from _common import PATIENCE, local_data
 from _running import Stamp
 from torch import Tensor, nn
 
-from taskray.config import Job, parse_job
-from taskray.data.augment import augment
-from taskray.data.batch import Batch
+from taskray.data.streams.augment import augment
+from taskray.data.streams.batch import Batch
+from taskray.job.config import Job, parse_job
 from taskray.loop.interfaces import NoPeers
 from taskray.loop.predicting import FIRST, frames_of, predict
 from taskray.loop.trainer import Trainer

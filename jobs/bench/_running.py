@@ -13,10 +13,10 @@ from typing import Any
 from _common import PATIENCE
 from rich.console import Console
 
-from taskray.commands.train import Recorder, make_collective
-from taskray.config import Job
+from taskray.job.config import Job
+from taskray.record.folder import RunFolder
 from taskray.report.live import Live
-from taskray.report.run_folder import RunFolder
+from taskray.run.train import Recorder, make_collective
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from _running import (
     others_cpu,
 )
 
-from taskray.runtime.messages import Publication, Query
+from taskray.exchange.messages import Publication, Query
 from taskray.runtime.placement import place_cache
 
 KINDS = ("publish", "put", "look_up", "get")

@@ -46,7 +46,7 @@ from _running import (
     rate,
 )
 
-from taskray.config import Job
+from taskray.job.config import Job
 
 SCHEMES = {
     "trainer": ("runtime.publisher=trainer",),

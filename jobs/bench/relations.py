@@ -22,15 +22,15 @@ import torch
 from _common import finish, median, parse, parser, say
 from torch import Tensor, nn
 
-from taskray.consistency.depth_normals import DepthNormals
-from taskray.consistency.motion_consistency import MotionConsistency
-from taskray.consistency.relation import Relation
-from taskray.consistency.scene_photometric import ScenePhotometric
-from taskray.consistency.segmentation_warp import SegmentationWarp
 from taskray.geometry.grid import Grid
 from taskray.geometry.motion import rigid_motion
 from taskray.models.encoder_decoder import EncoderDecoder
 from taskray.models.pillars import Pillars
+from taskray.relations.depth_normals import DepthNormals
+from taskray.relations.motion_consistency import MotionConsistency
+from taskray.relations.relation import Relation
+from taskray.relations.scene_photometric import ScenePhotometric
+from taskray.relations.segmentation_warp import SegmentationWarp
 from taskray.tasks.depth import Depth
 from taskray.tasks.detection import CHANNELS, Detection
 from taskray.tasks.task import Task

@@ -36,8 +36,8 @@ from _common import (
 )
 from rich.console import Console
 
-from taskray.commands.train import prepare_datasets
-from taskray.config import Job, dump_yaml
+from taskray.job.config import Job, dump_yaml
+from taskray.run.train import prepare_datasets
 
 QUICK = {"repetitions": 1}
 

@@ -53,7 +53,7 @@ from _common import (
 )
 from _running import Running, cpu_of, ends, others_cpu, rate
 
-from taskray.config import Job
+from taskray.job.config import Job
 
 QUICK = {"window": 1.5, "repetitions": 1, "chunk": 5, "samples": 64, "small": True, "lead": 0.3}
 MODES = ("supervised", "exchange")

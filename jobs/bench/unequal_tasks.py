@@ -38,7 +38,7 @@ from _common import (
 )
 from _running import Running, rate
 
-from taskray.config import Job
+from taskray.job.config import Job
 
 MODES = {
     "asynchronous": (),

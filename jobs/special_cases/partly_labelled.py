@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskray.data.reader import Row, Sample
+from taskray.data.readers.reader import Row, Sample
 from taskray.data.world import World
 from taskray.schema import IGNORE, quantity_of
 

@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from taskray.config import DataConfig, load_job, override, parse
 from taskray.errors import InputError
-from taskray.problems import nearest
+from taskray.job.config import DataConfig, load_job, override, parse
+from taskray.job.validation import nearest
 
 WORLD_ARGUMENTS = {"num_samples": int, "frames": int, "height": int, "width": int, "seed": int,
                    "label_fraction": float}  # fmt: skip
@@ -72,11 +72,11 @@ def _build(values: dict[str, Any], name: str, out: Path | None, inline: bool) ->
     config: DataConfig = parse(DataConfig, values, f"data {name}")
     from rich.console import Console
 
-    from taskray.data.parquet import read_manifest
-    from taskray.data.store import build_reader, check_replaceable, convert, prepare
-    from taskray.report.metrics import size
+    from taskray.data.storage.parquet import read_manifest
+    from taskray.data.storage.store import build_reader, check_replaceable, convert, prepare
+    from taskray.record.folder import make_folder
+    from taskray.record.formatting import size
     from taskray.report.progress import dataset_progress
-    from taskray.report.run_folder import make_folder
     from taskray.report.say import say
 
     build_reader(config, name)  # what is wrong is told before Ray starts
@@ -104,7 +104,7 @@ def _show(source: str, dataset: str | None, limit: int, save: Path | None) -> in
     from rich.console import Console
 
     from taskray.commands.data_show import check_sheet, show
-    from taskray.data.store import prepare
+    from taskray.data.storage.store import prepare
     from taskray.report.progress import dataset_progress
 
     if save is not None:

@@ -13,17 +13,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from taskray.config import DataConfig
-from taskray.data.codec import ERROR, KEY
-from taskray.data.parquet import columns_of, find_pieces, read_manifest
-from taskray.data.reader import Sample
-from taskray.data.rows import rows_of
-from taskray.data.source import DatasetInfo, open_source
+from taskray.data.readers.reader import Sample
+from taskray.data.storage.codec import ERROR, KEY
+from taskray.data.storage.parquet import columns_of, find_pieces, read_manifest
+from taskray.data.storage.source import DatasetInfo, open_source
+from taskray.data.streams.rows import rows_of
 from taskray.errors import InputError
+from taskray.job.config import DataConfig
+from taskray.record.folder import atomic_write, make_folder
+from taskray.record.formatting import NOTHING, size
 from taskray.report.birds_eye import birds_eye, reach_of
-from taskray.report.metrics import NOTHING, size
 from taskray.report.panels import paint
-from taskray.report.run_folder import atomic_write, make_folder
 from taskray.report.say import say
 from taskray.schema import IGNORE, QUANTITIES, frame_of, quantity_of
 

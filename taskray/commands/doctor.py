@@ -18,22 +18,29 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from taskray.commands.train import check, check_location
-from taskray.config import DataConfig, Job
-from taskray.data.codec import ArraySpec, encode
-from taskray.data.parquet import columns_of, parquet_files
-from taskray.data.reader import Reader
-from taskray.data.source import open_source
-from taskray.data.store import build_reader, cache_dir, folder_of, index_of, is_complete, prepare
+from taskray.data.readers.reader import Reader
+from taskray.data.storage.codec import ArraySpec, encode
+from taskray.data.storage.parquet import columns_of, parquet_files
+from taskray.data.storage.source import open_source
+from taskray.data.storage.store import (
+    build_reader,
+    cache_dir,
+    folder_of,
+    index_of,
+    is_complete,
+    prepare,
+)
 from taskray.errors import InputError, one_line
+from taskray.job.config import DataConfig, Job
 from taskray.loop.assembly import (
     build_relations,
     build_tasks,
     columns_of_datasets,
     wanted_quantities,
 )
-from taskray.report.metrics import NOTHING, count, size
+from taskray.record.formatting import NOTHING, count, size
 from taskray.report.say import say
+from taskray.run.train import check, check_location
 from taskray.runtime.member import load_initial
 from taskray.runtime.placement import Share, plan
 from taskray.tasks.task import Task

@@ -9,17 +9,17 @@ from typing import Any
 
 from rich.console import Console
 
-from taskray.commands.train import Opener, check_labels
-from taskray.config import Job, override, parse_job, read_yaml
-from taskray.data.source import Handle
-from taskray.data.store import build_reader, prepare
-from taskray.data.streams import plain_batches
+from taskray.data.storage.source import Handle
+from taskray.data.storage.store import build_reader, prepare
+from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError
+from taskray.job.config import Job, override, parse_job, read_yaml
 from taskray.loop.assembly import build_task, build_tasks, build_trainer
 from taskray.loop.evaluation import Evaluation, evaluate, panels
+from taskray.record.folder import CONFIG, RunFolder, claim, read_panels, read_result
 from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
-from taskray.report.run_folder import CONFIG, RunFolder, claim, read_panels, read_result
+from taskray.run.train import Opener, check_labels
 from taskray.runtime.checkpoints import CheckpointStore, load_into
 from taskray.runtime.member import NUM_SAMPLES, choose_device
 

@@ -26,8 +26,8 @@ from typing import Any
 
 from rich.console import Console
 
-from taskray.config import load_job
 from taskray.errors import InputError, TaskrayError, one_line
+from taskray.job.config import load_job
 from taskray.report.say import say
 from taskray.runtime import environment
 

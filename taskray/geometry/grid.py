@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from taskray.config import Settings
+from taskray.job.config import Settings
 
 Extent = tuple[float, float]
 

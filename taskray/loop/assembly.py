@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskray import plugins
-from taskray.config import Job, Plugin
 from taskray.errors import InputError
+from taskray.job import plugins
+from taskray.job.config import Job, Plugin
 from taskray.loop.interfaces import Peers, Stream
 from taskray.loop.predicting import frames_of, inputs_of
 from taskray.loop.staleness import check_waiting

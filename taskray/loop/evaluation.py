@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskray.data.batch import Batch
+from taskray.data.streams.batch import Batch
 from taskray.loop.trainer import Trainer
 from taskray.schema import QUANTITIES, quantity_of
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from taskray.data.batch import Batch
-from taskray.data.rows import CorruptRows
+from taskray.data.streams.batch import Batch
+from taskray.data.streams.rows import CorruptRows
 
 
 class Stream(Protocol):

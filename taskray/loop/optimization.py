@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from taskray.config import OptimizerConfig
+from taskray.job.config import OptimizerConfig
 
 
 def build_optimizer(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from taskray.data.batch import Batch
+from taskray.data.streams.batch import Batch
 from taskray.errors import TaskrayError
 from taskray.schema import PREDICTED_SHAPES, QUANTITIES, quantity_of
 

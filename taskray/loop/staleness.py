@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from taskray.config import Job, StalenessConfig
 from taskray.errors import InputError
+from taskray.job.config import Job, StalenessConfig
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskray.config import Job, RelationConfig
-from taskray.consistency.relation import Relation
-from taskray.data.augment import augment
-from taskray.data.batch import Batch
+from taskray.data.streams.augment import augment
+from taskray.data.streams.batch import Batch
 from taskray.errors import TaskrayError, TrainingError
+from taskray.job.config import Job, RelationConfig
 from taskray.loop.interfaces import NoPeers, PeerPredictions, Peers, Stream
 from taskray.loop.meters import ChunkMeter, Edge, Totals
 from taskray.loop.optimization import build_optimizer, learning_rate
 from taskray.loop.predicting import FIRST, frames_of, predict
 from taskray.loop.shapes import check_prediction
+from taskray.relations.relation import Relation
 from taskray.schema import at_frame
 from taskray.tasks.task import Output, Task
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from taskray.record.formatting import describe, rank
 from taskray.report.history import evaluations_of
-from taskray.report.metrics import describe, rank
 from taskray.report.tables import Cell, Column, Row, Table, heading_of
 
 

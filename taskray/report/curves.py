@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from taskray.errors import InputError
+from taskray.record.folder import atomic_write, write_text
+from taskray.record.formatting import describe
 from taskray.report.charts import Line, line_chart
 from taskray.report.history import Run, Series
-from taskray.report.metrics import describe
-from taskray.report.run_folder import atomic_write, write_text
 from taskray.report.tables import OURS, Table, heading_of
 
 CURVES = "curves.json"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from taskray.record.formatting import NOTHING, count, fixed, percent, size
 from taskray.report.charts import Line, line_chart
 from taskray.report.history import Run
-from taskray.report.metrics import NOTHING, count, fixed, percent, size
 from taskray.report.page import facts, section, text_table
 
 

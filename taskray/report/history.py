@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from taskray.errors import InputError
-from taskray.report.run_folder import CONFIG, read_metrics, read_panels, read_result, read_text
+from taskray.record.folder import CONFIG, read_metrics, read_panels, read_result, read_text
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from taskray.report.metrics import NOTHING, duration
+from taskray.record.formatting import NOTHING, duration
 from taskray.report.say import say
 
 REFRESH_SECONDS = 0.5

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from taskray.report.charts import Line, line_chart, smoothed
-from taskray.report.compare import comparison_table
-from taskray.report.history import Run, Series
-from taskray.report.metrics import (
+from taskray.record.formatting import (
     count,
     describe,
     duration,
@@ -16,6 +13,9 @@ from taskray.report.metrics import (
     rank,
     relative_change,
 )
+from taskray.report.charts import Line, line_chart, smoothed
+from taskray.report.compare import comparison_table
+from taskray.report.history import Run, Series
 from taskray.report.page import facts, html_table, section
 from taskray.report.panels import ERROR_SCALES, Panel, compose, png_data_uri
 

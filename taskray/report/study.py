@@ -6,11 +6,11 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from taskray.record.folder import read_result, read_text
+from taskray.record.formatting import NOTHING, describe, duration
 from taskray.report.charts import dot_chart
 from taskray.report.curves import curve_charts, saved_curves
-from taskray.report.metrics import NOTHING, describe, duration
 from taskray.report.page import config_details, html_table, page, raw_table, section
-from taskray.report.run_folder import read_result, read_text
 from taskray.report.tables import OURS, Table, grid, read_table
 
 TABLE = "table.json"

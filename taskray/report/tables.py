@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from taskray.errors import InputError
-from taskray.report.metrics import describe, format_change, relative_change
-from taskray.report.run_folder import plain, write_text
+from taskray.record.folder import plain, write_text
+from taskray.record.formatting import describe, format_change, relative_change
 
 OURS = "ours"
 

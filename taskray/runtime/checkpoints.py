@@ -26,8 +26,8 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 from torch import Tensor, nn
 
-from taskray.config import read_yaml
 from taskray.errors import InputError
+from taskray.job.config import read_yaml
 
 MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 JOB = "config.yaml"

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 import ray
 
-from taskray.config import Job
+from taskray.job.config import Job
 from taskray.loop.assembly import build_relations, build_task, published_quantities
+from taskray.record.result import TaskState, summarize
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import NUM_SAMPLES
 from taskray.runtime.placement import Share, place_cache, place_server, place_task, plan
-from taskray.runtime.result import TaskState, summarize
 from taskray.runtime.supervision import Decision, judge, traceback_of
 
 SERVE_SECONDS = 1.0

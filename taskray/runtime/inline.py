@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskray.config import Job
-from taskray.data.batch import Batch
-from taskray.data.source import Handle
+from taskray.data.storage.source import Handle
+from taskray.data.streams.batch import Batch
 from taskray.errors import TaskrayError, TrainingError
+from taskray.exchange.cache import PredictionCache
+from taskray.exchange.messages import Publication, Query, newest
+from taskray.job.config import Job
 from taskray.loop.interfaces import PeerPredictions
-from taskray.runtime.cache import PredictionCache
+from taskray.record.result import TaskState, summarize
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.collective import Observer
 from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
-from taskray.runtime.messages import Publication, Query, newest
 from taskray.runtime.process import keep_freed_memory
-from taskray.runtime.result import TaskState, summarize
 from taskray.runtime.supervision import traceback_of
 
 

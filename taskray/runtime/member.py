@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskray.config import Job
-from taskray.data.batch import Batch
-from taskray.data.source import Handle
-from taskray.data.streams import DedicatedStream, MediatorStream, plain_batches
+from taskray.data.storage.source import Handle
+from taskray.data.streams.batch import Batch
+from taskray.data.streams.stream import DedicatedStream, MediatorStream, plain_batches
 from taskray.errors import InputError
+from taskray.job.config import Job
 from taskray.loop.assembly import (
     asked_columns,
     build_relations,

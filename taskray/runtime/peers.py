@@ -23,10 +23,10 @@ import ray
 import torch
 from torch import Tensor, nn
 
-from taskray.config import Job
-from taskray.data.batch import Batch
+from taskray.data.streams.batch import Batch
+from taskray.exchange.messages import NOT_ANNOUNCED, Answer, Found, Publication, Query, newest
+from taskray.job.config import Job
 from taskray.loop.interfaces import PeerPredictions, Prediction
-from taskray.runtime.messages import NOT_ANNOUNCED, Answer, Found, Publication, Query, newest
 
 log = logging.getLogger(__name__)
 

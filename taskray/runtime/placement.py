@@ -9,11 +9,11 @@ from typing import Any
 
 import ray
 
-from taskray.config import Job
 from taskray.errors import InputError
-from taskray.runtime.cache import PredictionCache, keep_small
+from taskray.exchange.cache import PredictionCache, keep_small
+from taskray.exchange.waiting import WaitingCache
+from taskray.job.config import Job
 from taskray.runtime.task_actor import PEERS, ForwardServer, FrozenActor, TaskActor
-from taskray.runtime.waiting import WaitingCache
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import ray
 import torch
 from torch import Tensor
 
-from taskray.config import parse_job
-from taskray.data.batch import Batch
+from taskray.data.streams.batch import Batch
+from taskray.exchange.messages import Publication
+from taskray.job.config import parse_job
 from taskray.loop.assembly import build_model, build_relations, build_task, published_quantities
 from taskray.loop.evaluation import Evaluation
 from taskray.loop.predicting import frames_of, predict
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member, choose_device
-from taskray.runtime.messages import Publication
 from taskray.runtime.peers import CachePeers
 from taskray.runtime.process import keep_freed_memory, use_threads
 

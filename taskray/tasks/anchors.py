@@ -17,9 +17,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from taskray.config import Fraction, NonNegative, Settings
 from taskray.errors import InputError
 from taskray.geometry.grid import Grid
+from taskray.job.config import Fraction, NonNegative, Settings
 
 Metres = Annotated[float, Field(gt=0)]
 HEADINGS = (0.0, math.pi / 2)

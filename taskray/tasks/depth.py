@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from taskray import plugins
 from taskray.errors import InputError
+from taskray.job import plugins
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:

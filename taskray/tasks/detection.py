@@ -12,15 +12,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from taskray.config import Fraction
 from taskray.errors import InputError, TaskrayError
 from taskray.geometry.grid import Grid
 from taskray.geometry.overlap import non_maximum_suppression
+from taskray.job.config import Fraction
 from taskray.tasks.anchors import HEADINGS, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
-    from taskray.data.reader import Reader
+    from taskray.data.readers.reader import Reader
     from taskray.tasks.detection_metrics import DetectionMetrics
 
 PAPER_GRID, CAR = Grid(), Anchor()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from taskray import plugins
 from taskray.geometry.normals import has_direction, unit
+from taskray.job import plugins
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:

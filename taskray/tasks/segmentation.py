@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from taskray.data.classes import ClassMap, outside
-from taskray.data.classes import class_map as find_class_map
+from taskray.data.readers.class_map import ClassMap, outside
+from taskray.data.readers.class_map import class_map as find_class_map
 from taskray.errors import InputError, TaskrayError
 from taskray.schema import IGNORE
 from taskray.tasks.task import Task

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from taskray.data.classes import outside
+from taskray.data.readers.class_map import outside
 from taskray.errors import TaskrayError
 from taskray.schema import IGNORE
 

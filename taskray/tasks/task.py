@@ -17,7 +17,7 @@ from taskray.schema import quantity_of
 if TYPE_CHECKING:  # importing it takes longer than torch itself: only who measures pays
     from torchmetrics import Metric
 
-    from taskray.data.reader import Reader
+    from taskray.data.readers.reader import Reader
 
 Output = Tensor | Mapping[str, Tensor]
 """What a network gives: one tensor ``[B, C, H, W]``, or several by name; float32."""

@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.stopper import Stopper
 
-from taskray.config import Job
+from taskray.job.config import Job
 from taskray.report.say import say
 from taskray.runtime.placement import plan
 from taskray.tuning.progress import Progress, Trial

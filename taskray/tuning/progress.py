@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from taskray.data.ray_data import application_error
-from taskray.report.metrics import describe, duration
+from taskray.data.storage.ray_data import application_error
+from taskray.record.formatting import describe, duration
 from taskray.report.say import say
 
 REFRESH_SECONDS = 0.5

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taskray.config import Job
 from taskray.errors import InputError
-from taskray.plugins import nearest
+from taskray.job.config import Job
+from taskray.job.plugins import nearest
 from taskray.tuning.settings import Changes, VariantConfig
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}")

@@ -13,17 +13,17 @@ from typing import Any
 
 import yaml
 
-from taskray.commands.resuming import essence, saved_config
-from taskray.config import Job, assign, dump_yaml, override, parse_job
 from taskray.errors import InputError
+from taskray.exchange.cache import PredictionCache
+from taskray.job.config import Job, assign, dump_yaml, override, parse_job
+from taskray.job.plugins import nearest
 from taskray.loop.assembly import build_tasks
 from taskray.loop.meters import Edge
-from taskray.plugins import nearest
+from taskray.record.folder import CONFIG, read_result
+from taskray.record.result import TaskState, summarize
 from taskray.report.history import evaluations_of
-from taskray.report.run_folder import CONFIG, read_result
-from taskray.runtime.cache import PredictionCache
+from taskray.run.resuming import essence, saved_config
 from taskray.runtime.checkpoints import written_at
-from taskray.runtime.result import TaskState, summarize
 
 RESULT_PATHS = ("seconds", "staleness", "cache")
 """Parts of a result file, besides its tasks, that a metric may name."""

@@ -9,7 +9,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
-from taskray.config import Job
+from taskray.job.config import Job
 from taskray.tuning.settings import ParameterConfig, SpaceConfig
 
 

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from taskray import plugins
-from taskray.config import NonNegative, Positive, Settings, parse, read_yaml, refuse_one_folder
-from taskray.report.metrics import describe
+from taskray.job import plugins
+from taskray.job.config import NonNegative, Positive, Settings, parse, read_yaml, refuse_one_folder
+from taskray.record.formatting import describe
 
 Changes = dict[str, Any]
 """Dotted path of the job -> value."""

@@ -13,15 +13,15 @@ from typing import Any
 
 from rich.console import Console
 
-from taskray.commands.train import check, prepare_datasets
-from taskray.config import Job, dump_yaml, read_yaml
 from taskray.errors import InputError
+from taskray.job.config import Job, dump_yaml, read_yaml
+from taskray.record.folder import claim, make_folder, read_result, write_text
 from taskray.report.curves import read_curves, write_curves
 from taskray.report.html import write_report
 from taskray.report.render import to_rich
-from taskray.report.run_folder import claim, make_folder, read_result, write_text
 from taskray.report.say import say
 from taskray.report.tables import Cell, Table, study_table, write_table
+from taskray.run.train import check, prepare_datasets
 from taskray.tuning.gain import delta_m
 from taskray.tuning.progressive import changes_of, check_references, in_waves, references
 from taskray.tuning.record import record

@@ -22,11 +22,11 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from taskray.commands.train import train
-from taskray.config import Job
-from taskray.data.store import lock
+from taskray.data.storage.store import lock
 from taskray.errors import TaskrayError
-from taskray.report.run_folder import RESULT, read_metrics, read_result
+from taskray.job.config import Job
+from taskray.record.folder import RESULT, read_metrics, read_result
+from taskray.run.train import train
 from taskray.tuning.runs import Fate, Run, fate, value_of
 
 PROGRESS_SECONDS = 5.0

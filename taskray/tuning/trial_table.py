@@ -15,9 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.text import Text
 
-from taskray.report.metrics import NOTHING, describe, duration
+from taskray.record.folder import plain, read_result, write_text
+from taskray.record.formatting import NOTHING, describe, duration
 from taskray.report.render import markdown_table
-from taskray.report.run_folder import plain, read_result, write_text
 from taskray.report.tables import Table, heading_of, study_table, to_json
 from taskray.tuning.record import record
 from taskray.tuning.runs import Run, value_of

@@ -17,13 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
-from taskray.commands.train import check
-from taskray.config import Job, dump_yaml, read_yaml
 from taskray.errors import InputError, TaskrayError
+from taskray.job.config import Job, dump_yaml, read_yaml
+from taskray.record.folder import claim, make_folder, plain, write_text
+from taskray.record.formatting import describe, format_change, relative_change
 from taskray.report.html import write_report
-from taskray.report.metrics import describe, format_change, relative_change
-from taskray.report.run_folder import claim, make_folder, plain, write_text
 from taskray.report.say import say
+from taskray.run.train import check
 from taskray.tuning.runs import Layer, Run, changed_job, check_metric, resolve
 from taskray.tuning.settings import SpaceConfig, load_space
 from taskray.tuning.study import prepare_all

@@ -17,9 +17,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from taskray.config import Fraction
-from taskray.data.labelling import WhichRows, mark_labelled
-from taskray.data.reader import Reader, Row, Sample
+from taskray.data.readers.labelling import WhichRows, mark_labelled
+from taskray.data.readers.reader import Reader, Row, Sample
 from taskray.data.world.appearance import Look, build_look
 from taskray.data.world.lidar import LidarSensor, lidar_columns
 from taskray.data.world.render import Snapshot
@@ -33,6 +32,7 @@ from taskray.data.world.views import (
     clip_views,
 )
 from taskray.errors import InputError
+from taskray.job.config import Fraction
 from taskray.schema import IGNORE, frame_suffix, quantity_of
 
 __all__ = ["CLASSES", "MOVABLE", "LidarSensor", "World"]

@@ -13,8 +13,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from taskray.data.point_clouds import nearest_boxes, pad, thin_out
-from taskray.data.reader import Sample
+from taskray.data.readers.point_clouds import nearest_boxes, pad, thin_out
+from taskray.data.readers.reader import Sample
 from taskray.data.world.render import Snapshot
 from taskray.data.world.scene import CLASSES, MOVABLE, Body, Part, Scene, yaw_matrix
 from taskray.data.world.shapes import Floats, Integers, shape

@@ -1,0 +1,28 @@
+"""Which samples of a dataset keep their labels: the low-label studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from taskray.data.readers.reader import Row
+
+WhichRows = Literal["all", "labelled", "unlabelled"]
+"""What a dataset holds: every row, or those alone that keep or lose their labels."""
+
+
+def mark_labelled(
+    rows: Sequence[Row], fraction: float, seed: int, which: WhichRows = "all"
+) -> list[Row]:
+    """The rows, each with ``labelled`` true or false, and of these the ones asked for.
+
+    A share of ``fraction`` is labelled, chosen by ``seed`` and by the number of rows alone; a
+    smaller share is part of a larger one.
+    """
+    draw = np.random.default_rng([seed, 0x1ABE1]).random(len(rows))
+    kept = round(fraction * len(rows))
+    labelled = set(np.argsort(draw, kind="stable")[:kept].tolist())
+    marked = [{**row, "labelled": number in labelled} for number, row in enumerate(rows)]
+    return [row for row in marked if which == "all" or row["labelled"] == (which == "labelled")]

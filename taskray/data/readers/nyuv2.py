@@ -1,0 +1,79 @@
+"""NYU Depth v2 (Silberman et al., ECCV 2012) as a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from taskray.data.readers.images import (
+    FocalLength,
+    Offset,
+    camera_matrix,
+    metres,
+    nearest,
+    read_image,
+    read_map,
+)
+from taskray.data.readers.reader import Reader, Row, Sample, fingerprint_files
+from taskray.errors import InputError
+
+
+class NYUv2(Reader):
+    """Indoor frames with dense depth and 40 classes.
+
+    Layout: ``{split}/rgb/NNNN.jpg``, ``{split}/depth/NNNN.png`` (uint16 millimetres, 0 invalid)
+    and ``{split}/label40/NNNN.png`` (class index, 255 ignored). There are no normals: depth
+    stored in steps of some centimetres has none. Frames are not consecutive.
+
+    Args:
+        path: the folder that holds the splits.
+        split: ``train`` or ``test``, the official ones.
+        height, width: size of the frames given, in pixels.
+        fx, fy, x0, y0: camera matrix for 640x480 frames.
+    """
+
+    columns = ("image", "depth", "segmentation", "intrinsics")
+
+    def __init__(
+        self,
+        path: str,
+        split: Literal["train", "test"] = "train",
+        height: Annotated[int, Field(ge=8)] = 96,
+        width: Annotated[int, Field(ge=8)] = 128,
+        fx: FocalLength = 518.86,
+        fy: FocalLength = 519.47,
+        x0: Offset = 325.58,
+        y0: Offset = 253.74,
+    ) -> None:
+        self._folder = Path(path).expanduser() / split
+        self._size = (height, width)
+        self._intrinsics = camera_matrix(fx, fy, x0, y0, (480, 640), self._size)
+
+    def index(self) -> list[Row]:
+        images = self._folder / "rgb"
+        rows = [{"key": file.stem, "image": file.name} for file in sorted(images.glob("*.jpg"))]
+        if not rows:
+            raise InputError(f"{images}: no NYUv2 images (*.jpg) in this folder")
+        return rows
+
+    def load(self, row: Row) -> Sample:
+        png = f"{row['key']}.png"
+        depth = metres(read_map(self._folder / "depth" / png))
+        labels = read_map(self._folder / "label40" / png)
+        return {
+            "image": read_image(self._folder / "rgb" / row["image"], self._size),
+            "depth": nearest(depth, self._size)[None],
+            "segmentation": nearest(labels, self._size)[None].astype(np.uint8),
+            "intrinsics": self._intrinsics,
+        }
+
+    def fingerprint(self) -> Any:
+        files = (
+            self._folder / folder / (row["image"] if folder == "rgb" else f"{row['key']}.png")
+            for row in self.index()
+            for folder in ("rgb", "depth", "label40")
+        )
+        return fingerprint_files(self._folder, files)

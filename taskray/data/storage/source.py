@@ -1,0 +1,270 @@
+"""A stored dataset, opened: held decoded in memory, or streamed pass after pass.
+
+::
+
+    Parquet ─ pieces ─ decode ─┬─▶ blocks in the object store (or in this process) ─▶ MemorySource
+                               └─▶ one pass after another, the next started early ──▶ StreamSource
+
+``open_source`` decides which, in the driver, and gives a handle. The handle travels to whoever
+needs the data, and ``handle.open()`` gives the source there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskray.data.readers.reader import Sample
+from taskray.data.storage import ray_data
+from taskray.data.storage.codec import KEY, ArraySpec, Columns, Layout, decode_rows
+from taskray.data.storage.parquet import Piece, check_keys, columns_of, find_pieces, read_manifest
+from taskray.data.streams.prefetch import Prefetcher
+from taskray.errors import InputError
+from taskray.job.config import DataConfig
+
+BLOCK_BYTES = 32 << 20
+"""Decoded size up to which rows are decoded together."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a dataset before it is read."""
+
+    name: str
+    """Its name in the job."""
+    path: str
+    """Folder or file."""
+    num_rows: int
+    """Rows stored, unreadable ones included."""
+    layout: Layout
+    """Shape and type of each column that was asked for (images ``[H, W, 3]``)."""
+    skipped: int = 0
+    """Rows that its conversion could not read, and left out."""
+    max_corrupt_rows: int = 0
+    """How many unreadable rows, those left out included, are no error."""
+
+    @property
+    def decoded_bytes(self) -> int:
+        return self.num_rows * sum(spec.nbytes for spec in self.layout.values())
+
+
+class MemorySource:
+    """A decoded dataset with random access; the arrays may be read-only."""
+
+    def __init__(self, info: DatasetInfo, blocks: Sequence[Columns]) -> None:
+        self.info = info
+        self._blocks = [block for block in blocks if len(block[KEY])]
+        self._starts = [0, *accumulate(len(block[KEY]) for block in self._blocks)]
+
+    def row(self, index: int) -> Sample:
+        """One sample, as views: its columns, ``key`` and ``error``."""
+        number = bisect_right(self._starts, index) - 1
+        offset = index - self._starts[number]
+        return {column: values[offset] for column, values in self._blocks[number].items()}
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Columns:
+        """These samples, stacked; also ``key`` and ``error``."""
+        rows = [self.row(int(index)) for index in indices]
+        return {column: np.stack([row[column] for row in rows]) for column in rows[0]}
+
+    def close(self) -> None:
+        """Nothing to end here."""
+
+
+class StreamSource:
+    """A dataset that is decoded anew for each pass, in order, by a background thread.
+
+    Starting a pass takes seconds under Ray Data, so the next one is started when half of the
+    rows of this one have been given out. One source serves one stream.
+    """
+
+    def __init__(self, info: DatasetInfo, read: Callable[[], Iterator[Columns]]) -> None:
+        self.info = info
+        self._read = read
+        self._next: Prefetcher[Columns] | None = None
+        self._running: set[Prefetcher[Columns]] = set()
+
+    def one_pass(self, more: bool = True) -> Iterator[Columns]:
+        """The blocks of one pass, in order. ``more``: another one follows, and is started early.
+        Raises ``prefetch.Closed`` after ``close``."""
+        current = self._next or self._start()
+        self._next = None
+        given = 0
+        try:
+            for block in current:
+                given += len(block[KEY])
+                if more and self._next is None and 2 * given >= self.info.num_rows:
+                    self._next = self._start()
+                yield block
+        finally:
+            current.close()
+            self._running.discard(current)
+
+    def close(self) -> None:
+        """End the background threads. A pass begun later starts afresh."""
+        self._next = None
+        while self._running:
+            self._running.pop().close()
+
+    def _start(self) -> Prefetcher[Columns]:
+        prefetcher = Prefetcher(self._read, depth=2, name=f"read {self.info.name}")
+        self._running.add(prefetcher)
+        return prefetcher
+
+
+Source = MemorySource | StreamSource
+
+
+@dataclass(frozen=True)
+class MemoryHandle:
+    """A dataset decoded in this process."""
+
+    info: DatasetInfo
+    blocks: list[Columns] = field(repr=False)
+
+    def open(self) -> MemorySource:
+        return MemorySource(self.info, self.blocks)
+
+
+@dataclass(frozen=True)
+class RayHandle:
+    """A dataset decoded into Ray's object store; it lives as long as the process that did it."""
+
+    info: DatasetInfo
+    blocks: list[ray_data.Block] = field(repr=False)
+
+    def open(self) -> MemorySource:
+        return MemorySource(self.info, ray_data.fetch(self.blocks))
+
+
+@dataclass(frozen=True)
+class StreamHandle:
+    """A dataset that each opener decodes for itself, pass after pass."""
+
+    info: DatasetInfo
+    pieces: list[Piece] = field(repr=False)
+    use_ray: bool
+
+    def open(self) -> StreamSource:
+        return StreamSource(self.info, partial(_read, self.info, self.pieces, self.use_ray))
+
+
+Handle = MemoryHandle | RayHandle | StreamHandle
+
+
+def open_source(
+    config: DataConfig,
+    folder: Path,
+    columns: Sequence[str],
+    use_ray: bool,
+    *,
+    name: str | None = None,
+) -> Handle:
+    """Open a prepared dataset (``store.prepare``) as ``config.materialize`` says.
+
+    Only ``columns`` are read, and only the first ``config.limit`` rows. ``auto`` holds the
+    dataset in memory where its decoded size, reckoned from one row, is within
+    ``materialize_bytes``. ``name`` is that of the dataset in the job, for errors.
+
+    Raises InputError for a column that the dataset lacks, for broken files, and where no row can
+    be read. Unreadable rows are found when they are used.
+    """
+    info, pieces = _describe(config, folder, columns, name)
+    small = info.decoded_bytes <= config.materialize_bytes
+    if config.materialize == "never" or (config.materialize == "auto" and not small):
+        return StreamHandle(info, pieces, use_ray)
+    return _materialize(info, pieces) if use_ray else _load(info, pieces)
+
+
+def load_in_process(
+    folder: Path, config: DataConfig, columns: Sequence[str], *, name: str | None = None
+) -> MemoryHandle:
+    """Decode a stored dataset in this process: the same without Ray."""
+    return _load(*_describe(config, folder, columns, name))
+
+
+def _materialize(info: DatasetInfo, pieces: list[Piece]) -> RayHandle:
+    try:
+        blocks = ray_data.materialize_arrays(
+            [vars(piece) for piece in pieces], partial(_decode_json, info)
+        )
+    except Exception as error:
+        raise ray_data.application_error(error) from None
+    return RayHandle(info, blocks)
+
+
+def _load(info: DatasetInfo, pieces: list[Piece]) -> MemoryHandle:
+    return MemoryHandle(info, list(_read(info, pieces, use_ray=False)))
+
+
+def _describe(
+    config: DataConfig, folder: Path, columns: Sequence[str], name: str | None
+) -> tuple[DatasetInfo, list[Piece]]:
+    name = name or config.reader.name
+    columns = list(dict.fromkeys(columns))
+    present = columns_of(folder)
+    for column in columns:
+        if column not in present:
+            raise InputError(
+                f"dataset {name!r} has no column {column!r}; it has {', '.join(present)}"
+            )
+    pieces = find_pieces(folder, columns, config.limit)
+    check_keys(folder, config.limit)
+    errors = read_manifest(folder).get("errors", [])
+    info = DatasetInfo(
+        name=name,
+        path=str(folder),
+        num_rows=sum(piece.rows for piece in pieces),
+        layout=_layout(pieces, columns, config.max_corrupt_rows),
+        skipped=len(errors),
+        max_corrupt_rows=config.max_corrupt_rows,
+    )
+    return info, pieces
+
+
+def _layout(pieces: Sequence[Piece], columns: Sequence[str], max_corrupt_rows: int) -> Layout:
+    """Shape and type of the columns, from the first row that can be read."""
+    tried, first = 0, ""
+    for piece in pieces:
+        for table in piece.read(columns, rows_each=1):
+            try:
+                decoded = decode_rows(table, columns, where=piece.file)
+            except ValueError as error:
+                first = first or str(error)
+                tried += 1
+                if tried > max_corrupt_rows:
+                    raise InputError(f"{first} (and no readable row before it)") from None
+                continue
+            return {c: ArraySpec.of(decoded[c][0]) for c in columns}
+    raise InputError(f"{first} (and there is no readable row)")
+
+
+def _read(info: DatasetInfo, pieces: Sequence[Piece], use_ray: bool) -> Iterator[Columns]:
+    """One pass over the dataset."""
+    if not use_ray:
+        for piece in pieces:
+            yield from _decode(info, piece)
+        return
+    decode = partial(_decode_json, info)
+    try:
+        yield from ray_data.stream_arrays([vars(piece) for piece in pieces], decode)
+    except Exception as error:
+        raise ray_data.application_error(error) from None
+
+
+def _decode(info: DatasetInfo, piece: Piece) -> Iterator[Columns]:
+    row_bytes = max(1, sum(spec.nbytes for spec in info.layout.values()))
+    rows_each = min(64, max(1, BLOCK_BYTES // row_bytes))
+    for table in piece.read(list(info.layout), rows_each):
+        yield decode_rows(table, info.layout, info.layout, where=piece.file)
+
+
+def _decode_json(info: DatasetInfo, piece: dict[str, Any]) -> Iterator[Columns]:
+    yield from _decode(info, Piece(**piece))

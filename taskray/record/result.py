@@ -1,0 +1,71 @@
+"""The result file's content, from what the driver knows of each task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from taskray.errors import TaskrayError
+from taskray.job.config import Job
+from taskray.loop.evaluation import Evaluation
+from taskray.loop.meters import Edge
+
+
+@dataclass
+class TaskState:
+    """What the driver knows of one task."""
+
+    step: int = 0
+    restarts: int = 0
+    report: dict[str, Any] | None = None
+    error: TaskrayError | None = None
+    traceback: str = ""
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+
+
+def summarize(
+    job: Job, states: dict[str, TaskState], cache: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """The result of a run from what each task last reported."""
+    failed = [s.error for s in states.values() if s.error is not None]
+    complete = all(
+        s.step >= job.steps_of(n) and s.evaluations.keys() >= job.evaluation.data.keys()
+        for n, s in states.items()
+    )
+    staleness = {}
+    for name, state in states.items():
+        edges = state.report["totals"]["edges"] if state.report else {}
+        for peer, edge in edges.items():
+            staleness[f"{name}<-{peer}"] = Edge(**edge).summary()
+    return {
+        "name": job.name,
+        "status": "failed" if failed else "finished" if complete else "interrupted",
+        "error": str(failed[0]) if failed else None,
+        "seconds": round(seconds, 2),
+        "tasks": {n: _task_summary(job, s) for n, s in states.items()},
+        "staleness": staleness,
+        "cache": cache,
+    }
+
+
+def _task_summary(job: Job, state: TaskState) -> dict[str, Any]:
+    totals = state.report["totals"] if state.report else {}
+    seconds = totals.get("train_seconds", 0.0)
+    main = next(iter(job.evaluation.data), None)
+    evaluations = {title: e.metrics for title, e in state.evaluations.items()}
+    return {
+        "steps": state.step,
+        "supervised_steps": totals.get("supervised_steps", 0),
+        "consistency_steps": totals.get("consistency_steps", 0),
+        "skipped_consistency_steps": totals.get("skipped_consistency_steps", 0),
+        "restarts": state.restarts,
+        "steps_per_second": round(state.step / seconds, 3) if seconds else 0.0,
+        "data_wait_fraction": round(totals.get("wait_seconds", 0.0) / seconds, 5)
+        if seconds
+        else 0.0,
+        "corrupt_rows": state.report["corrupt_rows"] if state.report else 0,
+        "misses": totals.get("misses", {}),
+        "error": str(state.error) if state.error else None,
+        "metrics": evaluations.get(main, {}) if main else {},
+        "evaluations": evaluations,
+    }

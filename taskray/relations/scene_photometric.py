@@ -1,0 +1,189 @@
+"""Depth, camera motion, object motion and segmentation: moved into the other frame of a pair, the
+colours of a scene stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from taskray.errors import InputError
+from taskray.geometry.motion import squared_length
+from taskray.geometry.photometric import (
+    edge_aware_smoothness,
+    field_smoothness,
+    weighted_dissimilarity,
+)
+from taskray.geometry.warp import sample
+from taskray.relations.relation import Relation
+from taskray.relations.two_views import (
+    CLASSES,
+    SCENE,
+    Direction,
+    View,
+    both_directions,
+    check_classes,
+    movable_indices,
+)
+from taskray.tasks.object_motion import OBJECT_QUANTITIES
+from taskray.tasks.task import Task
+
+Weight = Annotated[float, Field(ge=0)]
+
+LEAST_DEPTH_VARIANCE = 1e-4
+"""Square metres, added to the mean squared depth difference that SSIM's weights are relative to."""
+LEAST_MOTION = 1e-8
+"""Square metres, and squared entries of a rotation: keeps the cycle terms of cameras at rest
+finite."""
+
+
+class ScenePhotometric(Relation):
+    """Photometric consistency of two frames (Taskology eq. 3 and 9, supplement 6.2), with the
+    loss terms of Gordon et al. (ICCV 2019, arXiv 1904.04998), summed over both directions.
+
+    The pixels p of frame 1 are moved to ``z' p' = K R K^-1 z p + K (m delta + T)``; frame 2 is
+    sampled there. A point is *visible* where p' lies in frame 2 and z' is no more than frame 2's
+    depth there: what is hidden does not count, nor what only seems so, which the other direction
+    judges. Each argument below weights one term; 0 leaves the term out. What the loss is on the
+    truth: ``rgb``, ``ssim``, ``depth`` and the cycles vanish up to occlusion borders, smoothness
+    is a prior and does not.
+
+    The gradient reaches depth, camera motion and object motion, of either frame. The mask m is a
+    step function: a segmentation learns nothing here.
+
+    Args:
+        segmentation: what can move is where the segmentation says so (m of eq. 7); without,
+            everything can.
+        object_motion: things move by themselves; without, the scene is static (delta = 0, and
+            no segmentation is needed).
+        movable: classes that can move: their indices, or the segmentation's class map (a name or a
+            YAML file).
+        rgb: |I1' - I1| where visible, mean over all pixels and channels.
+        ssim: 1/2 of (1 - SSIM)/2 of windows of 3x3 pixels, weighted by how well the depths
+            agree: s / (dz^2 + s), s the mean of dz^2 over visible pixels (no gradient).
+        depth: |z' - z2(p')| in metres where visible, mean over all pixels.
+        smoothness: slope of normalised disparity, exempt at image edges.
+        rotation_cycle: |R21 R12 - I|^2 / (|R12 - I|^2 + |R21 - I|^2).
+        translation_cycle: |R21 t12 + t21(p')|^2 / (|t12|^2 + |t21(p')|^2) where visible, with
+            t = m delta + T; no gradient through p'.
+        motion_smoothness: slope of delta between pixels that can both move, relative to the root
+            mean square of m delta + T.
+    """
+
+    constant = CLASSES
+    inputs = ("image", "image_2", "intrinsics")
+
+    def __init__(
+        self,
+        segmentation: bool = True,
+        object_motion: bool = True,
+        movable: str | list[int] = "world",
+        rgb: Weight = 0.85,
+        ssim: Weight = 3.0,
+        depth: Weight = 1e-2,
+        smoothness: Weight = 1e-2,
+        rotation_cycle: Weight = 1e-3,
+        translation_cycle: Weight = 1e-2,
+        motion_smoothness: Weight = 1e-3,
+    ) -> None:
+        weights = {
+            "rgb": rgb,
+            "ssim": ssim,
+            "depth": depth,
+            "smoothness": smoothness,
+            "rotation_cycle": rotation_cycle,
+            "translation_cycle": translation_cycle,
+            "motion_smoothness": motion_smoothness if object_motion else 0.0,
+        }
+        self.weights = {term: weight for term, weight in weights.items() if weight}
+        if not self.weights:
+            raise InputError("every term has weight 0: nothing is left")
+        self.object_motion = object_motion
+        masked = segmentation and object_motion
+        self.named, self.movable = movable, movable_indices(movable) if masked else None
+        self.quantities = (
+            *SCENE,
+            *(OBJECT_QUANTITIES if object_motion else ()),
+            *(CLASSES if masked else ()),
+        )
+
+    def check_tasks(self, tasks: Mapping[str, Task]) -> None:
+        if self.movable is not None:
+            check_classes(self.named, tasks)
+
+    def __call__(
+        self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        there, back = (
+            self._terms(direction, batch)
+            for direction in both_directions(predictions, batch, self.object_motion, self.movable)
+        )
+        return {t: weight * (there[t] + back[t]) for t, weight in self.weights.items()}
+
+    def _terms(self, direction: Direction, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every term of one direction, unweighted."""
+        here, there = direction.here, direction.there
+        image, image_there = (batch["image" + v.frame].to(here.depth) for v in (here, there))
+        sampled = direction.sample(torch.cat([image_there, there.depth], dim=1))
+        image_there, depth_there = sampled[:, :3], sampled[:, 3:]
+        visible = direction.visible(depth_there)
+        difference = depth_there - direction.warped.depth_b1hw
+        terms = {}
+        if "rgb" in self.weights:
+            terms["rgb"] = ((image_there - image) * visible).abs().mean()
+        if "ssim" in self.weights:
+            weight = agreement(difference.detach(), visible) * direction.warped.valid_b1hw
+            terms["ssim"] = 0.5 * weighted_dissimilarity(image_there, image, weight)
+        if "depth" in self.weights:
+            terms["depth"] = (difference * visible).abs().mean()
+        if "smoothness" in self.weights:
+            terms["smoothness"] = edge_aware_smoothness(here.depth, image)
+        if "rotation_cycle" in self.weights:
+            terms["rotation_cycle"] = rotation_cycle(here.motion, there.motion)
+        if "translation_cycle" in self.weights:
+            terms["translation_cycle"] = translation_cycle(direction, visible)
+        if "motion_smoothness" in self.weights:
+            terms["motion_smoothness"] = motion_smoothness(here)
+        return terms
+
+
+def agreement(difference_b1hw: Tensor, visible_b1hw: Tensor) -> Tensor:
+    """How well depths agree, in (0, 1]: 1 where they are equal, 1/2 where they differ by the root
+    mean square over the frame's visible pixels."""
+    squared = difference_b1hw.square()
+    total = torch.where(visible_b1hw, squared, 0.0).sum(dim=(1, 2, 3), keepdim=True)
+    mean = total / visible_b1hw.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    scale = mean + LEAST_DEPTH_VARIANCE
+    return scale / (squared + scale)
+
+
+def rotation_cycle(there_b44: Tensor, back_b44: Tensor) -> Tensor:
+    """How far two rotations are from undoing each other, relative to their size."""
+    there, back = there_b44[:, :3, :3], back_b44[:, :3, :3]
+    identity = torch.eye(3, dtype=there.dtype, device=there.device)
+
+    def size(change: Tensor) -> Tensor:
+        return (change - identity).square().sum(dim=(1, 2))
+
+    return (size(back @ there) / (size(there) + size(back) + LEAST_MOTION)).mean()
+
+
+def translation_cycle(direction: Direction, visible_b1hw: Tensor) -> Tensor:
+    """How far each visible point is from coming back, relative to how far it goes."""
+    here, there = direction.here, direction.there
+    back = there.camera_translation
+    if there.field is not None:
+        back = sample(there.field, direction.warped.pixels_b2hw.detach()) + back
+    moved = torch.baddbmm(back.flatten(2), there.motion[:, :3, :3], here.translation.flatten(2))
+    sizes = here.distance_squared + squared_length(back) + LEAST_MOTION
+    return (squared_length(moved.view_as(back)) / sizes * visible_b1hw).mean()
+
+
+def motion_smoothness(view: View) -> Tensor:
+    """Slope of the object motion, relative to how far points move in all."""
+    assert view.object_motion is not None
+    slope = field_smoothness(view.object_motion, view.mask)
+    return (slope * (view.distance_squared.mean(dim=(1, 2, 3)) + LEAST_MOTION).rsqrt()).mean()
