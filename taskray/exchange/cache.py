@@ -1,314 +1,341 @@
 """The prediction cache: the newest prediction of every task on every mediator batch.
 
-    trainer ──own prediction on batch b,         ┌────────────────┐
-              what do peers say of batch b + 1?─▶│ PredictionCache│  index here,
-            ◀──versions and arrays, or           │                │  arrays here (small ones)
-               references to them────────────────└────────────────┘  or in the object store
+    a task, once a mediator visit                    PredictionCache
+    ┌─────────────────────────────┐  publications,   ┌─────────────────────────────────────┐
+    │ predicts on batch b         │  question (b+1)  │ shelf    what each task predicted   │
+    │ asks about batch b+1    ────┼─────────────────▶│ window   the one that all are in    │
+    │                             │                  │ waiting  questions that wait until  │
+    │ goes on in the window   ◀───┼──────────────────│          a peer has published       │
+    └─────────────────────────────┘  answer: window, └─────────────────────────────────────┘
+                                     predictions
 
-The cache *owns* the arrays: an object dies with the process that put it, so the cache puts them,
-and a crashed task's last predictions go on serving its peers. This file is plain Python: ``put``
-decides where the arrays live, and the Ray actor is made of it in ``runtime/placement.py``.
+One wait rule: a question waits for a peer in training only while that peer has no fresh enough
+prediction on the batch *and* has not published at the question's place in the mediator's order or
+a later one. The task that is farthest behind never waits, so there is no deadlock.
+
+The cache owns what it keeps (``transport``), so a crashed task's last predictions go on serving.
+This file is plain Python; ``runtime/placement.py`` makes the Ray actor of it.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum, auto
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
+from taskray.data.streams.order import Place
+from taskray.exchange.messages import Announcement, Answer, Found, Publication, Question
+from taskray.exchange.objection import objection
+from taskray.exchange.shelf import Entry, Key, Shelf
+from taskray.exchange.staleness import StepCount, Version, window_bound, within
+from taskray.exchange.transport import CacheTransport, Lost
+from taskray.exchange.window import Window
+from taskray.job.config import MediatorConfig, StalenessConfig
 
-from taskray.exchange.messages import NOT_ANNOUNCED, Answer, Arrays, Found, Publication, Query
-from taskray.job.config import StalenessConfig
-from taskray.loop.staleness import Version, within, worth_waiting_for
-from taskray.schema import PREDICTED_SHAPES, QUANTITIES, quantity_of
+NOT_ANNOUNCED = "the task has not announced itself"
+"""The refusal of a cache that was restarted: the task announces itself and publishes again."""
 
-HEAP_BYTES = 1 << 20
-"""Predictions up to this size lie in the cache's own memory, larger ones in the object store."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One cached prediction; ``arrays`` is whatever ``put`` made of them."""
-
-    version: Version
-    arrays: Any
-    num_bytes: int
-    window: int
-    """Mediator window in which it was made (``Batch.window``)."""
+Reply = Callable[[Answer | None], Any]
 
 
-@dataclass
 class Producer:
-    """A task that publishes: what it predicts, how far it is, and whether it still trains."""
+    """What the cache knows of one task."""
 
-    quantities: tuple[str, ...]
-    step: int = 0
-    active: bool = True
-    server: Any = None
-    """Its forward server, where there is one."""
-    window: int = -1
-    """The mediator window it has come to."""
-    walk: int = 0
-    """How often it has walked that window before."""
-    visit: int = -1
-    """The visit of the mediator's order that it has come to."""
-    serves: bool = False
-    """It has ended, and goes on predicting in the windows that its peers come to."""
-
-
-class Awaited(Enum):
-    """What there is to wait for."""
-
-    NOTHING = auto()
-    PREDICTION = auto()
-    """A peer that has yet to come to this visit of the batch, or to join."""
-    LATE = auto()
-    """No more than what may be on its way from peers that have made this visit. They do not come
-    back to it: after a resumption from other places in the order, or where the cache has lost
-    what they said, two tasks would wait for each other."""
+    def __init__(self, new: Announcement, count: StepCount) -> None:
+        self.quantities, self.trains, self.on_demand = new.quantities, new.trains, new.on_demand
+        self.steps_per_visit = new.steps_per_visit
+        self.count = count
+        self.published: Place | None = None
+        """The last place in the mediator's order at which it published."""
+        if new.place is not None:  # what it published before is on the shelf, or is lost
+            self.published = new.place._replace(visit=new.place.visit - 1)
 
 
 class PredictionCache:
-    """Keyed by (task, mediator batch). Evicts the oldest prediction beyond its byte budget.
-
-    Raises nothing at a publisher: what it is given is checked (names, shapes, finite values), and
-    a bad prediction is refused, counted, and answered with the reason.
-    """
+    """See the drawing above. Raises nothing at a task: a bad prediction is refused, counted, and
+    answered with the reason."""
 
     def __init__(
         self,
         max_bytes: int,
         bound: StalenessConfig | None = None,
-        put: Callable[[Arrays], Any] = dict,
+        mediator: MediatorConfig | None = None,
+        transport: CacheTransport | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.max_bytes, self.put, self.clock = max_bytes, put, clock
-        self.bound = bound or StalenessConfig()
-        self.entries: OrderedDict[tuple[str, int], Entry] = OrderedDict()  # oldest first
+        self.bound, self.clock = bound or StalenessConfig(), clock
+        self.transport = transport or CacheTransport()
+        self.shelf = Shelf(max_bytes, self.transport)
+        limited = mediator is not None and mediator.window != "all"
+        self.window_size = mediator.window if mediator is not None and limited else None
+        # in lock-step every task moves on by itself, after the same visits (order.MediatorOrder)
+        follows = limited and not self.bound.synchronous
+        self.window = Window(mediator.visits if mediator is not None and follows else None)
         self.producers: dict[str, Producer] = {}
-        self.num_bytes = 0
+        self.waiting: dict[str, tuple[Question, Reply]] = {}
+        self.timed_out: set[tuple[str, str]] = set()  # (consumer, peer that it waits for no more)
         self.counts: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
+        self._lock = threading.RLock()  # in the actor, waiting calls have threads of their own
 
-    # ---- producers ------------------------------------------------------------------------
+    # ---- tasks come and go ----------------------------------------------------------------
 
-    def announce(
-        self,
-        task: str,
-        quantities: Sequence[str],
-        step: int = 0,
-        server: Any = None,
-        active: bool = True,
-        serves: bool = False,
-    ) -> None:
-        """A task joins, or comes back from its checkpoint at ``step``; see ``retire`` for one that
-        is not ``active``."""
-        self.producers[task] = Producer(tuple(quantities), step, active, server, serves=serves)
+    def announce(self, new: Announcement) -> int:
+        """A task joins, or comes back from its checkpoint. Returns the window to be in."""
+        with self._lock:
+            before = self.producers.get(new.task)
+            count = before.count if before else StepCount(new.step)
+            count.go_back(new.step)
+            self.producers[new.task] = Producer(new, count)
+            if new.place is not None and new.trains:
+                self.window.visit(new.task, new.place, ())
+            self._after_a_change()
+            return self.window.number
 
     def progress(self, task: str, step: int) -> None:
         """A task has come to ``step``, which is what staleness is measured against."""
-        if task in self.producers:
-            self.producers[task].step = max(self.producers[task].step, step)
+        with self._lock:
+            if task in self.producers:
+                self.producers[task].count.reach(step)
 
-    def arrive(self, query: Query) -> None:
-        """A task asks: so far has it come, in steps and in the mediator's order."""
-        producer = self.producers[query.consumer]
-        producer.step, producer.visit = query.now, query.visit
-        producer.window, producer.walk = query.window, query.walk
-
-    def front(self, consumer: str) -> int:
-        """The farthest window that another task, still in training, has come to; -1 for none."""
-        others = (p for t, p in self.producers.items() if t != consumer and p.active)
-        return max((p.window for p in others), default=-1)
-
-    def through(self, query: Query) -> int | None:
-        """The last window that all peers that train and have come to a window have walked at
-        least once; None where there is no such peer."""
-        peers = (p for _, p in self._peers_of(query) if p.active and p.window >= 0)
-        # windows are numbered by their first visit: one less lies in the window before
-        return min((p.window if p.walk else p.window - 1 for p in peers), default=None)
-
-    def retire(self, task: str, quantities: Sequence[str], serves: bool = False) -> None:
-        """A task has ended, before it began perhaps: its predictions stay, but nobody waits for
-        fresher ones. ``serves``: it still predicts on batches that are new."""
-        producer = self.producers.setdefault(task, Producer(tuple(quantities)))
-        producer.active, producer.serves = False, serves
+    def retire(self, task: str, quantities: Sequence[str], on_demand: Any = None) -> None:
+        """A task has ended, before it began perhaps: its predictions stay, and no question waits
+        for it. ``on_demand``: the handle that still predicts when it is asked."""
+        with self._lock:
+            new = Announcement(task, tuple(quantities))
+            producer = self.producers.setdefault(task, Producer(new, StepCount(0)))
+            producer.trains, producer.on_demand = False, on_demand
+            self._after_a_change()
 
     # ---- predictions ----------------------------------------------------------------------
 
     def publish(self, new: Publication) -> str | None:
-        """Keep a prediction unless a later one is here already. Returns why it was refused.
+        """Keep a prediction, unless a later one is here. Returns the reason of a refusal.
 
         Idempotent by (task, batch, step): publishing again what is here changes nothing.
         """
-        self.counts["publishes"] += 1
-        reason = self._objection(new.task, new.arrays)
-        if reason is not None:
-            self.counts["refused"] += 1
-            self.refusals[f"{new.task}: {reason}"] += 1
-            return reason
-        producer = self.producers[new.task]
-        producer.step = max(producer.step, new.step)
-        key = (new.task, new.batch)
-        before = self.entries.get(key)
-        if before is not None and new.produced_at <= before.version.produced_at:
-            return None
-        num_bytes = sum(a.nbytes for a in new.arrays.values())
-        if num_bytes > self.max_bytes:
-            self.counts["refused"] += 1
-            self.refusals[f"{new.task}: larger than the whole budget"] += 1
-            return f"{num_bytes} bytes are more than the whole budget of {self.max_bytes}"
-        self._drop(key)
-        while self.num_bytes + num_bytes > self.max_bytes:
-            self._drop(next(iter(self.entries)))
-            self.counts["evictions"] += 1
-        version = Version(new.step, new.produced_at)
-        self.entries[key] = Entry(version, self.put(new.arrays), num_bytes, new.window)
-        self.num_bytes += num_bytes
-        return None
+        with self._lock:
+            refusal = self._publish(new)
+            self._after_a_change()
+            return refusal
 
-    def look_up(self, query: Query) -> dict[str, Found]:
-        """For every peer that predicts one of the quantities: its prediction, or why not."""
-        self.counts["look_ups"] += 1
-        now = self.clock()
-        answer = {}
-        for task, producer in self._peers_of(query):
-            entry = self._entry(task, query)
-            may_come = (producer.active or producer.serves) and producer.window <= query.window
-            found = Found(
-                producer.quantities,
-                "absent",
-                server=producer.server,
-                may_come=may_come,
-                has_begun=producer.window >= 0,
-            )
-            if entry is not None:
-                fresh = within(self.bound, entry.version, producer.step, now)
-                found = replace(
-                    found,
-                    miss=None if fresh else "stale",
-                    arrays=entry.arrays if fresh else None,
-                    version=entry.version,
-                    staleness_steps=entry.version.staleness(producer.step),
-                )
-            answer[task] = found
-        return answer
+    def exchange(
+        self, publications: Sequence[Publication], question: Question, host: str = ""
+    ) -> Answer | None:
+        """The usual call, once a mediator visit: what the task has predicted since the last one,
+        and its question. Returns when :meth:`ask` replies, after ``wait_seconds`` at the latest.
 
-    def exchange(self, publications: Sequence[Publication], query: Query) -> Answer | None:
-        """The usual call of a consistency step, one way and back: what the task has predicted
-        since it last called, and what it wants to know for its next consistency step.
-
-        None: this cache was restarted and does not know the task any more.
+        ``host``: of the reader (``Transport.host``). None: this cache was restarted and does not
+        know the task.
         """
-        if query.consumer not in self.producers:
-            return None
-        refused = tuple(r for r in map(self.publish, publications) if r is not None)
-        self.arrive(query)
-        found, front = self.look_up(query), self.front(query.consumer)
-        return Answer(found, front, refused, self.through(query))
+        answer: Future[Answer | None] = Future()
+        with self._lock:
+            self.ask(publications, question, answer.set_result)
+        try:
+            found = answer.result(self.bound.wait_seconds)
+        except FutureTimeout:
+            with self._lock:
+                self.expire(question.consumer)
+            found = answer.result()
+        with self._lock:
+            return found and self._handed_out(found, host)
 
-    def awaited(self, query: Query) -> Awaited:
-        """What a consumer that waits should wait for: see :class:`Awaited`."""
-        consumer = self.producers.get(query.consumer)
-        if consumer is not None and not consumer.active:  # it serves: nobody is to hold it up
-            return Awaited.NOTHING
-        promised = {
-            q for t, p in self.producers.items() if t != query.consumer for q in p.quantities
-        }
-        peers = [p for t, p in self._peers_of(query) if self._is_due(t, p, query)]
-        if set(query.quantities) - promised or any(p.visit <= query.visit for p in peers):
-            return Awaited.PREDICTION
-        return Awaited.LATE if peers else Awaited.NOTHING
+    def ask(
+        self, publications: Sequence[Publication], question: Question, reply: Reply
+    ) -> None:
+        """As :meth:`exchange`; ``reply`` is called with the answer, now or when what the question
+        waits for has come. A task has one question at a time: a new one ends the wait of the one
+        before."""
+        producer = self.producers.get(question.consumer)
+        if producer is None:
+            reply(None)
+            return
+        self.expire(question.consumer, timeout=False)
+        refused = tuple(r for r in map(self._publish, publications) if r is not None)
+        producer.count.reach(question.step)
+        self.counts["look_ups"] += 1
+        if producer.trains and self.window.visit(
+            question.consumer, question.place, self._training()
+        ):
+            self.shelf.drop_before(self.window.number - 1)
+        self.waiting[question.consumer] = (
+            question,
+            lambda answer: reply(answer and replace(answer, refused=refused)),
+        )
+        self._after_a_change()
 
-    def _is_due(self, task: str, producer: Producer, query: Query) -> bool:
-        """Whether a peer has not come far enough on the batch, and may yet."""
-        entry = self._entry(task, query)
-        version = entry.version if entry else None
-        if producer.active:
-            return worth_waiting_for(self.bound, version, query.use, self.clock())
-        return version is None and producer.serves and producer.window <= query.window
+    def expire(self, consumer: str, timeout: bool = True) -> None:
+        """Answer a question that still waits with what there is. ``timeout``: it has waited long
+        enough, so this task waits no more for those peers until they publish again."""
+        if consumer not in self.waiting:
+            return
+        question, reply = self.waiting.pop(consumer)
+        if timeout:
+            late = {p for p in self.awaited(question) if self._has_begun(p)}
+            self.timed_out |= {(consumer, peer) for peer in late}
+            self.counts["timed_out"] += 1
+        reply(self.look_up(question))
+
+    def awaited(self, question: Question) -> set[str]:
+        """The peers that a question waits for, and the quantities that it waits for a peer to
+        announce."""
+        if not (question.blocks_on_miss or self.bound.on_stale == "wait"):
+            return set()
+        if not self.producers[question.consumer].trains:  # it has ended: nothing to wait for
+            return set()
+        peers = dict(self._peers_of(question))
+        announced = {q for peer in peers.values() for q in peer.quantities}
+        late = {task for task, peer in peers.items() if self._is_awaited(task, peer, question)}
+        late = {task for task in late if (question.consumer, task) not in self.timed_out}
+        return late | (set(question.quantities) - announced)
+
+    def look_up(self, question: Question) -> Answer:
+        """For every peer that predicts one of the quantities: its prediction on the batch, or why
+        there is none."""
+        found, newest = {}, {}
+        for task, peer in self._peers_of(question):
+            found[task] = self._found(task, peer, question)
+            if found[task].version is None or found[task].miss is not None:
+                continue
+            for quantity in set(question.quantities) & set(peer.quantities):
+                best = newest.setdefault(quantity, task)
+                if _produced_at(found[task]) > _produced_at(found[best]):
+                    newest[quantity] = task
+        for task in found.keys() - set(newest.values()):
+            found[task] = replace(found[task], token=None)
+        return Answer(self.window.number, found, newest)
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the cache began, as in the result file."""
-        names = ("publishes", "refused", "evictions", "look_ups", "waits_given_up")
-        counts = {name: self.counts[name] for name in names}
-        return {
-            "entries": len(self.entries),
-            "bytes": self.num_bytes,
-            **counts,
-            "refusals": dict(self.refusals.most_common(20)),
-        }
+        with self._lock:
+            counts = {n: self.counts[n] for n in ("publishes", "refused", "look_ups", "timed_out")}
+            return {
+                "entries": len(self.shelf),
+                "bytes": self.shelf.num_bytes,
+                "evictions": self.shelf.evictions,
+                **counts,
+                "window": self.window.number,
+                "refusals": dict(self.refusals.most_common(20)),
+            }
+
+    def close(self) -> None:
+        """Free what the predictions occupy."""
+        self.transport.close()
 
     # ---- inside ---------------------------------------------------------------------------
 
-    def _peers_of(self, query: Query) -> list[tuple[str, Producer]]:
-        return [
-            (task, producer)
-            for task, producer in self.producers.items()
-            if task != query.consumer and set(query.quantities) & set(producer.quantities)
-        ]
+    def _publish(self, new: Publication) -> str | None:
+        self.counts["publishes"] += 1
+        refusal = self._keep(new)
+        if refusal is not None:
+            self.counts["refused"] += 1
+            self.refusals[f"{new.task}: {refusal}"] += 1
+        return refusal
 
-    def _entry(self, task: str, query: Query) -> Entry | None:
-        """What a task has predicted on the batch, unless that was in an earlier window."""
-        entry = self.entries.get((task, query.batch))
-        return entry if entry is not None and entry.window >= query.since else None
-
-    def _drop(self, key: tuple[str, int]) -> None:
-        entry = self.entries.pop(key, None)
-        if entry is not None:
-            self.num_bytes -= entry.num_bytes
-
-    def _objection(self, task: str, arrays: Arrays) -> str | None:
-        if task not in self.producers:
+    def _keep(self, new: Publication) -> str | None:
+        producer = self.producers.get(new.task)
+        if producer is None:
             return NOT_ANNOUNCED
-        promised = self.producers[task].quantities
-        if set(arrays) != set(promised):
-            return f"predicts {sorted(arrays)}, announced {sorted(promised)}"
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim < 2:
-                return f"{name} is not an array of floats with a batch dimension"
-            if not _has_shape(name, array):
-                return f"{name} has shape {array.shape}"
-            if not _is_finite(array):
-                return f"{name} has values that are not finite"
-        if len({array.shape[0] for array in arrays.values()}) > 1:
-            return "its quantities differ in batch size"
+        producer.count.reach(new.step)
+        if producer.published is None or new.place > producer.published:
+            producer.published = new.place
+        if self.timed_out:
+            self.timed_out = {pair for pair in self.timed_out if pair[1] != new.task}
+        try:
+            token = self.transport.accept(new.token)
+            reason = objection(self.transport.fetch(token), producer.quantities)
+        except Lost as error:
+            return f"its bytes are lost: {error}"
+        if reason is None and token.num_bytes > self.shelf.max_bytes:
+            reason = f"{token.num_bytes} bytes are more than the budget of {self.shelf.max_bytes}"
+        key = Key(new.task, new.place.window, new.batch)
+        before = self.shelf.get(key)
+        later_is_here = before is not None and new.produced_at <= before.version.produced_at
+        if reason is not None or later_is_here:
+            self.transport.release(token)
+            return reason
+        version = Version(new.step, new.produced_at)
+        made = producer.count.at(new.step)
+        self.shelf.put(key, Entry(version, made, new.place.visit, token, token.num_bytes))
         return None
 
+    def _after_a_change(self) -> None:
+        """Move the window on and answer the questions that need not wait any more, at once: what
+        a peer publishes after the change must not be part of their answers."""
+        if self.window.advance(self._training()):
+            self.shelf.drop_before(self.window.number - 1)
+        for consumer, (question, reply) in list(self.waiting.items()):
+            if not self.awaited(question):
+                del self.waiting[consumer]
+                reply(self.look_up(question))
 
-def keep_small(put: Callable[[Arrays], Any], limit: int = HEAP_BYTES) -> Callable[[Arrays], Any]:
-    """A ``put`` that keeps predictions of up to ``limit`` bytes in the cache's own memory, and
-    leaves the others to ``put``: for small ones the object store costs more than a copy."""
+    def _training(self) -> list[str]:
+        return [task for task, producer in self.producers.items() if producer.trains]
 
-    def keep(arrays: Arrays) -> Any:
-        if sum(a.nbytes for a in arrays.values()) > limit:
-            return put(arrays)
-        # copied: what came with a call lies in memory that belongs to the publisher
-        return {name: array.copy() for name, array in arrays.items()}
+    def _has_begun(self, task: str) -> bool:
+        return task in self.producers and self.producers[task].published is not None
 
-    return keep
+    def _peers_of(self, question: Question) -> Iterator[tuple[str, Producer]]:
+        for task, producer in self.producers.items():
+            if task != question.consumer and set(question.quantities) & set(producer.quantities):
+                yield task, producer
+
+    def _is_awaited(self, task: str, peer: Producer, question: Question) -> bool:
+        if not peer.trains or peer.on_demand is not None:  # it will not come, or is asked
+            return False
+        if peer.published is not None and peer.published >= question.place:
+            return False
+        entry = self.shelf.get(Key(task, question.place.window, question.batch))
+        return entry is None or not self._is_fresh(entry, peer, question)
+
+    def _is_fresh(self, entry: Entry, peer: Producer, question: Question) -> bool:
+        """Whether there is no need to wait for a newer prediction. Counted in visits of the
+        mediator, which all tasks make in the same order: a task's steps say nothing about when
+        a peer comes to a batch."""
+        if self.bound.on_stale != "wait":
+            return True
+        if self.bound.max_seconds is not None:
+            if self.clock() - entry.version.produced_at > self.bound.max_seconds:
+                return False
+        if self.bound.max_steps is None:
+            return True
+        return question.place.visit - entry.visit <= self.bound.max_steps / peer.steps_per_visit
+
+    def _found(self, task: str, peer: Producer, question: Question) -> Found:
+        limit = window_bound(self.window_size, peer.steps_per_visit)
+        entry = self.shelf.get(Key(task, question.place.window, question.batch))
+        if entry is None:
+            return Found("absent", on_demand=peer.on_demand, bound=limit)
+        staleness = peer.count.made - entry.made
+        age = self.clock() - entry.version.produced_at
+        fresh = within(self.bound, staleness, age, limit)
+        return Found(
+            None if fresh else "stale",
+            entry.version,
+            staleness,
+            entry.token if fresh else None,
+            peer.on_demand,
+            limit,
+        )
+
+    def _handed_out(self, answer: Answer, host: str) -> Answer:
+        """The answer with tokens that a reader on ``host`` can fetch."""
+        found = {}
+        for task, peer in answer.found.items():
+            if peer.token is not None:
+                try:
+                    peer = replace(peer, token=self.transport.hand_out(peer.token, host))
+                except Lost:
+                    peer = replace(peer, miss="unavailable", token=None)
+            found[task] = peer
+        newest = {q: t for q, t in answer.newest.items() if found[t].token is not None}
+        return replace(answer, found=found, newest=newest)
 
 
-def _is_finite(array: np.ndarray) -> bool:
-    """As ``np.isfinite(array).all()``. For float16, twenty times as fast by its bits: infinities
-    and NaN are the largest positive values as int16, and the largest of all as uint16."""
-    if array.dtype == np.float16 and array.size:
-        bits = array.view(np.int16)
-        return bool(bits.max() < 0x7C00 and bits.view(np.uint16).max() < 0xFC00)
-    return bool(np.isfinite(array).all())
-
-
-def _has_shape(name: str, array: np.ndarray) -> bool:
-    """Whether the sizes that ``schema`` fixes for this quantity are kept."""
-    quantity = QUANTITIES.get(quantity_of(name))
-    if quantity is None:
-        return True
-    shape = ("B", *PREDICTED_SHAPES.get(quantity.name, quantity.shape))
-    return array.ndim == len(shape) and all(
-        isinstance(wanted, str) or wanted == got
-        for wanted, got in zip(shape, array.shape, strict=True)
-    )
+def _produced_at(found: Found) -> float:
+    return found.version.produced_at if found.version else 0.0

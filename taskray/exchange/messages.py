@@ -1,24 +1,32 @@
-"""What tasks and the prediction cache say to each other."""
+"""The messages between tasks and the prediction cache."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
+from taskray.data.streams.order import START, Place
+from taskray.exchange.staleness import Version
 
-from taskray.data.streams.batch import Batch
-from taskray.loop.interfaces import Prediction
-from taskray.loop.staleness import Version
 
-Arrays = Mapping[str, np.ndarray]
+@dataclass(frozen=True)
+class Announcement:
+    """A task joins the collective, or comes back from its checkpoint."""
 
-NOT_ANNOUNCED = "the task has not announced itself"
-"""The answer of a cache that was restarted: the publisher announces itself and publishes again."""
+    task: str
+    quantities: tuple[str, ...]
+    """What it publishes on the mediator."""
+    step: int = 0
+    place: Place | None = None
+    """Where it is in the mediator's order; None before its first mediator batch."""
+    trains: bool = True
+    """Whether it visits the mediator by itself, so that peers may wait for it."""
+    steps_per_visit: float = 1.0
+    """Its training steps for one visit of the mediator."""
+    on_demand: Any = None
+    """The handle that predicts for peers when they ask; None: it publishes at its own visits."""
 
 
 @dataclass(frozen=True)
@@ -27,94 +35,51 @@ class Publication:
 
     task: str
     batch: int
+    place: Place
     step: int
     """Of the task, when it predicted."""
-    produced_at: float
-    """By ``time.time``."""
-    arrays: Arrays
-    """By quantity; on an actor call they travel by value."""
-    window: int = 0
-    """Mediator window of the batch (``Batch.window``)."""
-
-    @classmethod
-    def of(
-        cls, task: str, batch: Batch, step: int, prediction: Mapping[str, Tensor], dtype: str
-    ) -> Publication:
-        """A prediction made just now, as arrays of ``dtype`` (``float16`` or ``float32``)."""
-        assert batch.id is not None
-        to = {"float16": torch.float16, "float32": torch.float32}[dtype]
-        arrays = {q: p.to("cpu", to).contiguous().numpy() for q, p in prediction.items()}
-        return cls(task, batch.id, step, time.time(), arrays, batch.window)
+    token: Any
+    """The arrays by quantity, as the transport carries them."""
+    produced_at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
-class Query:
-    """What a task asks: its peers' predictions of these quantities on a mediator batch."""
+class Question:
+    """A task asks for its peers' predictions of these quantities on a mediator batch."""
 
     consumer: str
-    batch: int
     quantities: tuple[str, ...]
-    now: int = 0
-    """The step it is at."""
-    use: int = 0
-    """The step at which it will use the answer."""
-    window: int = 0
-    """The mediator window it is in."""
-    walk: int = 0
-    """How often it has walked that window before."""
-    visit: int = 0
-    """The batch's number in the mediator's order (``Batch.visit``)."""
-    since: int = -1
-    """Predictions made in an earlier window do not count: so the window bounds staleness, however
-    soon the dataset comes round again."""
+    batch: int
+    place: Place = START
+    step: int = 0
+    """The step that the task is at."""
+    blocks_on_miss: bool = False
+    """Whether the task has nothing else to do than to wait for a peer's first prediction."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One peer's answer to a look-up: a usable prediction, or why there is none."""
+    """One peer's answer: a usable prediction, or the reason why there is none."""
 
-    quantities: tuple[str, ...]
     miss: str | None = None
-    arrays: Any = None
+    """``absent`` or ``stale``; None where the prediction may be used."""
     version: Version | None = None
     staleness_steps: int = 0
-    server: Any = None
-    may_come: bool = False
-    """Whether the peer still predicts and has not gone past the consumer's window: where there is
-    no prediction on this batch, there may be one soon."""
-    has_begun: bool = True
-    """Whether the peer has come to the mediator yet."""
-
-    @property
-    def made_at(self) -> float:
-        return self.version.produced_at if self.version else 0.0
-
-    def prediction(self, task: str, tensors: dict[str, Tensor]) -> Prediction:
-        """As the loop wants it, once the arrays are here as tensors."""
-        assert self.version is not None
-        age = max(0.0, time.time() - self.version.produced_at)
-        step = self.version.producer_step
-        return Prediction(task, tensors, step, self.staleness_steps, age)
-
-
-def newest(found: Mapping[str, Found], wanted: Iterable[str]) -> dict[str, str]:
-    """For each wanted quantity the task whose prediction was made last."""
-    chosen: dict[str, str] = {}
-    for task, peer in found.items():
-        for quantity in set(wanted) & set(peer.quantities):
-            best = chosen.get(quantity)
-            if best is None or peer.made_at > found[best].made_at:
-                chosen[quantity] = task
-    return chosen
+    token: Any = None
+    """Of the arrays; only where the prediction is the newest of one of the quantities."""
+    on_demand: Any = None
+    """The handle to ask for a prediction; None where the peer publishes by itself."""
+    bound: int | None = None
+    """The largest staleness, in the peer's steps, that the window lets through."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a look-up gives: each peer's prediction, and the farthest window a peer has come to."""
+    """What the cache answers: the window to be in, and what each peer has on the batch."""
 
-    found: dict[str, Found]
-    front: int
+    window: int = 0
+    found: Mapping[str, Found] = field(default_factory=dict)
+    newest: Mapping[str, str] = field(default_factory=dict)
+    """Quantity -> the task with its newest usable prediction."""
     refused: tuple[str, ...] = ()
-    """Why predictions that came with the query were refused."""
-    through: int | None = None
-    """The last window that all its peers in training have walked once; None: no matter."""
+    """Why predictions that came with the question were refused."""

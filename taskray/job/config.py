@@ -209,6 +209,12 @@ class StalenessConfig(Settings):
     """``wait`` gives up after this time, and the step is skipped and counted. So does a task
     without labels that waits for a peer's first prediction on a batch."""
 
+    @property
+    def synchronous(self) -> bool:
+        """Whether all tasks make the same mediator visits at the same time, give or take
+        ``max_steps``."""
+        return self.on_stale == "wait" and self.max_steps is not None
+
 
 class CacheConfig(Settings):
     """The prediction cache."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from taskray.data.streams.order import START, Place
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -14,9 +16,5 @@ class Batch:
 
     tensors: dict[str, Tensor]
     id: int | None = None
-    window: int = 0
-    """Where the window of a mediator batch begins in the visiting order: it only ever grows."""
-    walk: int = 0
-    """How often the window has been walked before."""
-    visit: int = 0
-    """Its number in the visiting order."""
+    place: Place = START
+    """Where a mediator batch comes in the mediator's order."""

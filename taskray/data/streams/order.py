@@ -1,90 +1,91 @@
-"""In what order the numbered mediator batches are visited.
+"""In what order a task visits the numbered mediator batches.
 
 ::
 
-    window 2, visits 3, 5 batches:   0 1 0 1 0 1   2 3 2 3 2 3   4 4 4  |  0 1 0 1 ...
-                                     └─ 3 walks ┘                 one pass
+    window: 2, 5 batches      window 0        window 1        window 2    window 3
+    batches                   0 1 0 1 ...     2 3 2 3 ...     4 4 ...     0 1 0 1 ...
+                              └ 1 pass
 
-All tasks follow the same order, each at its own pace. Within a window a peer's prediction is at
-most one walk of the window old, so ``window`` bounds staleness whatever the dataset's length.
+A task passes over the batches of one window again and again. Within a window a peer's prediction
+is at most one pass old, so ``window`` bounds staleness whatever the length of the dataset. Which
+window the tasks are in, the prediction cache decides (``exchange/window.py``); in lock-step, where
+every task makes the same visits, each moves on by itself after ``visits`` passes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 
+class Place(NamedTuple):
+    """One visit in a task's order. Places compare by window, then by visit."""
+
+    window: int = 0
+    """Number of the window; it only counts up, also where the dataset begins again."""
+    visit: int = 0
+    """Visits in this window before this one."""
+    size: int = 1
+    """Batches in this window."""
+
+    @property
+    def finished_passes(self) -> int:
+        """Passes over the window that are finished with this visit."""
+        return (self.visit + 1) // self.size
+
+
+START = Place()
+"""Where every task begins."""
+
+
 @dataclass(frozen=True)
-class Visit:
-    """One step of the order: the batch to take, and where in the order it stands."""
+class MediatorOrder:
+    """The batches of each window, and where to go next.
 
-    batch: int
-    pass_: int
-    window: int
-    walk: int
-
-
-@dataclass(frozen=True)
-class VisitingOrder:
-    """Walk ``window`` batches ``visits`` times, then the next ``window`` ones, without end.
-
-    ``window='all'`` is the plain pass, each batch once. With ``shuffle`` the batches of a window
-    are permuted anew at each walk, by (seed, pass, window, walk). The last window of a pass may
-    be smaller.
+    Args:
+        num_batches: of the dataset.
+        window: batches in a window; ``all``: the whole dataset is one window, never left.
+        shuffle: permute the batches of a window at each pass, by (seed, window, pass).
+        seed: of the permutations; the same for all tasks.
+        visits: passes after which a task leaves a window by itself; None: it waits to be told.
     """
 
     num_batches: int
     window: int | Literal["all"] = "all"
-    visits: int = 1
     shuffle: bool = False
     seed: int = 0
-
-    def __getitem__(self, number: int) -> Visit:
-        """Visit ``number``, counted from 0."""
-        pass_, within = divmod(number, self.num_batches * self.walks)
-        window = within // (self.width * self.walks)
-        begin = window * self.width
-        size = min(self.width, self.num_batches - begin)
-        walk, offset = divmod(within - begin * self.walks, size)
-        if self.shuffle:
-            offset = _permutation(size, (self.seed, pass_, window, walk))[offset]
-        return Visit(begin + offset, pass_, window, walk)
-
-    def start_of_window(self, number: int) -> int:
-        """The visit with which the window of visit ``number`` begins."""
-        visit = self[number]
-        return (visit.pass_ * self.num_batches + visit.window * self.width) * self.walks
-
-    def end_of_window(self, number: int) -> int:
-        """The visit with which the window after that of visit ``number`` begins."""
-        visit = self[number]
-        last = min((visit.window + 1) * self.width, self.num_batches)
-        return (visit.pass_ * self.num_batches + last) * self.walks
-
-    def length_of_walk(self, number: int) -> int:
-        """Batches in the window of visit ``number``."""
-        return (self.end_of_window(number) - self.start_of_window(number)) // self.walks
-
-    def begins_walk(self, number: int) -> bool:
-        """Whether a walk of a window begins with visit ``number``."""
-        return number == 0 or (
-            self[number - 1].walk != self[number].walk
-            or self.start_of_window(number) != self.start_of_window(number - 1)
-        )
+    visits: int | None = None
 
     @property
     def width(self) -> int:
         """Batches in a full window."""
         return self.num_batches if self.window == "all" else min(self.window, self.num_batches)
 
-    @property
-    def walks(self) -> int:
-        """How often a window is walked."""
-        return 1 if self.window == "all" else self.visits
+    def batches(self, window: int) -> range:
+        """The numbers of the batches in a window. The last window of a dataset may be smaller."""
+        first = window % -(-self.num_batches // self.width) * self.width
+        return range(first, min(first + self.width, self.num_batches))
+
+    def batch(self, place: Place) -> int:
+        """The number of the batch at a place."""
+        pass_, offset = divmod(place.visit, place.size)
+        if self.shuffle:
+            offset = _permutation(place.size, (self.seed, place.window, pass_))[offset]
+        return self.batches(place.window)[offset]
+
+    def place(self, window: int, visit: int, told: int = 0) -> Place:
+        """The place to go to when ``visit`` of ``window`` is next and the window to be in is
+        ``told``: the start of that window, if it is a later one."""
+        size = len(self.batches(window))
+        if self.window != "all":
+            ended = self.visits is not None and visit >= self.visits * size
+            to = window + ended if self.visits is not None else max(window, told)
+            if to > window:
+                return Place(to, 0, len(self.batches(to)))
+        return Place(window, visit, size)
 
 
 @lru_cache(maxsize=8)
