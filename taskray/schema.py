@@ -30,6 +30,7 @@ frame predicts ``depth``, and ``depth_2`` when it is shown the second.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 IGNORE = 255
@@ -196,3 +197,22 @@ def at_frame(column: str, frame: str) -> str:
     """The column of the first frame, for the frame of this suffix: ``image``, ``_2`` ->
     ``image_2``. What frames share keeps its name."""
     return column if column in SHARED else column + frame
+
+
+def shape_problem(name: str, shape: Sequence[int], sizes: Mapping[str, int]) -> str | None:
+    """One line if a predicted quantity ``[B, *shape]`` has another shape than its definition.
+
+    ``sizes``: of the letters that are known (``B``, ``H``, ``W``); others may be anything, and a
+    quantity that is not defined here has any shape.
+    """
+    quantity = QUANTITIES.get(quantity_of(name))
+    if quantity is None:
+        return None
+    letters = ("B", *PREDICTED_SHAPES.get(quantity.name, quantity.shape))
+    expected = [sizes.get(d, d) if isinstance(d, str) else d for d in letters]
+    if len(shape) == len(expected) and all(
+        isinstance(e, str) or e == g for e, g in zip(expected, shape, strict=True)
+    ):
+        return None
+    wanted = "x".join(map(str, expected))
+    return f"{name!r} has shape {'x'.join(map(str, shape))}, expected {wanted}"

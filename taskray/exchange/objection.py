@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from taskray.schema import PREDICTED_SHAPES, QUANTITIES, quantity_of
+from taskray.schema import shape_problem
 
 
 def objection(arrays: Mapping[str, np.ndarray], announced: Sequence[str]) -> str | None:
@@ -16,8 +16,9 @@ def objection(arrays: Mapping[str, np.ndarray], announced: Sequence[str]) -> str
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim < 2:
             return f"{name} is not an array of floats with a batch dimension"
-        if not _has_shape(name, array):
-            return f"{name} has shape {array.shape}"
+        problem = shape_problem(name, array.shape, {})
+        if problem is not None:
+            return problem
         if not _is_finite(array):
             return f"{name} has values that are not finite"
     if len({array.shape[0] for array in arrays.values()}) > 1:
@@ -33,14 +34,3 @@ def _is_finite(array: np.ndarray) -> bool:
         return bool(bits.max() < 0x7C00 and bits.view(np.uint16).max() < 0xFC00)
     return bool(np.isfinite(array).all())
 
-
-def _has_shape(name: str, array: np.ndarray) -> bool:
-    """Whether the sizes that ``schema`` fixes for this quantity are kept."""
-    quantity = QUANTITIES.get(quantity_of(name))
-    if quantity is None:
-        return True
-    shape = ("B", *PREDICTED_SHAPES.get(quantity.name, quantity.shape))
-    return array.ndim == len(shape) and all(
-        isinstance(wanted, str) or wanted == got
-        for wanted, got in zip(shape, array.shape, strict=True)
-    )

@@ -1,6 +1,6 @@
-"""The two small interfaces the training loop knows: *streams* of data, and *peers*.
+"""The interfaces that the training loop knows: *streams* of data, and *peers*.
 
-Whoever implements them (Ray, or one process) is none of the loop's business.
+The loop does not know whether Ray or one process is behind them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskray.data.streams.batch import Batch
 from taskray.data.streams.rows import CorruptRows
@@ -28,17 +28,20 @@ class Stream(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
-    def keep_up(self, front: int, through: int | None = None) -> None:
-        """Mediator streams: at the end of the present walk go to the window ``front``, if it is
-        ahead; do not leave the present window before it is ``through``, if that is known."""
-        ...
-
     @property
     def corrupt(self) -> CorruptRows:
         """The rows that were skipped so far because they could not be read."""
         ...
 
     def close(self) -> None: ...
+
+
+class WindowStream(Stream, Protocol):
+    """The mediator's numbered batches."""
+
+    def follow(self, window: int) -> None:
+        """Go to a window of the mediator, if it is a later one, with the next batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,55 +52,54 @@ class Prediction:
     tensors: dict[str, Tensor]
     producer_step: int
     staleness_steps: int
+    """Training steps of the producer since then, at the time of the look-up."""
     age_seconds: float
 
 
 @dataclass(frozen=True)
 class PeerPredictions:
-    """What a look-up found: usable predictions by quantity, and what was left out and why."""
+    """What a look-up found."""
 
     by_quantity: dict[str, Prediction] = field(default_factory=dict)
     misses: dict[str, str] = field(default_factory=dict)
-    """Peer task -> ``absent``, ``stale`` (beyond the
-    bound), ``timeout``, ``unavailable`` (the cache did not answer)."""
-    front: int = -1
-    """The farthest mediator window that another task has come to (see ``Batch.window``)."""
-    through: int | None = None
-    """The last window that all peers in training have walked at least once; None where none of
-    them is on its way, or it does not matter."""
-    asked_at: float = 0.0
-    """When, by ``time.monotonic``, the predictions had the ages that they state."""
+    """Peer task -> ``absent``, ``stale`` (beyond the bound), ``timeout``, ``unavailable`` (the
+    cache did not answer)."""
+    window: int = 0
+    """The mediator window to be in."""
+    bounds: dict[str, int] = field(default_factory=dict)
+    """Peer task -> the largest staleness, in its steps, that the window lets through."""
 
 
 class Peers(Protocol):
-    """How a task sees the rest of the collective. No method ever raises for a peer's sake."""
+    """The rest of the collective, as one task sees it. No method raises because of a peer."""
 
-    def request(self, batch: Batch, now: int, use: int) -> None:
-        """Start looking up the peers' predictions on a batch; this task is at step ``now`` and
-        will use them at step ``use``."""
+    def ask(self, batch: Batch, step: int, use: int) -> None:
+        """Start to look up the peers' predictions on a batch; the task is at ``step`` and needs
+        them at step ``use``. Returns at once."""
         ...
 
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
-        """Hand this task's own prediction to its peers; returns at once."""
+        """Hand the task's own prediction to its peers. Returns at once."""
         ...
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
-        """What the request found; waits only where the staleness bound says *wait*."""
+        """What the look-up found. Waits for an answer that is late, and where a peer is waited
+        for (``staleness.on_stale: wait``, or a task without labels)."""
         ...
 
-    def stepped(self, step: int, model: nn.Module) -> None:
-        """Called after each step: a chance to refresh a stale copy of the model."""
+    def stepped(self, step: int) -> None:
+        """The task has made its step number ``step - 1``. Returns at once."""
         ...
 
 
 class NoPeers:
-    """A task on its own."""
+    """A task without relations."""
 
-    def request(self, batch: Batch, now: int, use: int) -> None: ...
+    def ask(self, batch: Batch, step: int, use: int) -> None: ...
 
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None: ...
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
         return PeerPredictions()
 
-    def stepped(self, step: int, model: nn.Module) -> None: ...
+    def stepped(self, step: int) -> None: ...

@@ -1,0 +1,81 @@
+"""The consistency losses of one task: its relations, evaluated on predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskray.data.streams.batch import Batch
+from taskray.errors import TaskrayError
+from taskray.job.config import RelationConfig
+from taskray.relations.relation import Relation
+
+
+@dataclass(frozen=True)
+class WeightedRelation:
+    """A relation with its weight in the job."""
+
+    name: str
+    relation: Relation
+    config: RelationConfig
+    scale: float = 1.0
+    """The consuming task's own factor; 0 where the relation gives this task no gradient."""
+
+    def has_begun(self, step: int) -> bool:
+        """Whether the relation ties the tasks of the job yet."""
+        return step >= self.config.start_step
+
+    def weight(self, step: int) -> float:
+        """0 before ``start_step``, then rising linearly to the full weight."""
+        if not self.has_begun(step):
+            return 0.0
+        since = step - self.config.start_step
+        warmth = min(1.0, (since + 1) / max(1, self.config.warmup_steps))
+        return self.scale * self.config.weight * warmth
+
+
+@dataclass(frozen=True)
+class ConsistencyLosses:
+    """What the relations of one step give."""
+
+    weighted: dict[str, Tensor]
+    """Relation -> its loss times its weight; only those that have a gradient."""
+    values: dict[str, Tensor]
+    """Relation, or ``<relation>/<term>`` -> detached value without the weight, for the report."""
+
+
+def consistency_losses(
+    relations: Sequence[WeightedRelation], known: Mapping[str, Tensor], batch: Batch, step: int
+) -> ConsistencyLosses:
+    """Evaluate the relations whose quantities are all ``known`` (the task's live prediction and
+    its peers' stale ones, ``[B, ...]``) on a mediator batch."""
+    weighted, values = {}, {}
+    for one in relations:
+        weight = one.weight(step)
+        if weight == 0 or not known.keys() >= set(one.relation.quantities):
+            continue
+        terms = _terms(one, known, batch)
+        value = torch.stack(list(terms.values())).sum()
+        if not value.requires_grad:  # no way to be more consistent
+            continue
+        weighted[one.name] = weight * value
+        values[one.name] = value.detach()
+        if len(terms) > 1:
+            values |= {f"{one.name}/{term}": v.detach() for term, v in terms.items()}
+    return ConsistencyLosses(weighted, values)
+
+
+def _terms(one: WeightedRelation, known: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """The relation's terms; where it fails, the shapes show more than the exception."""
+    try:
+        return one.relation(known, batch.tensors)
+    except Exception as error:
+        shapes = ", ".join(
+            f"{q} {'x'.join(map(str, known[q].shape))}" for q in one.relation.quantities
+        )
+        raise TaskrayError(
+            f"relation {one.name!r} failed on {shapes}: {type(error).__name__}: {error}"
+        ) from error
