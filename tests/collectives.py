@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from taskray.job.config import Job, override, parse_job
-from taskray.run.train import Opener, make_collective, prepare_datasets
+from taskray.run.datasets import Opener, prepare_datasets
+from taskray.run.train import make_collective
 
 WORLD = {"name": "world", "height": 32, "width": 48, "num_samples": 32}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,11 +24,13 @@ from rich.console import Console
 from test_bad_input import parquet
 
 from taskray.cli import main
-from taskray.commands import submit as submission
+from taskray.commands.submit import check_size, entrypoint, working_folder
 from taskray.errors import InputError, TaskrayError
 from taskray.job.config import dump_yaml, load_job
 from taskray.record.folder import claim
-from taskray.run.train import absolute_paths, train
+from taskray.run.paths import absolute_paths
+from taskray.run.train import train
+from taskray.runtime import submission
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("train", "evaluate", "study", "tune", "submit", "report", "data", "doctor")
@@ -408,7 +411,7 @@ def test_every_job_of_the_project_passes_the_doctor(call, path):
 
 
 def test_the_cluster_runs_the_same_job_with_its_own_ray():
-    command = submission.entrypoint(
+    command = entrypoint(
         Path("jobs/my job.yaml"), ["steps=3", "description=it's 5 > 4; rm -rf ~"], "~/runs/a b"
     )
     assert command == (
@@ -416,7 +419,7 @@ def test_the_cluster_runs_the_same_job_with_its_own_ray():
         "--set 'description=it'\"'\"'s 5 > 4; rm -rf ~' --set runtime.address=auto "
         "--out ~/'runs/a b'"
     )
-    assert submission.entrypoint(Path("j.yaml"), [], "s3://x", "/opt/py").startswith("/opt/py -m")
+    assert entrypoint(Path("j.yaml"), [], "s3://x", "/opt/py").startswith("/opt/py -m")
 
 
 def test_what_travels_is_the_folder_of_the_project_and_never_a_home(tmp_path, monkeypatch):
@@ -424,18 +427,18 @@ def test_what_travels_is_the_folder_of_the_project_and_never_a_home(tmp_path, mo
     job = tmp_path / "jobs" / "job.yaml"
     job.touch()
     monkeypatch.chdir(tmp_path)
-    assert submission.working_folder(Path("jobs/job.yaml")) == tmp_path
+    assert working_folder(Path("jobs/job.yaml")) == tmp_path
     monkeypatch.chdir(tmp_path / "jobs")
-    assert submission.working_folder(job) == tmp_path / "jobs"
+    assert working_folder(job) == tmp_path / "jobs"
     (tmp_path / "other.yaml").touch()
-    assert submission.working_folder(Path("../other.yaml")) == tmp_path
+    assert working_folder(Path("../other.yaml")) == tmp_path
     monkeypatch.chdir("/")
     with pytest.raises(InputError, match="this whole folder would be sent"):
-        submission.working_folder(job)
+        working_folder(job)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="this whole folder would be sent"):
-        submission.working_folder(job)
+        working_folder(job)
     excluded = submission.runtime_environment(tmp_path)["excludes"]
     assert {"runs", ".venv", ".git"} <= set(excluded)
 
@@ -445,11 +448,11 @@ def test_a_folder_that_ray_would_refuse_is_refused_first_with_its_largest_part(t
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(bytes(2000 if name == "big/d.bin" else 1000))
-    submission.check_size(tmp_path, most=4500)
+    check_size(tmp_path, most=4500)
     with pytest.raises(InputError, match="the largest part is 'big'"):
-        submission.check_size(tmp_path, most=2500)
+        check_size(tmp_path, most=2500)
     (tmp_path / ".rayignore").write_text("# data\nbig/\n*.yaml\n")
-    submission.check_size(tmp_path, most=2500)
+    check_size(tmp_path, most=2500)
 
 
 class Client:
@@ -485,27 +488,27 @@ class Gone(Client):
 def test_a_cluster_that_has_just_started_is_asked_again(tmp_path):
     waits: list[float] = []
     client = Client("500: No available agent to submit job", "No available agent to submit job")
-    name = submission._submit(client, "run", tmp_path, sleep=waits.append)
+    name = submission.submit(client, "run", tmp_path, sleep=waits.append)
     assert name == "job-1"
     assert len(waits) == 2
     assert client.taken[0]["entrypoint"] == "run"
     with pytest.raises(TaskrayError, match="did not take the job: disk full"):
-        submission._submit(Client("Request failed: Traceback ...\ndisk full"), "run", tmp_path)
+        submission.submit(Client("Request failed: Traceback ...\ndisk full"), "run", tmp_path)
     with pytest.raises(TaskrayError, match="No available agent"):
-        submission._submit(Client("No available agent"), "run", tmp_path, patience=0)
+        submission.submit(Client("No available agent"), "run", tmp_path, patience=0)
 
 
 def test_following_a_job_ends_with_its_exit_code(capsys):
     with pytest.raises(TaskrayError, match="job job-1 failed: bad key") as error:
-        submission._follow(Client(), "job-1")
+        submission.follow(Client(), "job-1")
     assert error.value.exit_code == 2
     assert capsys.readouterr().out == "some log\n"
     for broken in (aiohttp.ClientPayloadError("cut"), OSError("cut"), RuntimeError("cut")):
         with pytest.raises(TaskrayError, match="job job-1 failed: bad key"):
-            submission._follow(Client(broken), "job-1")
+            submission.follow(Client(broken), "job-1")
         assert "cut); waiting for the job to end" in capsys.readouterr().out
     with pytest.raises(TaskrayError, match="no longer answers, and job job-1 may go on: gone"):
-        submission._follow(Gone(), "job-1")
+        submission.follow(Gone(), "job-1")
     assert submission.exit_code("SUCCEEDED", 0) == 0
     assert submission.exit_code("STOPPED", None) == 130
     assert submission.exit_code("FAILED", 137) == 1
@@ -535,7 +538,7 @@ def test_client_and_cluster_agree_on_tokens_or_say_why_not(
             submission.agree_on_token("http://x")
         return
     submission.agree_on_token("http://x")
-    assert submission.os.environ.get("RAY_AUTH_MODE") == ("token" if status == 401 else None)
+    assert os.environ.get("RAY_AUTH_MODE") == ("token" if status == 401 else None)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from taskray.job import plugins
 from taskray.job.config import load_job
 from taskray.loop.predicting import predict
 from taskray.models.pillars import Pillars
-from taskray.run.train import check
+from taskray.run.checks import check
 from taskray.tasks.anchors import BACKGROUND, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.box_flow import BoxFlow, true_flow
 from taskray.tasks.detection import (

@@ -22,7 +22,7 @@ from taskray.errors import InputError
 from taskray.exchange.messages import Query
 from taskray.job.config import Job, dump_yaml
 from taskray.loop.assembly import build_model, build_task
-from taskray.run.train import check, check_checkpoints
+from taskray.run.checks import check, check_checkpoints
 from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint
 from taskray.runtime.member import load_initial
 from taskray.runtime.placement import place_cache

@@ -15,7 +15,8 @@ from taskray.data.storage.source import load_in_process
 from taskray.errors import InputError
 from taskray.job.config import Job, load_job
 from taskray.loop.assembly import build_tasks
-from taskray.run.train import check, prepare_datasets
+from taskray.run.checks import check
+from taskray.run.datasets import prepare_datasets
 from taskray.schema import IGNORE
 
 ROOT = Path(__file__).parents[1]

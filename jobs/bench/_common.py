@@ -23,7 +23,8 @@ from rich.console import Console
 from taskray.data.storage.source import Handle, RayHandle, load_in_process
 from taskray.job.config import Job, load_job
 from taskray.loop.assembly import build_tasks, columns_of_datasets
-from taskray.run.train import hardware, prepare_datasets
+from taskray.run.datasets import prepare_datasets
+from taskray.run.recorder import hardware
 from taskray.tuning.record import commit_of
 
 MAIN_JOB = Path(__file__).resolve().parents[1] / "depth_normals.yaml"

@@ -16,7 +16,8 @@ from rich.console import Console
 from taskray.job.config import Job
 from taskray.record.folder import RunFolder
 from taskray.report.live import Live
-from taskray.run.train import Recorder, make_collective
+from taskray.run.recorder import Recorder
+from taskray.run.train import make_collective
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from _running import (
 from rich.console import Console
 
 from taskray.job.config import Job
-from taskray.run.train import Opener, prepare_datasets
+from taskray.run.datasets import Opener, prepare_datasets
 
 QUICK = {"steps": 80, "warmup": 20, "samples": 128, "mediator": 64, "small": True}
 MODES = {"materialised": "always", "streamed": "never"}

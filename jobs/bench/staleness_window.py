@@ -40,7 +40,7 @@ from _running import (
 )
 from rich.console import Console
 
-from taskray.run.train import Opener, prepare_datasets
+from taskray.run.datasets import Opener, prepare_datasets
 
 BATCH = 2
 QUICK = {

@@ -37,7 +37,7 @@ from _common import (
 from rich.console import Console
 
 from taskray.job.config import Job, dump_yaml
-from taskray.run.train import prepare_datasets
+from taskray.run.datasets import prepare_datasets
 
 QUICK = {"repetitions": 1}
 

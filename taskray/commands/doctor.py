@@ -40,7 +40,7 @@ from taskray.loop.assembly import (
 )
 from taskray.record.formatting import NOTHING, count, size
 from taskray.report.say import say
-from taskray.run.train import check, check_location
+from taskray.run.checks import check, check_location
 from taskray.runtime.member import load_initial
 from taskray.runtime.placement import Share, plan
 from taskray.tasks.task import Task

@@ -19,7 +19,8 @@ from taskray.loop.evaluation import Evaluation, evaluate, panels
 from taskray.record.folder import CONFIG, RunFolder, claim, read_panels, read_result
 from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
-from taskray.run.train import Opener, check_labels
+from taskray.run.checks import check_labels
+from taskray.run.datasets import Opener
 from taskray.runtime.checkpoints import CheckpointStore, load_into
 from taskray.runtime.member import NUM_SAMPLES, choose_device
 

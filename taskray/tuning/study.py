@@ -21,7 +21,8 @@ from taskray.report.html import write_report
 from taskray.report.render import to_rich
 from taskray.report.say import say
 from taskray.report.tables import Cell, Table, study_table, write_table
-from taskray.run.train import check, prepare_datasets
+from taskray.run.checks import check
+from taskray.run.datasets import prepare_datasets
 from taskray.tuning.gain import delta_m
 from taskray.tuning.progressive import changes_of, check_references, in_waves, references
 from taskray.tuning.record import record

@@ -23,7 +23,7 @@ from taskray.record.folder import claim, make_folder, plain, write_text
 from taskray.record.formatting import describe, format_change, relative_change
 from taskray.report.html import write_report
 from taskray.report.say import say
-from taskray.run.train import check
+from taskray.run.checks import check
 from taskray.tuning.runs import Layer, Run, changed_job, check_metric, resolve
 from taskray.tuning.settings import SpaceConfig, load_space
 from taskray.tuning.study import prepare_all
