@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 
 class TaskrayError(Exception):
     """Base of every error taskray raises on purpose; ``exit_code`` is that of the command."""
@@ -47,3 +49,8 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     speaks = isinstance(error, (TaskrayError, ValueError, OSError)) and text
     return text if speaks else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def full_traceback(error: BaseException) -> str:
+    """Where an error comes from, in full, for the log."""
+    return "".join(traceback.format_exception(error))

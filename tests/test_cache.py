@@ -8,14 +8,14 @@ import time
 import numpy as np
 import pytest
 from collectives import tiny_job
+from taskray.exchange.waiting import WaitingCache
+from taskray.loop.staleness import Version, within, worth_waiting_for
 
 from taskray.errors import InputError
 from taskray.exchange.cache import Awaited, PredictionCache
 from taskray.exchange.messages import NOT_ANNOUNCED, Publication, Query
-from taskray.exchange.waiting import WaitingCache
 from taskray.job.config import Job, StalenessConfig
 from taskray.loop.assembly import build_tasks
-from taskray.loop.staleness import Version, within, worth_waiting_for
 
 WAIT = StalenessConfig(max_steps=0, on_stale="wait", wait_seconds=5)
 

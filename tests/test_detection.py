@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from taskray.loop.predicting import predict
 from torch import Tensor
 
 from taskray.data.readers.kitti_tracking import KittiTracking
@@ -16,7 +17,6 @@ from taskray.errors import InputError, TaskrayError
 from taskray.geometry.grid import Grid
 from taskray.job import plugins
 from taskray.job.config import load_job
-from taskray.loop.predicting import predict
 from taskray.models.pillars import Pillars
 from taskray.run.checks import check
 from taskray.tasks.anchors import BACKGROUND, IGNORED, Anchor, Anchors, wrap

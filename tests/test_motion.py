@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from scenes import world_pairs
+from taskray.loop.predicting import predict
 from torch import Tensor
 
 from taskray.errors import InputError
 from taskray.geometry.motion import rigid_motion, rotation_angle, rotation_matrix, squared_length
 from taskray.geometry.warp import invert
 from taskray.job import plugins
-from taskray.loop.predicting import predict
 from taskray.models.motion import Matching, MotionNet
 from taskray.models.unet import UNet
 from taskray.schema import IGNORE

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from _common import PATIENCE, local_data
 from _running import Stamp
+from taskray.loop.predicting import FIRST, frames_of, predict
 from torch import Tensor, nn
 
 from taskray.data.streams.augment import augment
 from taskray.data.streams.batch import Batch
 from taskray.job.config import Job, parse_job
 from taskray.loop.interfaces import NoPeers
-from taskray.loop.predicting import FIRST, frames_of, predict
 from taskray.loop.trainer import Trainer
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member

@@ -35,9 +35,8 @@ from taskray.job.config import DataConfig, Job
 from taskray.loop.assembly import (
     build_relations,
     build_tasks,
-    columns_of_datasets,
-    wanted_quantities,
 )
+from taskray.loop.wiring import wire
 from taskray.record.formatting import NOTHING, count, size
 from taskray.report.say import say
 from taskray.run.checks import check, check_location
@@ -108,7 +107,7 @@ def relations_of(job: Job, tasks: Mapping[str, Task]) -> list[str]:
     lines = []
     for name, task in tasks.items():
         for weighted in build_relations(job, name, task) if name not in job.frozen else ():
-            for quantity in wanted_quantities(task, [weighted]):
+            for quantity in (q for q in weighted.relation.quantities if not task.predicts(q)):
                 peers = [p for p, t in tasks.items() if p != name and t.predicts(quantity)]
                 lines.append(f"{weighted.name}: {name} <- {', '.join(peers)} ({quantity})")
     return lines or ["no relation acts: each task trains alone"]
@@ -158,7 +157,9 @@ def _estimate(
 
 def _check_columns(job: Job, name: str, there: Sequence[str]) -> None:
     """Training needs every column; an evaluation leaves out the tasks whose labels are missing."""
-    needed = columns_of_datasets(job, build_tasks(job)).get(name, ())
+    needed = (
+        wire(job).columns_of_datasets(job.mediator.data if job.mediator else None).get(name, ())
+    )
     missing = [column for column in needed if column not in there]
     if missing:
         raise InputError(
@@ -169,7 +170,9 @@ def _check_columns(job: Job, name: str, there: Sequence[str]) -> None:
 
 def _used(job: Job, tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
     """The datasets that a run reads, in the job's order, and the columns it reads."""
-    used = {name: set(columns) for name, columns in columns_of_datasets(job, tasks).items()}
+    mediator = job.mediator.data if job.mediator else None
+    needed = wire(job, tasks).columns_of_datasets(mediator)
+    used = {name: set(columns) for name, columns in needed.items()}
     for name in job.evaluation.data.values():
         columns = {c for task in tasks.values() for c in (*task.inputs, *task.labels)}
         used.setdefault(name, set()).update(columns - used.get(name, set()))

@@ -14,8 +14,9 @@ from taskray.data.storage.store import build_reader, prepare
 from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError
 from taskray.job.config import Job, override, parse_job, read_yaml
-from taskray.loop.assembly import build_task, build_tasks, build_trainer
+from taskray.loop.assembly import build_model, build_task, build_tasks
 from taskray.loop.evaluation import Evaluation, evaluate, panels
+from taskray.loop.network import Network
 from taskray.record.folder import CONFIG, RunFolder, claim, read_panels, read_result
 from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
@@ -77,19 +78,18 @@ def evaluate_task(
     """The step of a task's latest checkpoint, and what it measures, by title of the evaluation."""
     task = build_task(job, name)
     device = choose_device(job.tasks[name].gpus)
-    trainer = build_trainer(
-        job, name, task, dedicated=None, mediator=None, relations=[], peers=None, device=device
-    )
+    model = build_model(job, name, task)
     checkpoint = store.latest(name)
     assert checkpoint is not None  # the caller has looked
-    load_into(trainer.model, checkpoint)
+    load_into(model, checkpoint)
+    network = Network(task, model, job.tasks[name], device)
     columns = tuple(dict.fromkeys((*task.inputs, *task.labels)))
     found = {}
     for title, handle in data.items():
         if set(columns) <= set(handle.info.layout):
             batches = plain_batches(handle.open(), job.evaluation.batch_size, columns)
             samples = NUM_SAMPLES if title == next(iter(data)) else 0
-            found[title] = evaluate(trainer, batches, samples)
+            found[title] = evaluate(network, batches, samples)
     return checkpoint.step, found
 
 

@@ -29,11 +29,12 @@ from dataclasses import replace
 from typing import Any
 
 from taskray.data.streams.order import Place
-from taskray.exchange.messages import Announcement, Answer, Found, Publication, Question
+from taskray.exchange.messages import Announcement, Answer, Found, Publication, Question, Welcome
 from taskray.exchange.objection import objection
+from taskray.exchange.shared_memory import Lost
 from taskray.exchange.shelf import Entry, Key, Shelf
 from taskray.exchange.staleness import StepCount, Version, window_bound, within
-from taskray.exchange.transport import CacheTransport, Lost
+from taskray.exchange.transport import CacheTransport
 from taskray.exchange.window import Window
 from taskray.job.config import MediatorConfig, StalenessConfig
 
@@ -71,11 +72,13 @@ class PredictionCache:
         self.bound, self.clock = bound or StalenessConfig(), clock
         self.transport = transport or CacheTransport()
         self.shelf = Shelf(max_bytes, self.transport)
-        limited = mediator is not None and mediator.window != "all"
-        self.window_size = mediator.window if mediator is not None and limited else None
-        # in lock-step every task moves on by itself, after the same visits (order.MediatorOrder)
-        follows = limited and not self.bound.synchronous
-        self.window = Window(mediator.visits if mediator is not None and follows else None)
+        self.window_size: int | None = None
+        visits = None
+        if mediator is not None and mediator.window != "all":
+            self.window_size = mediator.window
+            # in lock-step each task moves on by itself, after the same visits (MediatorOrder)
+            visits = None if self.bound.synchronous else mediator.visits
+        self.window = Window(visits)
         self.producers: dict[str, Producer] = {}
         self.waiting: dict[str, tuple[Question, Reply]] = {}
         self.timed_out: set[tuple[str, str]] = set()  # (consumer, peer that it waits for no more)
@@ -85,17 +88,17 @@ class PredictionCache:
 
     # ---- tasks come and go ----------------------------------------------------------------
 
-    def announce(self, new: Announcement) -> int:
-        """A task joins, or comes back from its checkpoint. Returns the window to be in."""
+    def announce(self, new: Announcement) -> Welcome:
+        """A task joins, or comes back from its checkpoint."""
         with self._lock:
             before = self.producers.get(new.task)
             count = before.count if before else StepCount(new.step)
-            count.go_back(new.step)
+            count.resume(new.step)
             self.producers[new.task] = Producer(new, count)
             if new.place is not None and new.trains:
                 self.window.visit(new.task, new.place, ())
             self._after_a_change()
-            return self.window.number
+            return Welcome(self.window.number, self.transport.host)
 
     def progress(self, task: str, step: int) -> None:
         """A task has come to ``step``, which is what staleness is measured against."""
@@ -103,13 +106,13 @@ class PredictionCache:
             if task in self.producers:
                 self.producers[task].count.reach(step)
 
-    def retire(self, task: str, quantities: Sequence[str], on_demand: Any = None) -> None:
+    def retire(self, task: str, quantities: Sequence[str]) -> None:
         """A task has ended, before it began perhaps: its predictions stay, and no question waits
-        for it. ``on_demand``: the handle that still predicts when it is asked."""
+        for it."""
         with self._lock:
             new = Announcement(task, tuple(quantities))
             producer = self.producers.setdefault(task, Producer(new, StepCount(0)))
-            producer.trains, producer.on_demand = False, on_demand
+            producer.trains, producer.on_demand = False, None
             self._after_a_change()
 
     # ---- predictions ----------------------------------------------------------------------
@@ -145,9 +148,7 @@ class PredictionCache:
         with self._lock:
             return found and self._handed_out(found, host)
 
-    def ask(
-        self, publications: Sequence[Publication], question: Question, reply: Reply
-    ) -> None:
+    def ask(self, publications: Sequence[Publication], question: Question, reply: Reply) -> None:
         """As :meth:`exchange`; ``reply`` is called with the answer, now or when what the question
         waits for has come. A task has one question at a time: a new one ends the wait of the one
         before."""
@@ -197,7 +198,8 @@ class PredictionCache:
     def look_up(self, question: Question) -> Answer:
         """For every peer that predicts one of the quantities: its prediction on the batch, or why
         there is none."""
-        found, newest = {}, {}
+        found: dict[str, Found] = {}
+        newest: dict[str, str] = {}
         for task, peer in self._peers_of(question):
             found[task] = self._found(task, peer, question)
             if found[task].version is None or found[task].miss is not None:
@@ -299,9 +301,9 @@ class PredictionCache:
         a peer comes to a batch."""
         if self.bound.on_stale != "wait":
             return True
-        if self.bound.max_seconds is not None:
-            if self.clock() - entry.version.produced_at > self.bound.max_seconds:
-                return False
+        age = self.clock() - entry.version.produced_at
+        if self.bound.max_seconds is not None and age > self.bound.max_seconds:
+            return False
         if self.bound.max_steps is None:
             return True
         return question.place.visit - entry.visit <= self.bound.max_steps / peer.steps_per_visit
@@ -310,11 +312,12 @@ class PredictionCache:
         limit = window_bound(self.window_size, peer.steps_per_visit)
         entry = self.shelf.get(Key(task, question.place.window, question.batch))
         if entry is None:
-            return Found("absent", on_demand=peer.on_demand, bound=limit)
+            return Found(peer.quantities, "absent", on_demand=peer.on_demand, bound=limit)
         staleness = peer.count.made - entry.made
         age = self.clock() - entry.version.produced_at
         fresh = within(self.bound, staleness, age, limit)
         return Found(
+            peer.quantities,
             None if fresh else "stale",
             entry.version,
             staleness,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskray.data.streams.order import START, Place
 from taskray.exchange.staleness import Version
@@ -27,6 +27,15 @@ class Announcement:
     """Its training steps for one visit of the mediator."""
     on_demand: Any = None
     """The handle that predicts for peers when they ask; None: it publishes at its own visits."""
+
+
+class Welcome(NamedTuple):
+    """The cache answers an announcement."""
+
+    window: int
+    """The mediator window to be in."""
+    host: str
+    """Where the cache keeps predictions (``transport.Transport.join``)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class Question:
 class Found:
     """One peer's answer: a usable prediction, or the reason why there is none."""
 
+    quantities: tuple[str, ...]
+    """What the peer publishes."""
     miss: str | None = None
     """``absent`` or ``stale``; None where the prediction may be used."""
     version: Version | None = None

@@ -33,4 +33,3 @@ def _is_finite(array: np.ndarray) -> bool:
         bits = array.view(np.int16)
         return bool(bits.max() < 0x7C00 and bits.view(np.uint16).max() < 0xFC00)
     return bool(np.isfinite(array).all())
-

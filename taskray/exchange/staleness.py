@@ -31,8 +31,9 @@ class StepCount:
         self.made += max(0, step - self.step)
         self.step = max(step, self.step)
 
-    def go_back(self, step: int) -> None:
-        """The producer begins again from its checkpoint of ``step``."""
+    def resume(self, step: int) -> None:
+        """The producer goes on from ``step``, which may be one of an earlier checkpoint."""
+        self.reach(step)
         self.step = step
 
     def at(self, step: int) -> int:

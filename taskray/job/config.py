@@ -136,6 +136,8 @@ class TaskConfig(Settings):
     """Optimizer and schedule."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of this task's input."""
+    weighting: Plugin = Plugin(name="sum")
+    """How the losses of one step become one gradient."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network's forward and backward pass (bfloat16: autocast)."""
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
@@ -168,11 +170,13 @@ class MediatorConfig(Settings):
     batch_size: Positive = 8
     """Samples in each numbered batch."""
     window: Positive | Literal["all"] = "all"
-    """Walk so many batches ``visits`` times before moving on; this bounds staleness."""
+    """Pass over so many batches again and again before moving on; this bounds staleness: a
+    prediction that is used is at most one pass of its producer old."""
     visits: Positive = 2
-    """How often a window is walked."""
+    """Passes of the fastest task over a window before all move on. The slowest makes two at
+    least (one, if this is 1): one to fill the window with predictions, one to use its peers'."""
     shuffle: bool = False
-    """Shuffle the order of batches in a window anew at each walk, the same way for all tasks."""
+    """Shuffle the order of batches in a window at each pass, the same way for all tasks."""
     supervised_steps: NonNegative = 1
     """Supervised steps in each round of the alternation."""
     consistency_steps: NonNegative = 1
@@ -181,6 +185,12 @@ class MediatorConfig(Settings):
     def has_turn(self, step: int) -> bool:
         """Whether the alternation gives a step to the mediator."""
         return step % (self.supervised_steps + self.consistency_steps) >= self.supervised_steps
+
+    def steps_per_visit(self, labelled: bool) -> float:
+        """Training steps for one visit of the mediator; a task without labels spends them all."""
+        if not labelled or self.consistency_steps == 0:
+            return 1.0
+        return (self.supervised_steps + self.consistency_steps) / self.consistency_steps
 
 
 class RelationConfig(Settings):

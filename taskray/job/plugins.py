@@ -56,6 +56,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "segmentation_warp": "taskray.relations.segmentation_warp:SegmentationWarp",
         "motion_consistency": "taskray.relations.motion_consistency:MotionConsistency",
     },
+    "weighting": {
+        "sum": "taskray.weighting.weighting:Sum",
+    },
     "loss": {
         "mse": "taskray.tasks.losses:mse",
         "log_mse": "taskray.tasks.losses:log_mse",
@@ -70,6 +73,7 @@ BASES = {
     "model": "torch.nn:Module",
     "task": "taskray.tasks.task:Task",
     "relation": "taskray.relations.relation:Relation",
+    "weighting": "taskray.weighting.weighting:Weighting",
 }
 """What the plugins of a kind are; losses are plain functions."""
 

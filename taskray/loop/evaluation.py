@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from taskray.data.streams.batch import Batch
-from taskray.loop.trainer import Trainer
+from taskray.loop.network import Network
 from taskray.schema import QUANTITIES, quantity_of
 
 
@@ -23,24 +23,24 @@ class Evaluation:
     samples: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def evaluate(trainer: Trainer, batches: Iterable[Batch], num_samples: int = 0) -> Evaluation:
-    """Run the model over all batches, in evaluation mode; metrics are pooled over the whole set.
+def evaluate(network: Network, batches: Iterable[Batch], num_samples: int = 0) -> Evaluation:
+    """Run the network over all batches, in evaluation mode; metrics are pooled over the whole set.
 
     The first ``num_samples`` frames are kept with truth and prediction: ``image`` [N, H, W, 3]
     uint8, the rest [N, C, H, W] float32 (a segmentation as class indices).
     """
-    metric = trainer.task.metric().to(trainer.device)
+    metric = network.task.metric().to(network.device)
     kept: dict[str, list[Tensor]] = {}
     have = 0
     for batch in batches:
-        prediction = trainer.infer(batch)
-        labels = {k: v.to(trainer.device) for k, v in batch.tensors.items()}
+        prediction = network.infer(batch)
+        labels = {k: v.to(network.device) for k, v in batch.tensors.items()}
         metric.update(prediction, labels)
         pictures = labels.get("image")
         take = 0 if pictures is None else min(num_samples - have, len(pictures))
         if take > 0:
             have += take
-            _keep(kept, trainer, prediction, labels, take)
+            _keep(kept, network, prediction, labels, take)
     values = {name: float(value) for name, value in metric.compute().items()}
     samples = {name: torch.cat(parts).cpu().numpy() for name, parts in kept.items()}
     return Evaluation({k: v for k, v in values.items() if math.isfinite(v)}, samples)
@@ -48,14 +48,14 @@ def evaluate(trainer: Trainer, batches: Iterable[Batch], num_samples: int = 0) -
 
 def _keep(
     kept: dict[str, list[Tensor]],
-    trainer: Trainer,
+    network: Network,
     prediction: dict[str, Tensor],
     labels: dict[str, Tensor],
     take: int,
 ) -> None:
     pictures = (labels["image"][:take] * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     kept.setdefault("image", []).append(pictures)
-    for quantity in trainer.task.quantities:
+    for quantity in network.task.quantities:
         if quantity not in labels or "H" not in QUANTITIES[quantity_of(quantity)].shape:
             continue
         predicted = prediction[quantity][:take]

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from taskray.data.streams.batch import Batch
+from taskray.data.streams.order import Place
 from taskray.data.streams.rows import CorruptRows
 
 
@@ -41,6 +42,10 @@ class WindowStream(Stream, Protocol):
 
     def follow(self, window: int) -> None:
         """Go to a window of the mediator, if it is a later one, with the next batch."""
+        ...
+
+    def position(self) -> Place | None:
+        """The place that comes next; None at the very beginning."""
         ...
 
 

@@ -102,9 +102,7 @@ class Network:
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
 
-    def _check(
-        self, prediction: Mapping[str, Tensor], batch: Batch, frames: Sequence[str]
-    ) -> None:
+    def _check(self, prediction: Mapping[str, Tensor], batch: Batch, frames: Sequence[str]) -> None:
         expected = [at_frame(q, f) for q in self.task.quantities for f in frames]
         missing = [q for q in expected if q not in prediction]
         if missing:

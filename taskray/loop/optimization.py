@@ -1,14 +1,59 @@
-"""One task's optimizer, and its learning rate as a pure function of the step."""
+"""How a task descends: weighting, clipping, optimizer, and the learning rate as a pure function of
+the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from taskray.errors import TaskrayError
 from taskray.job.config import OptimizerConfig
+from taskray.loop.learned import Learned
+
+
+class NotFinite(TaskrayError):
+    """A loss or a gradient that is NaN or infinite; nothing was updated."""
+
+
+class Optimization:
+    """One optimizer over everything that a task learns.
+
+    Args:
+        learned: network, relations and weighting, on their device.
+        config: the optimizer, its schedule, and clipping.
+        total_steps: of the task, over which the learning rate falls.
+    """
+
+    def __init__(self, learned: Learned, config: OptimizerConfig, total_steps: int) -> None:
+        self.learned, self.config, self.total_steps = learned, config, total_steps
+        self.optimizer = build_optimizer(learned.parameters(), config)
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(self.config, step, self.total_steps)
+
+    def descend(
+        self, losses: Mapping[str, Tensor], step: int, checked: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Update on named losses; returns the objective and the gradient's norm, both detached.
+
+        ``checked``: raise NotFinite, with nothing updated, where one of the two is not finite. The
+        check forces a device sync on CUDA, so there only losses that come from peers are checked;
+        the others are checked in their sums, once a chunk, before any checkpoint is written.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total = self.learned.weighting.backward(losses, self.learned.network)
+        clip = self.config.clip_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.learned.parameters(), clip).detach()
+        if checked and not torch.isfinite(norm):
+            what = "its gradient" if torch.isfinite(total) else "the loss"
+            raise NotFinite(f"{what} is not finite (loss {float(total):g})")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.step()
+        return total, norm
 
 
 def build_optimizer(

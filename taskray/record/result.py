@@ -8,7 +8,8 @@ from typing import Any
 from taskray.errors import TaskrayError
 from taskray.job.config import Job
 from taskray.loop.evaluation import Evaluation
-from taskray.loop.meters import Edge
+from taskray.loop.meters import Totals
+from taskray.loop.report import ChunkReport
 
 
 @dataclass
@@ -17,7 +18,7 @@ class TaskState:
 
     step: int = 0
     restarts: int = 0
-    report: dict[str, Any] | None = None
+    report: ChunkReport | None = None
     error: TaskrayError | None = None
     traceback: str = ""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
@@ -34,9 +35,9 @@ def summarize(
     )
     staleness = {}
     for name, state in states.items():
-        edges = state.report["totals"]["edges"] if state.report else {}
-        for peer, edge in edges.items():
-            staleness[f"{name}<-{peer}"] = Edge(**edge).summary()
+        for peer, edge in state.report.totals.edges.items() if state.report else ():
+            more = {"bound": edge.bound, "misses": edge.misses}
+            staleness[f"{name}<-{peer}"] = {**edge.summary(), **more}
     return {
         "name": job.name,
         "status": "failed" if failed else "finished" if complete else "interrupted",
@@ -49,22 +50,21 @@ def summarize(
 
 
 def _task_summary(job: Job, state: TaskState) -> dict[str, Any]:
-    totals = state.report["totals"] if state.report else {}
-    seconds = totals.get("train_seconds", 0.0)
+    totals = state.report.totals if state.report else Totals()
+    seconds = totals.train_seconds
     main = next(iter(job.evaluation.data), None)
     evaluations = {title: e.metrics for title, e in state.evaluations.items()}
     return {
         "steps": state.step,
-        "supervised_steps": totals.get("supervised_steps", 0),
-        "consistency_steps": totals.get("consistency_steps", 0),
-        "skipped_consistency_steps": totals.get("skipped_consistency_steps", 0),
+        "supervised_steps": totals.supervised_steps,
+        "consistency_steps": totals.consistency_steps,
+        "skipped_consistency_steps": totals.skipped_consistency_steps,
+        "replaced_by_supervised": totals.replaced_by_supervised,
         "restarts": state.restarts,
         "steps_per_second": round(state.step / seconds, 3) if seconds else 0.0,
-        "data_wait_fraction": round(totals.get("wait_seconds", 0.0) / seconds, 5)
-        if seconds
-        else 0.0,
-        "corrupt_rows": state.report["corrupt_rows"] if state.report else 0,
-        "misses": totals.get("misses", {}),
+        "data_wait_fraction": round(totals.wait_seconds / seconds, 5) if seconds else 0.0,
+        "corrupt_rows": state.report.corrupt_rows if state.report else 0,
+        "misses": totals.misses,
         "error": str(state.error) if state.error else None,
         "metrics": evaluations.get(main, {}) if main else {},
         "evaluations": evaluations,

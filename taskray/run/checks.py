@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from taskray.data.readers.reader import Reader
 from taskray.data.storage.store import build_reader
 from taskray.errors import InputError
 from taskray.job.config import AugmentConfig, Job
-from taskray.loop.assembly import build_model, build_relations, build_tasks
+from taskray.loop.assembly import build_learned, build_relations, build_tasks
+from taskray.loop.learned import Learned
 from taskray.loop.optimization import build_optimizer
+from taskray.loop.wiring import wire
 from taskray.runtime.checkpoints import (
     CheckpointStore,
     find_checkpoint,
@@ -25,20 +26,21 @@ from taskray.schema import quantity_of
 from taskray.tasks.task import Task
 
 
-def check(job: Job) -> dict[str, nn.Module]:
+def check(job: Job) -> dict[str, Learned]:
     """Everything about a job that can be checked without its data: the names, the arguments, the
-    relations. Returns each task's network; raises InputError with one line."""
+    relations. Returns what each task learns; raises InputError with one line."""
     tasks = build_tasks(job)
+    wiring = wire(job, tasks)
     models = {}
     for name, task in tasks.items():
-        learns = any(relation.scale > 0 for relation in build_relations(job, name, task))
-        if not (learns or job.labels_of(name) or name in job.frozen):
+        role = wiring.roles[name]
+        if not (role.learns_from_peers or role.labels or role.frozen):
             raise InputError(f"tasks.{name}: neither labels nor a relation: nothing to train on")
         if not any(quantity_of(c) == "image" for c in task.inputs) and (
             job.tasks[name].augment != AugmentConfig()
         ):
             raise InputError(f"tasks.{name}.augment: only images are augmented; it has none")
-        models[name] = build_model(job, name, task)
+        models[name] = build_learned(job, name, task, build_relations(job, name, task))
     for dataset, config in job.data.items():
         learning = [n for n in tasks if job.labels_of(n) == dataset]
         measured = dataset in job.evaluation.data.values()
@@ -66,7 +68,7 @@ def check_labels(dataset: str, reader: Reader, tasks: Iterable[Task]) -> None:
             raise InputError(f"data.{dataset}.reader.{error}") from None
 
 
-def check_origins(job: Job, location: str, models: Mapping[str, nn.Module]) -> None:
+def check_origins(job: Job, location: str, models: Mapping[str, Learned]) -> None:
     """A run that starts over begins from weights that are there, and are not the ones that it
     removes; InputError otherwise."""
     removed = Path(CheckpointStore(location).root).resolve()
@@ -83,7 +85,7 @@ def check_origins(job: Job, location: str, models: Mapping[str, nn.Module]) -> N
             )
 
 
-def check_checkpoints(job: Job, location: str, models: Mapping[str, nn.Module]) -> None:
+def check_checkpoints(job: Job, location: str, models: Mapping[str, Learned]) -> None:
     """Checkpoints that a run would begin or go on from must be of its networks and optimizers;
     InputError otherwise."""
     store = CheckpointStore(location)

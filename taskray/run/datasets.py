@@ -12,7 +12,8 @@ from taskray.data.storage.parquet import columns_of
 from taskray.data.storage.source import Handle, open_source
 from taskray.data.storage.store import prepare
 from taskray.job.config import Job
-from taskray.loop.assembly import build_tasks, columns_of_datasets
+from taskray.loop.assembly import build_tasks
+from taskray.loop.wiring import wire
 from taskray.report.progress import dataset_progress
 
 
@@ -40,7 +41,8 @@ class Opener:
 
     def for_training(self) -> dict[str, Handle]:
         """The dedicated datasets and the mediator, by name."""
-        needed = columns_of_datasets(self.job, self.tasks)
+        mediator = self.job.mediator.data if self.job.mediator else None
+        needed = wire(self.job, self.tasks).columns_of_datasets(mediator)
         return {name: self._open(name, columns) for name, columns in needed.items()}
 
     def for_evaluation(self) -> Future[dict[str, Handle]]:

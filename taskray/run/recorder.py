@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from taskray.loop.report import ChunkReport
 from taskray.record.folder import RunFolder
 from taskray.report.live import Live
 
@@ -33,8 +34,8 @@ class Recorder:
         """Seconds of training, those before a resumption included."""
         return self.files.elapsed + time.monotonic() - self.began
 
-    def report(self, report: dict[str, Any], restarts: int) -> None:
-        task, step, values = report["task"], report["step"], report["values"]
+    def report(self, report: ChunkReport, restarts: int) -> None:
+        task, step, values = report.task, report.step, report.values
         self.files.log(task, step, self.elapsed, values)
         self.live.update(task, step, values, restarts)
         if self.listener is not None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from taskray.errors import InputError
 from taskray.job.config import read_yaml
+from taskray.loop.learned import RELATIONS, WEIGHTING, Learned
 
 MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 JOB = "config.yaml"
@@ -50,9 +51,11 @@ class CheckpointStore:
         self.keep = keep
         self.filesystem, self.root = open_filesystem(location)
 
-    def save(self, task: str, step: int, model: nn.Module, state: Mapping[str, Any]) -> str:
+    def save(
+        self, task: str, step: int, model: nn.Module | Learned, state: Mapping[str, Any]
+    ) -> str:
         """Write one checkpoint; afterwards the oldest beyond ``keep`` are removed."""
-        return self.write(task, step, *serialize(model, state))
+        return self.write(task, step, *serialize(weights_of(model), state))
 
     def write(self, task: str, step: int, weights: bytes, state: bytes) -> str:
         """As :meth:`save`, from bytes (made while training stood still, written while it runs)."""
@@ -196,12 +199,17 @@ def open_filesystem(location: str | Path) -> tuple[fs.FileSystem, str]:
         raise InputError(f"cannot open {text!r}: {error}") from None
 
 
-def serialize(model: nn.Module, state: Mapping[str, Any]) -> tuple[bytes, bytes]:
+def weights_of(model: nn.Module | Learned) -> dict[str, Tensor]:
+    """Parameters and buffers by their names in a checkpoint."""
+    return model.weights() if isinstance(model, Learned) else dict(model.state_dict())
+
+
+def serialize(weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> tuple[bytes, bytes]:
     """Weights and state as the bytes of the two files."""
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    return save_weights(weights), buffer.getvalue()
+    return save_weights(own), buffer.getvalue()
 
 
 def read_checkpoint(filesystem: fs.FileSystem, folder: str) -> Checkpoint:
@@ -220,22 +228,28 @@ def read_checkpoint(filesystem: fs.FileSystem, folder: str) -> Checkpoint:
     return Checkpoint(folder, manifest["step"], weights, state)
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Give a model its weights; InputError when they are those of another model."""
-    own = model.state_dict()
-    for name in sorted(own.keys() ^ checkpoint.weights.keys()):
+def load_into(model: nn.Module | Learned, checkpoint: Checkpoint) -> None:
+    """Give a model its weights; InputError when they are those of another model. A network alone
+    takes its own, and leaves those of relations and a weighting."""
+    own, weights = weights_of(model), checkpoint.weights
+    if not isinstance(model, Learned):
+        weights = {k: v for k, v in weights.items() if not k.startswith((RELATIONS, WEIGHTING))}
+    for name in sorted(own.keys() ^ weights.keys()):
         side = "lacks" if name in own else "has an unknown"
         raise InputError(
             f"{checkpoint.location}: from another model: the file {side} weight {name!r}"
         )
     for name, tensor in own.items():
-        got = checkpoint.weights[name]
+        got = weights[name]
         if got.shape != tensor.shape:
             raise InputError(
                 f"{checkpoint.location}: from another model: weight {name!r} has shape "
                 f"{tuple(got.shape)}, this model has {tuple(tensor.shape)}"
             )
-    model.load_state_dict(checkpoint.weights)
+    if isinstance(model, Learned):
+        model.load_weights(weights)
+    else:
+        model.load_state_dict(weights)
 
 
 def _read(filesystem: fs.FileSystem, path: str) -> bytes:

@@ -11,40 +11,37 @@ task wait for another, and none of the tasks' data passes through here.
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 
+from taskray.exchange.shared_memory import remove_leftovers
 from taskray.job.config import Job
-from taskray.loop.assembly import build_relations, build_task, published_quantities
+from taskray.loop.report import ChunkReport
+from taskray.loop.wiring import wire
 from taskray.record.result import TaskState, summarize
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import NUM_SAMPLES
+from taskray.runtime.observer import Observer
 from taskray.runtime.placement import Share, place_cache, place_server, place_task, plan
+from taskray.runtime.reports import SetupReport, StandByReport
 from taskray.runtime.supervision import Decision, judge, traceback_of
 
-SERVE_SECONDS = 1.0
-"""How long a task that is done serves its peers before it answers the driver again."""
+STAND_BY_SECONDS = 1.0
+"""Between two looks at a task that has ended and predicts on demand."""
 
 START_TIMEOUT = 30.0
 """Seconds that tasks wait for the slowest to be ready. Afterwards nobody waits for anybody."""
 
+CLOSE_TIMEOUT = 5.0
+"""Seconds for the cache to free its shared memory; the next run frees what it leaves."""
+
 SAVE_TIMEOUT = 60.0
 """Seconds that an interrupted task has to end its chunk and write its checkpoint."""
-
-
-class Observer(Protocol):
-    """Who looks on while the collective trains: files, a live table, Tune."""
-
-    def report(self, report: dict[str, Any], restarts: int) -> None:
-        """A task has ended a chunk."""
-        ...
-
-    def event(self, text: str, task: str | None = None, step: int | None = None) -> None:
-        """Something happened that a person should know."""
-        ...
 
 
 class Collective:
@@ -57,14 +54,20 @@ class Collective:
     def __init__(self, job: Job, checkpoints: str, observer: Observer) -> None:
         self.job, self.checkpoints, self.observer = job, checkpoints, observer
         self.states = {name: TaskState() for name in job.tasks}
+        self.wiring = wire(job)
         self.shares: dict[str, Share] = plan(job, ray.cluster_resources())
-        self.cache = place_cache(job)
+        remove_leftovers()
+        self.cache = place_cache(job, self.wiring, secrets.token_hex(8))
         self.servers: dict[str, Any] = {}
         if job.uses_forward_servers:
-            training = {n: s for n, s in self.shares.items() if n not in job.frozen}
-            self.servers = {n: place_server(job, n, s, self.cache) for n, s in training.items()}
+            self.servers = {
+                name: place_server(job, name, share, self.wiring, self.cache)
+                for name, share in self.shares.items()
+                if not self.wiring.roles[name].frozen
+            }
         self.actors = {n: place_task(job, n, s) for n, s in self.shares.items()}
-        self.pending: dict[Any, str] = {}  # call that is under way -> whose it is
+        self.pending: dict[Any, str] = {}  # call that is under way -> its task
+        self.standing_by: dict[str, float] = {}  # ended task -> when to look at it again
         self.data: dict[str, Any] = {}
         self.evaluations: dict[str, Any] = {}
 
@@ -86,8 +89,7 @@ class Collective:
                 answered, _ = ray.wait(list(self.pending), num_returns=1, timeout=1.0)
                 for call in answered:
                     self._take(self.pending.pop(call), call)
-                for name in (n for n, s in self.states.items() if s.error is not None):
-                    self._nobody_waits_for(name)  # again: a restarted cache has forgotten it
+                self._look_after_the_ended()
         except KeyboardInterrupt:
             self._save_all()
             self._take_the_last()
@@ -102,7 +104,7 @@ class Collective:
 
     def _start(self, name: str) -> Any:
         call = self.actors[name].setup.remote(
-            self.data, self.checkpoints, self.cache, self.servers.get(name)
+            self.wiring, self.data, self.checkpoints, self.cache, self.servers.get(name)
         )
         if self.evaluations:
             self.actors[name].add_evaluations.remote(self.evaluations)
@@ -112,46 +114,46 @@ class Collective:
         """Take a task's answer, and ask it to go on, unless it has ended."""
         state = self.states[name]
         try:
-            report = ray.get(call)
+            report: SetupReport | ChunkReport | StandByReport = ray.get(call)
         except Exception as error:
             self._expect(name, self._supervise(name, error))
             return
-        state.step = report["step"]
-        if "served" in report:
-            self._expect(name, self._serve(name) if report["served"] else None)
-            return
-        if "values" in report:
+        state.step = report.step
+        if isinstance(report, ChunkReport):
             state.report = report
-        # asked for before anybody looks on: the actor must not idle, and who looks on may interrupt
-        self._expect(name, self._go_on(name))
-        if "values" in report:
+        if self._has_ended(name):
+            if not isinstance(report, StandByReport) or report.needed:
+                self.standing_by[name] = time.monotonic() + STAND_BY_SECONDS
+        else:  # asked before it is reported: the actor must not idle, and a report may interrupt
+            self._expect(name, self.actors[name].train.remote(self.job.runtime.chunk_steps))
+        if isinstance(report, ChunkReport):
             self.observer.report(report, state.restarts)
-        elif state.step:
+        elif isinstance(report, SetupReport) and state.step:
             self.observer.event(f"task {name!r} goes on from step {state.step}", name, state.step)
 
     def _expect(self, name: str, call: Any) -> None:
         if call is not None:
             self.pending[call] = name
 
-    def _go_on(self, name: str) -> Any:
-        if self._has_ended(name):
-            return self._serve(name)
-        return self.actors[name].train.remote(self.job.runtime.chunk_steps)
-
     def _has_ended(self, name: str) -> bool:
         state = self.states[name]
-        done = state.step >= self.job.steps_of(name) and state.report is not None
+        done = state.step >= self.wiring.roles[name].steps
+        if done and state.step:  # one that resumes at its last step still reports once
+            done = state.report is not None
         return done or state.error is not None
 
-    def _serve(self, name: str) -> Any:
-        """A task that is done goes on predicting for those that are not; None when all are."""
-        if not self.job.active_relations:
-            return None
-        if name not in self.job.frozen and self.job.runtime.publisher != "trainer":
-            return None
-        if all(self._has_ended(other) for other in self.states):
-            return None
-        return self.actors[name].serve.remote(SERVE_SECONDS)
+    def _look_after_the_ended(self) -> None:
+        """Ended tasks predict on demand for those that still train: see that they live. Tell the
+        cache again of tasks that failed, in case it was restarted."""
+        for name, state in self.states.items():
+            if state.error is not None:
+                self._retire(name)
+        if all(self._has_ended(name) for name in self.states):
+            return
+        for name, due in list(self.standing_by.items()):
+            if time.monotonic() >= due:
+                del self.standing_by[name]
+                self._expect(name, self.actors[name].stand_by.remote())
 
     def _supervise(self, name: str, error: Exception) -> Any:
         state = self.states[name]
@@ -159,22 +161,20 @@ class Collective:
         self.observer.event(verdict.reason, name, state.step)
         if verdict.decision is Decision.FAIL:
             state.error, state.traceback = verdict.error, traceback_of(error)
-            self._nobody_waits_for(name)
+            self._retire(name)
             return None
         state.restarts += 1
         self.actors[name] = place_task(self.job, name, self.shares[name])
         return self._start(name)
 
-    def _nobody_waits_for(self, name: str) -> None:
-        """It has failed or is stopped: its peers must not wait for what it would have predicted."""
-        task = build_task(self.job, name)
-        published = published_quantities(task, build_relations(self.job, name, task))
-        self.cache.retire.remote(name, published)
+    def _retire(self, name: str) -> None:
+        """The task has failed or is stopped: its peers must not wait for its predictions."""
+        self.cache.retire.remote(name, self.wiring.roles[name].publishes)
 
     def _save_all(self) -> None:
         self.observer.event("interrupted; writing checkpoints")
         for name in self.states:  # or one that waits would come to its checkpoint too late
-            self._nobody_waits_for(name)
+            self._retire(name)
         living = [n for n, s in self.states.items() if s.error is None]
         calls = {self.actors[name].save.remote(): name for name in living}
         written, late = ray.wait(list(calls), num_returns=len(calls), timeout=SAVE_TIMEOUT)
@@ -190,7 +190,7 @@ class Collective:
                 self.observer.event(f"task {calls[call]!r} wrote no checkpoint: {error}")
                 continue
             state = self.states[calls[call]]
-            state.step, state.report = report["step"], report
+            state.step, state.report = report.step, report
 
     def _take_the_last(self) -> None:
         """The chunks that were under way at Ctrl-C: they ended before the checkpoints did."""
@@ -207,8 +207,8 @@ class Collective:
                     state.error, state.traceback = verdict.error, traceback_of(error)
                     self.observer.event(verdict.reason, name, state.step)
                 continue
-            if "values" in report:
-                with suppress(KeyboardInterrupt):  # who looks on may have asked for the end
+            if isinstance(report, ChunkReport):
+                with suppress(KeyboardInterrupt):  # the observer may have asked for the end
                     self.observer.report(report, state.restarts)
 
     # ---- the result -----------------------------------------------------------------------
@@ -256,5 +256,7 @@ class Collective:
 
     def close(self) -> None:
         """End the processes of this run (and of no other on the same Ray)."""
+        with suppress(ray.exceptions.RayError):
+            ray.get(self.cache.close.remote(), timeout=CLOSE_TIMEOUT)
         for actor in (*self.actors.values(), *self.servers.values(), self.cache):
             ray.kill(actor)

@@ -9,71 +9,99 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskray.data.storage.source import Handle
 from taskray.data.streams.batch import Batch
-from taskray.errors import TaskrayError, TrainingError
+from taskray.errors import TaskrayError, TrainingError, full_traceback
+from taskray.exchange.arrays import to_arrays, to_tensors
 from taskray.exchange.cache import PredictionCache
-from taskray.exchange.messages import Publication, Query, newest
+from taskray.exchange.messages import Announcement, Answer, Found, Publication, Question
+from taskray.exchange.transport import ByValue
 from taskray.job.config import Job
-from taskray.loop.interfaces import PeerPredictions
+from taskray.loop.interfaces import PeerPredictions, Prediction
+from taskray.loop.network import frames_of
+from taskray.loop.wiring import Role, wire
 from taskray.record.result import TaskState, summarize
 from taskray.runtime.checkpoints import CheckpointStore
-from taskray.runtime.collective import Observer
 from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
+from taskray.runtime.observer import Observer
 from taskray.runtime.process import keep_freed_memory
-from taskray.runtime.supervision import traceback_of
 
 
 class LocalPeers:
-    """Peers in the same process, behind the same cache. Whoever has not predicted on a batch in
-    its present step (it had no consistency step, is done or frozen) is asked to: ``answer`` is
-    what the others call."""
+    """Peers in the same process, behind the same cache. A task that has not predicted on a batch in
+    its present step (it had no consistency step, has finished, or is frozen) is asked to.
+
+    Args:
+        job: of the run.
+        name: of the task.
+        role: its role in the collective.
+        cache: of the run.
+        predict_for: lets the task predict on a batch and publish that; its peers call it.
+    """
 
     def __init__(
         self,
         job: Job,
         name: str,
-        published: Sequence[str],
-        wanted: Iterable[str],
+        role: Role,
         cache: PredictionCache,
-        answer: Callable[[Batch], None],
+        predict_for: Callable[[Batch], None],
     ):
-        self.job, self.name, self.published = job, name, tuple(published)
-        self.wanted, self.cache = tuple(wanted), cache
-        cache.announce(name, self.published, server=answer)
+        self.job, self.name, self.role, self.cache = job, name, role, cache
+        self.announcement = Announcement(
+            name,
+            role.publishes,
+            trains=not role.frozen,
+            steps_per_visit=role.steps_per_visit,
+            on_demand=predict_for,
+        )
 
-    def request(self, batch: Batch, now: int, use: int) -> None: ...
+    def announce(self, step: int, trains: bool) -> None:
+        """Join the collective, or stay in it to predict on demand."""
+        self.cache.announce(replace(self.announcement, step=step, trains=trains))
+
+    def ask(self, batch: Batch, step: int, use: int) -> None: ...
 
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
-        dtype = self.job.cache.dtype
-        self.cache.publish(Publication.of(self.name, batch, step, prediction, dtype))
+        assert batch.id is not None
+        token = ByValue(to_arrays(prediction, self.job.cache.dtype))
+        self.cache.publish(Publication(self.name, batch.id, batch.place, step, token))
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
-        assert batch.id is not None
-        query = Query(self.name, batch.id, self.wanted)
-        found = self.cache.look_up(query)
-        asked = [p for p in found.values() if p.miss is not None or p.staleness_steps > 0]
+        answer = self._look_up(batch, step)
+        asked = [f for f in answer.found.values() if f.miss is not None or f.staleness_steps > 0]
         for peer in asked:
-            peer.server(batch)
-        found = self.cache.look_up(query) if asked else found
-        misses = {task: f.miss for task, f in found.items() if f.miss is not None}
-        usable = {task: f for task, f in found.items() if f.miss is None}
-        chosen = {}
-        for quantity, task in newest(usable, self.wanted).items():
-            peer = usable[task]
-            tensors = {q: torch.from_numpy(a).float() for q, a in peer.arrays.items()}
-            chosen[quantity] = peer.prediction(task, tensors)
+            peer.on_demand(batch)
+        answer = self._look_up(batch, step) if asked else answer
+        misses = {task: f.miss for task, f in answer.found.items() if f.miss is not None}
+        chosen = {q: self._prediction(t, answer.found[t]) for q, t in answer.newest.items()}
         return PeerPredictions(chosen, misses)
 
-    def stepped(self, step: int, model: nn.Module) -> None: ...
+    def stepped(self, step: int) -> None:
+        """Nothing: the step is not over before all tasks have made it."""
+
+    def _look_up(self, batch: Batch, step: int) -> Answer:
+        assert batch.id is not None
+        wanted = tuple(self.role.wants)
+        answer = self.cache.exchange([], Question(self.name, wanted, batch.id, batch.place, step))
+        assert answer is not None
+        return answer
+
+    def _prediction(self, task: str, found: Found) -> Prediction:
+        assert found.version is not None
+        tensors = to_tensors(self.cache.transport.fetch(found.token))
+        age = max(0.0, time.time() - found.version.produced_at)
+        return Prediction(task, tensors, found.version.producer_step, found.staleness_steps, age)
 
 
 class InlineCollective:
@@ -82,6 +110,7 @@ class InlineCollective:
     def __init__(self, job: Job, checkpoints: str, observer: Observer) -> None:
         self.job, self.observer = job, observer
         self.store = CheckpointStore(checkpoints, job.checkpoint.keep)
+        self.wiring = wire(job)
         self.cache = PredictionCache(job.cache.max_bytes, job.staleness)
         self.states = {name: TaskState() for name in job.tasks}
         self.members: dict[str, Member] = {}
@@ -89,33 +118,38 @@ class InlineCollective:
 
     def build(self, data: Mapping[str, Handle]) -> None:
         """Every task from the opened datasets (by name) and its latest checkpoint."""
-        for name in self.job.tasks:
-
-            def make_peers(
-                published: tuple[str, ...], wanted: dict[str, int], name: str = name
-            ) -> LocalPeers:
-                answer = partial(self._answer, name)
-                return LocalPeers(self.job, name, published, wanted, self.cache, answer)
-
+        for name, role in self.wiring.roles.items():
+            peers = None
+            if role.tied:
+                predict_for = partial(self._predict_for, name)
+                peers = LocalPeers(self.job, name, role, self.cache, predict_for)
             device = choose_device(self.job.tasks[name].gpus)
-            tasks = self.job.tasks
-            member = Member(self.job, name, data, self.store, make_peers, device, tasks)
+            member = Member(
+                self.job, name, self.wiring, data, self.store, peers, device, in_lock_step=True
+            )
             member.evaluations = self.evaluations
             self.states[name].step = step = member.resume()
+            if peers is not None:
+                peers.announce(step, trains=not member.finished)
             if step:
                 self.observer.event(f"task {name!r} goes on from step {step}", name, step)
             if member.finished:
                 self.states[name].report = member.after_steps(member.trainer.report())
             self.members[name] = member
 
-    def _answer(self, name: str, batch: Batch) -> None:
-        """Let a task predict on the batch that a peer asks it about."""
-        if self.states[name].error is None:
-            try:
-                trainer = self.members[name].trainer
-                trainer.peers.publish(batch, trainer.step, trainer.answer(batch))
-            except TrainingError as error:
-                self._fail(name, error)
+    def _predict_for(self, name: str, batch: Batch) -> None:
+        """Let a task predict on the batch that a peer asks about."""
+        if self.states[name].error is not None:
+            return
+        trainer = self.members[name].trainer
+        try:
+            with trainer.naming_errors():
+                prediction = trainer.network.infer(batch, frames_of(trainer.published))
+        except TrainingError as error:
+            self._fail(name, error)
+            return
+        published = {q: prediction[q] for q in trainer.published}
+        trainer.peers.publish(batch, trainer.steps_made, published)
 
     def train(self, data: Mapping[str, Handle]) -> None:
         """All tasks take each step together: first everybody predicts, then everybody learns.
@@ -141,7 +175,7 @@ class InlineCollective:
             self._fail(name, error)
             return
         member.save()
-        self.states[name].step, self.states[name].report = report["step"], report
+        self.states[name].step, self.states[name].report = report.step, report
 
     def _train(self) -> None:
         while living := self._living():
@@ -154,15 +188,17 @@ class InlineCollective:
                 self._report(name, member)
 
     def _step(self, living: dict[str, Member]) -> None:
-        """One step of all tasks, whole; those that are done or have failed leave ``living``."""
+        """One step of all tasks, whole; those that end or fail leave ``living``."""
         for name, member in living.items():
-            self.cache.progress(name, member.trainer.step)
-        for name in list(living):
-            self._guard(living, name, living[name].trainer.begin)
-        for name in list(living):
-            self._guard(living, name, living[name].trainer.finish)
+            self.cache.progress(name, member.trainer.steps_made)
+        steps = {name: member.trainer.step() for name, member in living.items()}
+        for _ in ("publish", "learn"):
+            for name in list(living):
+                self._guard(living, name, steps[name])
         for name in [n for n, m in living.items() if m.finished]:
-            self.cache.retire(name, living[name].trainer.published)
+            peers = living[name].trainer.peers
+            if isinstance(peers, LocalPeers):
+                peers.announce(living[name].trainer.steps_made, trains=False)
             self._report(name, living.pop(name))
 
     def _living(self) -> dict[str, Member]:
@@ -170,17 +206,21 @@ class InlineCollective:
             n: m for n, m in self.members.items() if not m.finished and self.states[n].error is None
         }
 
-    def _guard(self, living: dict[str, Member], name: str, half_step: Any) -> None:
-        """One task's error ends that task alone."""
+    def _guard(self, living: dict[str, Member], name: str, step: Iterator[None]) -> None:
+        """Half a step of one task; its error ends that task alone."""
+        threads = self.job.tasks[name].threads
+        if threads is not None and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
         try:
-            half_step()
+            with living[name].trainer.naming_errors():
+                next(step, None)
         except TrainingError as error:
             self._fail(name, error)
             living.pop(name)
 
     def _fail(self, name: str, error: TaskrayError) -> None:
-        self.cache.retire(name, self.members[name].trainer.published)
-        self.states[name].error, self.states[name].traceback = error, traceback_of(error)
+        self.cache.retire(name, self.wiring.roles[name].publishes)
+        self.states[name].error, self.states[name].traceback = error, full_traceback(error)
         self.observer.event(str(error), name, self.states[name].step)
 
     def _report(self, name: str, member: Member) -> None:
@@ -189,7 +229,7 @@ class InlineCollective:
         except Exception as error:
             self._fail(name, _named(name, member, error))
             return
-        self.states[name].step, self.states[name].report = report["step"], report
+        self.states[name].step, self.states[name].report = report.step, report
         self.observer.report(report, 0)
 
     def add_evaluations(self, data: Mapping[str, Handle]) -> None:
@@ -221,7 +261,7 @@ class InlineCollective:
 def _named(name: str, member: Member, error: Exception) -> TaskrayError:
     if isinstance(error, TaskrayError):
         return error
-    return TrainingError(name, member.trainer.step, f"{type(error).__name__}: {error}")
+    return TrainingError(name, member.trainer.steps_made, f"{type(error).__name__}: {error}")
 
 
 @contextmanager

@@ -5,29 +5,24 @@ The Ray actor and the inline backend are both made of it; it knows neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
 
 from taskray.data.storage.source import Handle
-from taskray.data.streams.batch import Batch
-from taskray.data.streams.stream import DedicatedStream, MediatorStream, plain_batches
+from taskray.data.streams.dedicated import DedicatedStream
+from taskray.data.streams.mediator import MediatorStream
+from taskray.data.streams.order import MediatorOrder
+from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError
 from taskray.job.config import Job
-from taskray.loop.assembly import (
-    asked_columns,
-    build_relations,
-    build_task,
-    build_trainer,
-    mediator_columns,
-    published_quantities,
-    seed_of,
-    wanted_quantities,
-)
+from taskray.loop.assembly import build_learned, build_relations, build_task, seed_of
 from taskray.loop.evaluation import Evaluation, evaluate
 from taskray.loop.interfaces import Peers
+from taskray.loop.learned import Learned
+from taskray.loop.report import ChunkReport
+from taskray.loop.trainer import Trainer
+from taskray.loop.wiring import Role, Wiring
 from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint, load_into, serialize
 
 NUM_SAMPLES = 4
@@ -35,54 +30,45 @@ NUM_SAMPLES = 4
 
 
 class Member:
-    """Builds everything one task needs, from the job and the opened datasets. ``asked`` are the
-    tasks that it may ask to predict."""
+    """Builds everything one task needs, from the job, the wiring and the opened datasets.
+
+    Args:
+        job: of the run.
+        name: of the task.
+        wiring: of the collective.
+        data: the opened datasets, by name.
+        checkpoints: where the task's are kept.
+        peers: the rest of the collective; None where no relation involves the task.
+        device: ``cpu`` or ``cuda``.
+        in_lock_step: whether all tasks make the same mediator visits at the same time.
+    """
 
     def __init__(
         self,
         job: Job,
         name: str,
+        wiring: Wiring,
         data: Mapping[str, Handle],
         checkpoints: CheckpointStore,
-        make_peers: Callable[[tuple[str, ...], dict[str, int]], Peers],
+        peers: Peers | None,
         device: str = "cpu",
-        asked: Collection[str] = (),
+        in_lock_step: bool = False,
     ) -> None:
         self.job, self.name, self.checkpoints = job, name, checkpoints
         self.evaluations: dict[str, Handle] = {}
-        task = build_task(job, name)
+        task, role = build_task(job, name), wiring.roles[name]
         relations = build_relations(job, name, task)
-        config = job.tasks[name]
-        labels = job.labels_of(name)
-        dedicated = mediator = None
-        if labels is not None:
-            dedicated = DedicatedStream(
-                data[labels].open(),
-                batch_size=config.batch_size,
-                seed=seed_of(job, name),
-                columns=(*task.inputs, *task.labels),
-            )
-        if relations and job.mediator is not None and not config.frozen:
-            mediator = MediatorStream(
-                data[job.mediator.data].open(),
-                batch_size=job.mediator.batch_size,
-                window=job.mediator.window,
-                visits=job.mediator.visits,
-                shuffle=job.mediator.shuffle,
-                seed=job.seed,
-                columns=sorted({*mediator_columns(task, relations), *asked_columns(job, asked)}),
-            )
-        published = published_quantities(task, relations)
-        wanted = {} if config.frozen else wanted_quantities(task, relations)
-        self.peers = make_peers(published, wanted) if relations else None
-        self.trainer = build_trainer(
-            job,
+        self.trainer = Trainer(
             name,
+            job,
             task,
-            dedicated=dedicated,
-            mediator=mediator,
+            build_learned(job, name, task, relations),
+            seed=seed_of(job, name),
             relations=relations,
-            peers=self.peers,
+            published=role.publishes,
+            dedicated=_dedicated(job, name, role, data),
+            mediator=_mediator(job, name, wiring, data, in_lock_step),
+            peers=peers,
             device=device,
         )
         self.saved_step = self.evaluated_step = -1
@@ -92,26 +78,26 @@ class Member:
         begins with; returns the step."""
         checkpoint = self.checkpoints.latest(self.name)
         if checkpoint is not None:
-            load_into(self.trainer.model, checkpoint)
+            load_into(self.trainer.learned, checkpoint)
             self.trainer.load_state_dict(checkpoint.state)
             self.saved_step = self.evaluated_step = checkpoint.step
         else:
-            load_initial(self.job, self.name, self.trainer.model)
-        return self.trainer.step
+            load_initial(self.job, self.name, self.trainer.learned)
+        return self.trainer.steps_made
 
     @property
     def finished(self) -> bool:
-        return self.trainer.step >= self.trainer.total_steps
+        return self.trainer.steps_made >= self.trainer.total_steps
 
-    def after_steps(self, report: dict[str, Any]) -> dict[str, Any]:
-        """Whatever is due after a chunk: an evaluation for the curves, a checkpoint."""
-        step = self.trainer.step
+    def after_steps(self, report: ChunkReport) -> ChunkReport:
+        """Do what is due after a chunk: an evaluation for the curves, a checkpoint."""
+        step = self.trainer.steps_made
         every = self.job.evaluation.every
         if every and step // every > max(0, self.evaluated_step) // every and not self.finished:
             self.evaluated_step = step
             for title in self.evaluations:
                 for metric, value in self.evaluate(title).metrics.items():
-                    report["values"][f"eval/{title}/{metric}"] = value
+                    report.values[f"eval/{title}/{metric}"] = value
         if self.finished or step // self.job.checkpoint.every > max(0, self.saved_step) // (
             self.job.checkpoint.every
         ):
@@ -123,41 +109,68 @@ class Member:
 
     def save(self) -> str | None:
         """Write a checkpoint of the present step, unless it is there already."""
-        step = self.trainer.step
+        step = self.trainer.steps_made
         if step == self.saved_step:
             return None
-        state = self.trainer.state_dict()
-        location = self.checkpoints.write(self.name, step, *serialize(self.trainer.model, state))
+        weights, state = self.trainer.learned.weights(), self.trainer.state_dict()
+        location = self.checkpoints.write(self.name, step, *serialize(weights, state))
         self.saved_step = step
         return location
 
     def evaluate(self, title: str, num_samples: int = 0) -> Evaluation:
         """Measure on one of the job's evaluations. A dataset without this task's labels gives no
         metric."""
-        data = self.evaluations[title]
-        task = self.trainer.task
-        wanted = tuple(dict.fromkeys((*task.inputs, *task.labels)))
-        if not set(wanted) <= set(data.info.layout):
+        data, task = self.evaluations[title], self.trainer.task
+        columns: Sequence[str] = tuple(dict.fromkeys((*task.inputs, *task.labels)))
+        if not set(columns) <= set(data.info.layout):
             return Evaluation({})
-        return evaluate(self.trainer, self._batches(data, wanted), num_samples)
-
-    def _batches(self, data: Handle, columns: Sequence[str]) -> Iterator[Batch]:
-        return plain_batches(data.open(), self.job.evaluation.batch_size, columns)
+        batches = plain_batches(data.open(), self.job.evaluation.batch_size, columns)
+        return evaluate(self.trainer.network, batches, num_samples)
 
     def close(self) -> None:
         self.trainer.close()
 
 
-def load_initial(job: Job, name: str, model: nn.Module) -> None:
+def _dedicated(
+    job: Job, name: str, role: Role, data: Mapping[str, Handle]
+) -> DedicatedStream | None:
+    if role.labels is None:
+        return None
+    return DedicatedStream(
+        data[role.labels].open(),
+        batch_size=job.tasks[name].batch_size,
+        seed=seed_of(job, name),
+        columns=role.label_columns,
+    )
+
+
+def _mediator(
+    job: Job, name: str, wiring: Wiring, data: Mapping[str, Handle], in_lock_step: bool
+) -> MediatorStream | None:
+    role, mediator = wiring.roles[name], job.mediator
+    if mediator is None or not role.tied or role.frozen:
+        return None
+    source = data[mediator.data].open()
+    order = MediatorOrder(
+        -(-source.info.num_rows // mediator.batch_size),
+        mediator.window,
+        mediator.shuffle,
+        job.seed,
+        mediator.visits if in_lock_step else None,
+    )
+    return MediatorStream(source, mediator.batch_size, order, wiring.mediator_columns(name))
+
+
+def load_initial(job: Job, name: str, learned: Learned) -> None:
     """Give a network the weights that ``tasks.<name>.checkpoint`` names, where it names some;
-    InputError where they are not there or are those of another model."""
+    InputError where they are missing or those of another model."""
     location = job.tasks[name].checkpoint
     if location is None:
         return
     try:
-        load_into(model, find_checkpoint(location, name))
+        load_into(learned.network, find_checkpoint(location, name))
     except InputError as error:
-        raise InputError(f"tasks.{name}.checkpoint: {error}") from None
+        raise InputError(f"tasks.{name}.checkpoint", str(error)) from None
 
 
 def choose_device(gpus: float) -> str:

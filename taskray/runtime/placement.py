@@ -10,10 +10,9 @@ from typing import Any
 import ray
 
 from taskray.errors import InputError
-from taskray.exchange.cache import PredictionCache, keep_small
-from taskray.exchange.waiting import WaitingCache
 from taskray.job.config import Job
-from taskray.runtime.task_actor import PEERS, ForwardServer, FrozenActor, TaskActor
+from taskray.loop.wiring import Wiring
+from taskray.runtime.task_actor import CacheActor, ForwardServer, TaskActor
 
 
 @dataclass(frozen=True)
@@ -51,28 +50,29 @@ def plan(job: Job, available: dict[str, float]) -> dict[str, Share]:
     return shares
 
 
-def place_cache(job: Job) -> Any:
-    """The cache actor: it puts what it is given, so that it owns the arrays; Ray restarts it."""
-    waits = job.staleness.on_stale == "wait"
-    actor = ray.remote(WaitingCache if waits else PredictionCache).options(
+def place_cache(job: Job, wiring: Wiring, run_id: str) -> Any:
+    """The cache actor; Ray restarts it. A question that waits occupies a thread of it."""
+    waits = wiring.blocks or job.staleness.on_stale == "wait"
+    actor = ray.remote(CacheActor).options(
         num_cpus=0,
         max_restarts=-1,
-        max_concurrency=1000 if waits else 1,
-        enable_task_events=False,  # a record of each of its many calls costs more than it tells
+        max_concurrency=2 * len(wiring.roles) + 8 if waits else 1,
+        enable_task_events=False,  # recording each of its many calls costs more than it helps
     )
-    return actor.remote(job.cache.max_bytes, job.staleness, keep_small(ray.put))
+    return actor.remote(
+        run_id, max_bytes=job.cache.max_bytes, bound=job.staleness, mediator=job.mediator
+    )
 
 
 def place_task(job: Job, name: str, share: Share) -> Any:
     """A task's process. The driver restarts it, never Ray: only the driver knows the run."""
-    frozen = ray.remote(concurrency_groups={PEERS: 1})(FrozenActor)
-    actor = (frozen if name in job.frozen else ray.remote(TaskActor)).options(
+    actor = ray.remote(TaskActor).options(
         num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0
     )
     return actor.remote(job.model_dump(mode="json"), name, share.threads)
 
 
-def place_server(job: Job, name: str, share: Share, cache: Any) -> Any:
+def place_server(job: Job, name: str, share: Share, wiring: Wiring, cache: Any) -> Any:
     """A task's forward server; Ray restarts it, its trainer sends the weights again."""
     actor = ray.remote(ForwardServer).options(num_cpus=0, max_restarts=-1)
-    return actor.remote(job.model_dump(mode="json"), name, share.threads, cache)
+    return actor.remote(job.model_dump(mode="json"), name, share.threads, wiring, cache)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import traceback
 from dataclasses import dataclass
 from enum import Enum
 
 import ray
 
-from taskray.errors import TaskrayError, TrainingError
+from taskray.errors import TaskrayError, TrainingError, full_traceback
 
 
 class Decision(Enum):
@@ -52,7 +51,7 @@ def traceback_of(error: Exception) -> str:
     """Where an error comes from, in full, for the log; from a task's process as it was there."""
     if isinstance(error, ray.exceptions.RayTaskError):
         return re.sub(r"\x1b\[\d*m", "", str(error))
-    return "".join(traceback.format_exception(error))
+    return full_traceback(error)
 
 
 def _named(task: str, step: int, cause: Exception) -> TrainingError:

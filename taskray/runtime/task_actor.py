@@ -1,28 +1,30 @@
-"""What runs in a task's own process. It answers short calls, so the driver always has its ear."""
+"""The processes of a collective: a task, its forward server, the cache. Every call is short, so
+the driver can always reach the actor."""
 
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import ray
 import torch
-from torch import Tensor
 
-from taskray.data.streams.batch import Batch
+from taskray.exchange.cache import PredictionCache
 from taskray.exchange.messages import Publication
+from taskray.exchange.transport import CacheTransport, Transport
 from taskray.job.config import parse_job
-from taskray.loop.assembly import build_model, build_relations, build_task, published_quantities
+from taskray.loop.assembly import build_model, build_task
 from taskray.loop.evaluation import Evaluation
-from taskray.loop.predicting import frames_of, predict
+from taskray.loop.network import Network
+from taskray.loop.report import ChunkReport
+from taskray.loop.wiring import Wiring
+from taskray.runtime.answering import Answering, Request
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member, choose_device
-from taskray.runtime.peers import CachePeers
+from taskray.runtime.peers import CALL_TIMEOUT, CachePeers
 from taskray.runtime.process import keep_freed_memory, use_threads
-
-PEERS = "peers"
-"""What answers peers runs in this concurrency group, so that the driver's calls stay in order."""
+from taskray.runtime.reports import SetupReport, StandByReport
+from taskray.runtime.stale_copy import StaleCopy
 
 
 class TaskActor:
@@ -38,53 +40,97 @@ class TaskActor:
         self.job, self.name = parse_job(job, "job"), name
         self.member: Member | None = None
         self.peers: CachePeers | None = None
+        self.server: Any = None
+        self.answering: Answering | None = None
+        self.failure: Exception | None = None
 
     def setup(
-        self, data: dict[str, Any], checkpoints: str, cache: Any, server: Any = None
-    ) -> dict[str, Any]:
+        self, wiring: Wiring, data: dict[str, Any], checkpoints: str, cache: Any, server: Any = None
+    ) -> SetupReport:
         """Build everything, go on from the latest checkpoint, join the collective.
 
-        Returns ``step`` and the process id. Raises InputError for what the job has wrong.
+        Raises InputError for what the job has wrong.
         """
-        store = CheckpointStore(checkpoints, self.job.checkpoint.keep)
-
-        def make_peers(published: tuple[str, ...], wanted: dict[str, int]) -> CachePeers:
-            self.peers = CachePeers(self.job, self.name, published, wanted, cache, server)
-            return self.peers
-
+        store, self.server = CheckpointStore(checkpoints, self.job.checkpoint.keep), server
+        if wiring.roles[self.name].tied:
+            self.peers = CachePeers(self.job, self.name, wiring, cache)
         device = choose_device(self.job.tasks[self.name].gpus)
-        asked = self.job.tasks if self.job.uses_forward_servers else self.job.frozen
-        self.member = Member(self.job, self.name, data, store, make_peers, device, asked)
+        synchronous = self.job.staleness.synchronous
+        self.member = Member(
+            self.job, self.name, wiring, data, store, self.peers, device, synchronous
+        )
         step = self.member.resume()
         if self.peers is not None:
-            self.peers.announce(step, self.member.trainer.model)
-            if self.member.finished:  # it comes back to serve, or is frozen: nobody waits for it
-                self.peers.retire()
+            self._join(self.peers, self.member, step)
         self.member.trainer.start_clock()
-        return {"step": step, "pid": os.getpid()}
+        return SetupReport(step, os.getpid())
+
+    def _join(self, peers: CachePeers, member: Member, step: int) -> None:
+        trainer = member.trainer
+        if self.server is not None:
+            copy = StaleCopy(self.server, trainer.network.module, self.job, peers)
+            peers.on_step = copy.stepped
+            copy.refresh(step)
+        if member.finished:  # it comes back to answer, or is frozen
+            self._answer_on_demand()
+            return
+        mediator = trainer.mediator
+        window = peers.announce(step, mediator.position() if mediator else None, self.server)
+        if mediator is not None:
+            mediator.follow(window)
+
+    def _answer_on_demand(self) -> None:
+        """The task does not train any more: predict when a peer asks."""
+        assert self.peers is not None
+        trainer, peers = self._member.trainer, self.peers
+        trainer.network.module.eval()  # for good
+        dtype = self.job.cache.dtype
+        self.answering = Answering(
+            self.name,
+            trainer.network,
+            trainer.published,
+            dtype,
+            peers.transport,
+            peers.publish_now,
+        )
+        handle = self.server or ray.get_runtime_context().current_actor
+        peers.retire(trainer.steps_made, handle)
 
     def add_evaluations(self, data: dict[str, Any]) -> None:
         """The opened datasets of the evaluations, by title; they may come late."""
         self._member.evaluations.update(data)
 
-    def train(self, num_steps: int) -> dict[str, Any]:
-        """One chunk; see :meth:`taskray.loop.trainer.Trainer.report`. Also the process id."""
+    def train(self, num_steps: int) -> ChunkReport:
+        """One chunk of steps."""
         member = self._member
         report = member.after_steps(member.trainer.train(num_steps))
-        report["pid"] = os.getpid()
         if self.peers is not None:
-            report["values"]["publishes_dropped"] = float(self.peers.dropped_publishes)
+            report.values["publishes_dropped"] = float(self.peers.dropped_publishes)
             if member.finished:
-                self.peers.retire()
+                self._answer_on_demand()
         return report
 
-    def serve(self, seconds: float) -> dict[str, Any]:
-        """After the last step: predict for the peers for a while; see ``Trainer.serve``."""
-        trainer = self._member.trainer
-        trainer.serve(seconds)
-        return {"step": trainer.step, "served": self.peers is not None}
+    def stand_by(self) -> StandByReport:
+        """After the last step, while peers still train: raises what went wrong in
+        :meth:`predict_for`."""
+        if self.failure is not None:
+            raise self.failure
+        if self.peers is not None:
+            self.peers.announce_again()  # a restarted cache has forgotten the task
+        return StandByReport(self._member.trainer.steps_made, self.peers is not None)
 
-    def save(self) -> dict[str, Any]:
+    def predict_for(self, request: Request, inputs: dict[str, Any]) -> str | None:
+        """Predict on a batch that a peer asks about; see :meth:`Answering.predict_for`."""
+        if self.answering is None:
+            return "the task is still training"
+        try:
+            step = self._member.trainer.steps_made
+            return self.answering.predict_for(request, inputs, step)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def save(self) -> ChunkReport:
         """Write a checkpoint now; returns the report of the steps since the last one."""
         report = self._member.trainer.report()  # raises where a loss was not finite: do not keep it
         self._member.save()
@@ -101,98 +147,58 @@ class TaskActor:
         return self.member
 
 
-RECENT = 4
-"""Predictions that a frozen task remembers: peers come to a batch together, and all ask."""
-
-
-class FrozenActor(TaskActor):
-    """A task that never trains: it predicts when a peer asks, beside what the driver calls."""
-
-    def __init__(self, job: dict[str, Any], name: str, threads: int) -> None:
-        super().__init__(job, name, threads)
-        self.failure: Exception | None = None
-        self.recent: dict[int, dict[str, Tensor]] = {}  # by mediator batch, oldest first
-
-    def setup(
-        self, data: dict[str, Any], checkpoints: str, cache: Any, server: Any = None
-    ) -> dict[str, Any]:
-        """As of any task; it is its own forward server, for a copy would never differ from it."""
-        return super().setup(data, checkpoints, cache, ray.get_runtime_context().current_actor)
-
-    def serve(self, seconds: float) -> dict[str, Any]:
-        """Say that it is alive: :meth:`fill` serves meanwhile. Raises what went wrong there."""
-        if self.failure is not None:
-            raise self.failure
-        trainer = self._member.trainer
-        if self.peers is not None:
-            self.peers.announce(trainer.step, trainer.model)  # a restarted cache has forgotten it
-            time.sleep(seconds)
-        return {"step": trainer.step, "served": self.peers is not None}
-
-    @ray.method(concurrency_group=PEERS)  # type: ignore[untyped-decorator]
-    def fill(
-        self, batch: int, inputs: dict[str, Any], cached: int | None, window: int
-    ) -> str | None:
-        """Predict on a batch that a peer asks about; see :meth:`ForwardServer.fill`."""
-        trainer = self._member.trainer
-        asked = Batch({k: torch.from_numpy(v.copy()) for k, v in inputs.items()}, batch, window)
-        prediction = self.recent.get(batch)
-        if prediction is None:
-            try:
-                prediction = self.recent[batch] = trainer.answer(asked)
-            except Exception as error:
-                self.failure = error
-                raise
-            if len(self.recent) > RECENT:
-                del self.recent[next(iter(self.recent))]
-        assert self.peers is not None
-        new = Publication.of(self.name, asked, trainer.step, prediction, self.job.cache.dtype)
-        refused: str | None = ray.get(self.peers.cache.publish.remote(new))
-        return refused
-
-
 class ForwardServer:
-    """A stale copy of one task's model that predicts on demand (the paper's Figure 4)."""
+    """A stale copy of one task's network that predicts on demand (the paper's Figure 4)."""
 
-    def __init__(self, job: dict[str, Any], name: str, threads: int, cache: Any) -> None:
+    def __init__(
+        self, job: dict[str, Any], name: str, threads: int, wiring: Wiring, cache: Any
+    ) -> None:
         use_threads(threads)
         keep_freed_memory()
-        self.job, self.name, self.cache = parse_job(job, "job"), name, cache
-        self.task = build_task(self.job, name)
-        relations = build_relations(self.job, name, self.task)
-        self.published = published_quantities(self.task, relations)
-        self.device = choose_device(self.job.tasks[name].gpus)
-        self.model = build_model(self.job, name, self.task).to(self.device).eval()
+        self.job, self.cache = parse_job(job, "job"), cache
+        task, config = build_task(self.job, name), self.job.tasks[name]
+        model = build_model(self.job, name, task).eval()
+        network = Network(task, model, config, choose_device(config.gpus))
         self.step: int | None = None
-        self.forward_passes = 0
+        self.answering = Answering(
+            name,
+            network,
+            wiring.roles[name].publishes,
+            self.job.cache.dtype,
+            Transport(),
+            self._publish,
+            self.job.forward_server.reuse,
+        )
 
-    async def version(self) -> int | None:
+    def version(self) -> int | None:
         """Step of the trainer whose weights this copy has; None before the first refresh."""
         return self.step
 
-    async def statistics(self) -> dict[str, int]:
-        return {"forward_passes": self.forward_passes}
+    def statistics(self) -> dict[str, int]:
+        """``forward_passes`` so far."""
+        return {"forward_passes": self.answering.forward_passes}
 
-    async def refresh(self, step: int, weights: dict[str, Any]) -> None:
+    def refresh(self, step: int, weights: dict[str, Any]) -> None:
         """Take the trainer's weights."""
-        self.model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
+        module = self.answering.network.module
+        module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()})
         self.step = step
 
-    async def fill(
-        self, batch: int, inputs: dict[str, Any], cached: int | None, window: int
-    ) -> str | None:
-        """Predict on a batch and put the prediction into the cache, unless the one that is
-        ``cached`` comes from weights as new as these. Returns why not, where it could not."""
+    def predict_for(self, request: Request, inputs: dict[str, Any]) -> str | None:
+        """Predict on a batch that a peer asks about; see :meth:`Answering.predict_for`."""
         if self.step is None:
             return "no weights yet"
-        if self.job.forward_server.reuse and cached is not None and cached >= self.step:
-            return None
-        tensors = {k: torch.from_numpy(v.copy()).to(self.device) for k, v in inputs.items()}
-        with torch.inference_mode():
-            prediction = predict(self.task, self.model, tensors, frames_of(self.published))
-        self.forward_passes += 1
-        published = {q: prediction[q] for q in self.published}
-        asked = Batch(tensors, batch, window)
-        new = Publication.of(self.name, asked, self.step, published, self.job.cache.dtype)
-        refused: str | None = await self.cache.publish.remote(new)
+        return self.answering.predict_for(request, inputs, self.step)
+
+    def _publish(self, new: Publication) -> str | None:
+        refused: str | None = ray.get(self.cache.publish.remote(new), timeout=CALL_TIMEOUT)
         return refused
+
+
+class CacheActor(PredictionCache):
+    """The prediction cache of one run, which keeps its predictions on this machine."""
+
+    def __init__(self, run_id: str, **arguments: Any) -> None:
+        transport = CacheTransport(put=ray.put, get=lambda r: ray.get(r, timeout=CALL_TIMEOUT))
+        transport.create(run_id)
+        super().__init__(transport=transport, **arguments)

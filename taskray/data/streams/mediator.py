@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from taskray.data.readers.reader import Sample
 from taskray.data.storage.source import MemorySource, Source, StreamSource
 from taskray.data.streams.batch import Batch
-from taskray.data.streams.order import MediatorOrder, Place
+from taskray.data.streams.order import START, MediatorOrder, Place
 from taskray.data.streams.prefetch import Prefetcher
 from taskray.data.streams.rows import rows_of, to_batch
 from taskray.data.streams.stream import BatchStream, State
@@ -54,6 +54,12 @@ class MediatorStream(BatchStream):
         moves on by itself."""
         if self._order.visits is None:
             self._told = max(self._told, window)
+
+    def position(self) -> Place | None:
+        """The place that comes next; None at the very beginning."""
+        state = self.state_dict()
+        place = Place(state.get("window", 0), state["visit"])
+        return None if place == START else place
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

@@ -1,0 +1,141 @@
+"""Who needs what of whom: the roster of a collective, as a value.
+
+Built once from a job, before anything is placed, and handed to whatever runs a task. Where the
+roster changes, the tasks that are there need not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from taskray.errors import InputError
+from taskray.job.config import Job
+from taskray.loop.assembly import build_relation, build_relations, build_tasks
+from taskray.loop.consistency import WeightedRelation
+from taskray.loop.network import frames_of, inputs_of
+from taskray.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Role:
+    """One task's part in the collective."""
+
+    publishes: tuple[str, ...]
+    """Quantities that it predicts on the mediator: what relations need of it, on any frame."""
+    wants: Mapping[str, int]
+    """Quantity that it needs of its peers -> the first step at which it does."""
+    reads: tuple[str, ...]
+    """Columns of the mediator that it needs itself; never a label."""
+    labels: str | None
+    """Name of its labelled dataset."""
+    label_columns: tuple[str, ...]
+    """What it reads from that: inputs and labels."""
+    steps: int
+    """Training steps; 0 where it is frozen."""
+    frozen: bool
+    learns_from_peers: bool
+    """Whether a relation gives it a gradient."""
+    steps_per_visit: float
+    """Its training steps for one visit of the mediator."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether a relation involves it."""
+        return bool(self.publishes)
+
+    @property
+    def blocks_on_miss(self) -> bool:
+        """Whether it waits for a peer's first prediction on a batch. A task without labels has
+        nothing else to do, and a skipped step is much shorter than a real one: it would outrun
+        its peers."""
+        return self.labels is None and not self.frozen
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The roster: every task's role, by name."""
+
+    roles: Mapping[str, Role]
+
+    def asks(self, name: str) -> list[str]:
+        """The peers that may be asked to predict for this task."""
+        wants = set(self.roles[name].wants)
+        return [n for n, role in self.roles.items() if n != name and wants & set(role.publishes)]
+
+    def mediator_columns(self, name: str) -> list[str]:
+        """What a task reads of the mediator: its own columns, and those of the peers that it asks
+        to predict, which get them with the question."""
+        read = {c for peer in (name, *self.asks(name)) for c in self.roles[peer].reads}
+        return sorted(read)
+
+    def columns_of_datasets(self, mediator: str | None) -> dict[str, tuple[str, ...]]:
+        """For each dataset that the collective trains on, the columns to read from it."""
+        columns: dict[str, set[str]] = {}
+        for role in self.roles.values():
+            if role.labels is not None:
+                columns.setdefault(role.labels, set()).update(role.label_columns)
+            if mediator is not None and role.tied:
+                columns.setdefault(mediator, set()).update(role.reads)
+        return {name: tuple(sorted(names)) for name, names in columns.items()}
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a task of it waits for its peers' first predictions."""
+        return any(role.tied and role.blocks_on_miss for role in self.roles.values())
+
+
+def wire(job: Job, tasks: Mapping[str, Task] | None = None) -> Wiring:
+    """The wiring of a job. InputError where a relation does not find its quantities."""
+    tasks = tasks or build_tasks(job)
+    check_relations(job, tasks)
+    return Wiring({name: _role(job, name, task) for name, task in tasks.items()})
+
+
+def check_relations(job: Job, tasks: Mapping[str, Task]) -> None:
+    """InputError where a relation needs a quantity that no task predicts, or cannot compare what
+    they predict."""
+    for name, config in job.active_relations.items():
+        relation = build_relation(name, config)
+        for quantity in relation.quantities:
+            if not any(task.predicts(quantity) for task in tasks.values()):
+                predicted = sorted({q for task in tasks.values() for q in task.quantities})
+                raise InputError(
+                    f"consistency.{name}",
+                    f"needs {quantity!r}, which no task predicts "
+                    f"(predicted: {', '.join(predicted)})",
+                )
+        try:
+            relation.check_tasks(
+                {n: t for n, t in tasks.items() if any(map(t.predicts, relation.quantities))}
+            )
+        except InputError as error:
+            raise InputError(f"consistency.{name}.relation", str(error)) from None
+
+
+def _role(job: Job, name: str, task: Task) -> Role:
+    relations = build_relations(job, name, task)
+    config, labels = job.tasks[name], job.labels_of(name)
+    publishes = tuple(sorted(q for q in _related(relations) if task.predicts(q)))
+    inputs = set(inputs_of(task, frames_of(publishes))) if relations else set()
+    needed = {c for weighted in relations for c in weighted.relation.inputs}
+    wants = {
+        quantity: min(r.config.start_step for r in relations if quantity in r.relation.quantities)
+        for quantity in sorted(_related(relations))
+        if not task.predicts(quantity)
+    }
+    return Role(
+        publishes,
+        {} if config.frozen else wants,
+        tuple(sorted(inputs | needed)),
+        labels,
+        () if labels is None else (*task.inputs, *task.labels),
+        job.steps_of(name),
+        config.frozen,
+        any(relation.scale > 0 for relation in relations),
+        job.mediator.steps_per_visit(labels is not None) if job.mediator else 1.0,
+    )
+
+
+def _related(relations: Sequence[WeightedRelation]) -> set[str]:
+    return {q for weighted in relations for q in weighted.relation.quantities}
