@@ -58,11 +58,11 @@ class Watch:
         self.events.append(text)
 
     def of(self, task: str) -> list[tuple[float, dict[str, Any]]]:
-        return [(when, report) for when, report in self.reports if report["task"] == task]
+        return [(when, report) for when, report in self.reports if report.task == task]
 
     def losses(self, task: str) -> list[float]:
         """The task's loss at every step (for ``chunk_steps: 1``)."""
-        values = [report["values"] for _, report in self.of(task)]
+        values = [report.values for _, report in self.of(task)]
         return [v.get("loss/supervised", v.get("loss/consistency", 0.0)) for v in values]
 
     def longest_pause(self, task: str, since: float, until: float) -> float:

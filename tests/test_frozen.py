@@ -290,9 +290,9 @@ def test_a_frozen_task_whose_process_is_lost_comes_back(taught: Path, tmp_path: 
     pids: list[int] = []
 
     def act(report: dict[str, Any]) -> None:
-        if report["task"] == "normals" and not pids:
-            pids.append(report["pid"])
-        if report["task"] == "depth" and report["step"] == 100 and pids and pids[0]:
+        if report.task == "normals" and not pids:
+            pids.append(report.pid)
+        if report.task == "depth" and report.step == 100 and pids and pids[0]:
             kill(pids[0])
             pids[0] = 0
             time.sleep(0.1)

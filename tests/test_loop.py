@@ -242,8 +242,8 @@ def test_staleness_is_counted_at_every_use():
     report = trainer(Scripted(fresh_normals(staleness=3)), supervised=0).train(4)
     edge = report["totals"]["edges"]["normals"]
     assert (edge["hits"], edge["steps_sum"], edge["steps_max"]) == (4, 12, 3)
-    assert report["values"]["hit_rate/normals"] == 1.0
-    assert report["values"]["staleness/normals/steps_mean"] == 3.0
+    assert report.values["hit_rate/normals"] == 1.0
+    assert report.values["staleness/normals/steps_mean"] == 3.0
 
 
 def test_the_weight_warms_up_and_the_task_scales_it():

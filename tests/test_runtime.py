@@ -66,9 +66,9 @@ def test_a_killed_task_resumes_from_its_checkpoint_and_its_peers_train_on(tmp_pa
     killed: list[float] = []
 
     def act(report: dict[str, Any]) -> None:
-        if not killed and report["task"] == "depth" and report["step"] >= 40:
+        if not killed and report.task == "depth" and report.step >= 40:
             killed.append(time.monotonic())
-            kill(report["pid"])
+            kill(report.pid)
 
     job = tiny_job(
         "steps=200", "tasks.normals.steps=1500", "runtime.chunk_steps=2", "checkpoint.every=20",
@@ -89,7 +89,7 @@ def test_a_killed_task_resumes_from_its_checkpoint_and_its_peers_train_on(tmp_pa
     back = next(when for when, report in watch.of("depth") if when > killed[0] + 0.01)
     assert watch.longest_pause("normals", killed[0], back) < 1.0
     served = [
-        report["values"].get("hit_rate/depth", 0.0)
+        report.values.get("hit_rate/depth", 0.0)
         for when, report in watch.of("normals")
         if killed[0] < when < back
     ]
@@ -98,8 +98,8 @@ def test_a_killed_task_resumes_from_its_checkpoint_and_its_peers_train_on(tmp_pa
 
 def test_a_task_that_dies_too_often_fails_alone(tmp_path):
     def act(report: dict[str, Any]) -> None:
-        if report["task"] == "depth" and report["step"] >= 10:
-            kill(report["pid"])
+        if report.task == "depth" and report.step >= 10:
+            kill(report.pid)
 
     result = run(tiny_job("runtime.max_restarts=1"), tmp_path, Watch(act))
     assert result["status"] == "failed"
@@ -131,7 +131,7 @@ def test_the_cache_may_be_killed(tmp_path):
     seen: list[float] = []
 
     def act(report: dict[str, Any]) -> None:
-        if pids and report["task"] == "depth" and report["step"] >= 40:
+        if pids and report.task == "depth" and report.step >= 40:
             kill(pids.pop())
             seen.append(time.monotonic())
 
@@ -154,7 +154,7 @@ def test_a_restarted_cache_learns_again_which_task_has_failed(tmp_path):
     pids: list[int] = []
 
     def act(report: dict[str, Any]) -> None:
-        if pids and report["task"] == "normals" and report["step"] >= 40:
+        if pids and report.task == "normals" and report.step >= 40:
             kill(pids.pop())
 
     job = tiny_job(
@@ -176,7 +176,7 @@ def test_a_forward_server_may_be_killed(tmp_path, settings):
     pids: list[int] = []
 
     def act(report: dict[str, Any]) -> None:
-        if pids and report["task"] == "depth" and report["step"] >= 40:
+        if pids and report.task == "depth" and report.step >= 40:
             kill(pids.pop())
 
     if settings == "on_stale":
@@ -221,7 +221,7 @@ def test_whoever_is_too_slow_to_write_its_checkpoint_is_named(tmp_path, monkeypa
     run(tiny_job("steps=20"), tmp_path, inline=True)
 
     def act(report: dict[str, Any]) -> None:
-        if report["task"] == "normals" and report["step"] >= 30:
+        if report.task == "normals" and report.step >= 30:
             raise KeyboardInterrupt
 
     job = tiny_job("steps=100", "tasks.depth.task={name: faults:SlowDepth, seconds: 2}")

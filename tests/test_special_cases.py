@@ -45,7 +45,7 @@ def small(name: str, *overrides: str) -> Job:
 
 
 def losses(watch: Watch, task: str) -> set[str]:
-    names = {name for _, report in watch.of(task) for name in report["values"]}
+    names = {name for _, report in watch.of(task) for name in report.values}
     return {name.removeprefix("loss/") for name in names if name.startswith("loss/")}
 
 

@@ -70,10 +70,10 @@ class PausingRecorder(Recorder):
         self.ended = False
 
     def report(self, report: dict[str, Any], restarts: int) -> None:
-        now, busy = time.monotonic(), busy_seconds(report["pid"])
-        stamp = Stamp(now, report["step"], report["totals"], busy, report["values"])
-        self.stamps.setdefault(report["task"], []).append(stamp)
-        self.pids[report["task"]] = report["pid"]
+        now, busy = time.monotonic(), busy_seconds(report.pid)
+        stamp = Stamp(now, report.step, report["totals"], busy, report.values)
+        self.stamps.setdefault(report.task, []).append(stamp)
+        self.pids[report.task] = report.pid
         super().report(report, restarts)
         if not self.gate.is_set():
             self.standing.set()
