@@ -140,9 +140,29 @@ def test_a_task_begins_from_the_checkpoint_and_goes_on_from_its_own(
     assert "task 'depth' goes on from step 10" in watch.events
 
 
-def test_checkpoints_of_the_run_are_checked_as_before(taught: Path) -> None:
-    job = frozen(taught)
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("tasks.depth.model.base=16", r"checkpoints/depth/step_20: from another model: weight"),
+        ("tasks.normals.model.base=16", r"checkpoints/normals/step_20: from another model: weight"),
+        ("tasks.depth.optimizer.name=sgd", r"checkpoints/depth/step_20: .* optimizer than 'sgd'"),
+    ],
+)
+def test_checkpoints_of_a_run_must_fit_its_job_also_where_a_task_is_frozen(
+    taught: Path, setting: str, message: str
+) -> None:
+    job = frozen(taught, setting)
+    with pytest.raises(InputError, match=message):
+        check_checkpoints(job, str(taught / "checkpoints"), check(job))
+
+
+def test_a_run_that_goes_on_does_not_read_where_its_tasks_once_began(
+    taught: Path, tmp_path: Path
+) -> None:
+    job = frozen("/nowhere", "tasks.depth.checkpoint=/nowhere")
     check_checkpoints(job, str(taught / "checkpoints"), check(job))
+    with pytest.raises(InputError, match=r"tasks\.depth\.checkpoint: /nowhere: neither a checkp"):
+        check_checkpoints(job, str(tmp_path), check(job))
 
 
 # ---- frozen, in one process ---------------------------------------------------------------------

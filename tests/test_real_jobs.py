@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from taskray.job.config import Job, load_job
 from taskray.loop.assembly import build_tasks
 from taskray.relations.scene_photometric import ScenePhotometric
 from taskray.run.train import train
-from taskray.tuning.settings import load_study
+from taskray.tuning.settings import OF_EACH_RUN, load_study
+from taskray.tuning.study import plan_study
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "jobs"))
@@ -140,10 +142,30 @@ def test_detection_and_flow_train_on_real_sweeps(
         assert result["tasks"][task]["consistency_steps"] == 2
 
 
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value of everything in nested dicts."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        found |= leaves(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return found
+
+
 @pytest.mark.parametrize("name", ["real_sweeps"])
-def test_a_study_of_real_data_changes_what_its_job_has(name: str) -> None:
-    study = load_study(ROOT / f"jobs/studies/{name}.yaml")
-    assert (ROOT / "jobs/studies" / study.job).is_file()
+def test_a_study_of_real_data_changes_what_its_job_has(name: str, tmp_path: Path) -> None:
+    path = ROOT / f"jobs/studies/{name}.yaml"
+    study = load_study(path)
+    job = leaves(load_job(path.parent / study.job).model_dump())
+    changes: set[str] = set()
+    for planned in plan_study(study, path, tmp_path, [0], []):
+        variant = leaves(planned.run.job.model_dump())
+        asked = leaves({**study.set, **study.variants[planned.variant].set})
+        assert variant.keys() == job.keys()  # a key that the job lacks would do nothing
+        differing = {key for key in job.keys() - OF_EACH_RUN.keys() if variant[key] != job[key]}
+        assert differing == asked.keys()
+        assert {key: variant[key] for key in asked} == asked
+        changes |= differing
+    assert changes
 
 
 # ---- a part of a video's time -----------------------------------------------------------------
