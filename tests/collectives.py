@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from taskray.job.config import Job, override, parse_job
+from taskray.loop.report import ChunkReport
 from taskray.run.datasets import Opener, prepare_datasets
 from taskray.run.train import make_collective
 
@@ -45,19 +46,19 @@ def tiny_job(*overrides: str) -> Job:
 class Watch:
     """Sees every report and event, with the time, and may act on them."""
 
-    def __init__(self, act: Callable[[dict[str, Any]], None] = lambda report: None) -> None:
+    def __init__(self, act: Callable[[ChunkReport], None] = lambda report: None) -> None:
         self.act = act
-        self.reports: list[tuple[float, dict[str, Any]]] = []
+        self.reports: list[tuple[float, ChunkReport]] = []
         self.events: list[str] = []
 
-    def report(self, report: dict[str, Any], restarts: int) -> None:
+    def report(self, report: ChunkReport, restarts: int) -> None:
         self.reports.append((time.monotonic(), report))
         self.act(report)
 
     def event(self, text: str, task: str | None = None, step: int | None = None) -> None:
         self.events.append(text)
 
-    def of(self, task: str) -> list[tuple[float, dict[str, Any]]]:
+    def of(self, task: str) -> list[tuple[float, ChunkReport]]:
         return [(when, report) for when, report in self.reports if report.task == task]
 
     def losses(self, task: str) -> list[float]:

@@ -10,15 +10,25 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
 from collectives import Watch, kill, run, tiny_job
 
 from taskray.data.streams.batch import Batch
-from taskray.exchange.messages import Query
+from taskray.data.streams.order import Place
+from taskray.exchange.messages import Question
+from taskray.exchange.transport import Transport
+from taskray.loop.assembly import build_model, build_task
+from taskray.loop.network import Network
+from taskray.loop.report import ChunkReport
+from taskray.loop.wiring import wire
+from taskray.runtime.answering import Request
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.peers import CachePeers
 from taskray.runtime.placement import place_cache
@@ -56,7 +66,7 @@ def test_staleness_zero_with_wait_reproduces_the_inline_losses(tmp_path):
     for task in job.tasks:
         assert len(actors.losses(task)) == 50
         assert actors.losses(task) == pytest.approx(inline.losses(task), abs=1e-5)
-        assert result["tasks"][task]["skipped_consistency_steps"] == 0
+        assert result["tasks"][task]["replaced_by_supervised"] == 0
     for edge in result["staleness"].values():
         assert edge["steps_max"] == 0
         assert edge["hit_rate"] == 1
@@ -64,10 +74,12 @@ def test_staleness_zero_with_wait_reproduces_the_inline_losses(tmp_path):
 
 def test_a_killed_task_resumes_from_its_checkpoint_and_its_peers_train_on(tmp_path):
     killed: list[float] = []
+    killed_pid: list[int] = []
 
-    def act(report: dict[str, Any]) -> None:
+    def act(report: ChunkReport) -> None:
         if not killed and report.task == "depth" and report.step >= 40:
             killed.append(time.monotonic())
+            killed_pid.append(report.pid)
             kill(report.pid)
 
     job = tiny_job(
@@ -86,18 +98,15 @@ def test_a_killed_task_resumes_from_its_checkpoint_and_its_peers_train_on(tmp_pa
     assert len(steps) == 1  # at 40, or later where the kill came late
     assert 40 <= steps[0] < 200
     assert steps[0] % 20 == 0
-    back = next(when for when, report in watch.of("depth") if when > killed[0] + 0.01)
-    assert watch.longest_pause("normals", killed[0], back) < 1.0
-    served = [
-        report.values.get("hit_rate/depth", 0.0)
-        for when, report in watch.of("normals")
-        if killed[0] < when < back
-    ]
-    assert max(served) > 0  # the dead task's predictions were still there
+    back = next(when for when, report in watch.of("depth") if report.pid != killed_pid[0])
+    alone = [report for when, report in watch.of("normals") if killed[0] < when < back]
+    assert alone[-1].step - alone[0].step >= 100  # a process takes seconds to begin
+    # the dead task's last predictions were still there
+    assert alone[-1].totals.edges["depth"].hits - alone[0].totals.edges["depth"].hits >= 20
 
 
 def test_a_task_that_dies_too_often_fails_alone(tmp_path):
-    def act(report: dict[str, Any]) -> None:
+    def act(report: ChunkReport) -> None:
         if report.task == "depth" and report.step >= 10:
             kill(report.pid)
 
@@ -128,54 +137,53 @@ def test_a_task_killed_before_it_is_measured_is_measured_from_its_checkpoint(tmp
 
 def test_the_cache_may_be_killed(tmp_path):
     pids: list[int] = []
-    seen: list[float] = []
 
-    def act(report: dict[str, Any]) -> None:
+    def act(report: ChunkReport) -> None:
         if pids and report.task == "depth" and report.step >= 40:
             kill(pids.pop())
-            seen.append(time.monotonic())
 
     job = tiny_job("steps=800", "runtime.chunk_steps=2")
     watch = Watch(act)
     result = run(job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.cache)))
-    assert seen
+    assert not pids
     assert result["status"] == "finished"
     for task in job.tasks:
         assert result["tasks"][task]["restarts"] == 0
-        assert watch.longest_pause(task, seen[0], time.monotonic()) < 1.0
-        last = watch.of(task)[-1][1]["values"]
+        misses = result["tasks"][task]["misses"]
+        # it made steps while the cache was away
+        assert misses.get("timeout", 0) + misses.get("unavailable", 0) >= 10
+        last = watch.of(task)[-1][1].values
         assert any(name.startswith("hit_rate") for name in last)
     assert result["cache"]["publishes"] > 100  # the new one was published to
-    rates = [r["values"].get("hit_rate/normals", 0) for _, r in watch.of("depth")[-40:]]
+    rates = [r.values.get("hit_rate/normals", 0) for _, r in watch.of("depth")[-40:]]
     assert max(rates) > 0.5
 
 
 def test_a_restarted_cache_learns_again_which_task_has_failed(tmp_path):
     pids: list[int] = []
 
-    def act(report: dict[str, Any]) -> None:
+    def act(report: ChunkReport) -> None:
         if pids and report.task == "normals" and report.step >= 40:
             kill(pids.pop())
 
     job = tiny_job(
         "tasks.depth.task=faults:DepthThatBecomesNaN",
         "staleness.on_stale=wait",
-        "staleness.wait_seconds=30",
+        "staleness.wait_seconds=600",
         "steps=80",
     )
-    watch = Watch(act)
-    result = run(job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.cache)))
+    result = run(job, tmp_path, Watch(act), before=lambda c: pids.append(pid_of(c.cache)))
     assert not pids
     assert "not finite" in result["tasks"]["depth"]["error"]
     assert result["tasks"]["normals"]["steps"] == 80
-    assert watch.longest_pause("normals", watch.reports[0][0], time.monotonic()) < 15
+    assert result["cache"]["timed_out"] == 0
 
 
 @pytest.mark.parametrize("settings", ["runtime.publisher=forward_server", "on_stale"])
 def test_a_forward_server_may_be_killed(tmp_path, settings):
     pids: list[int] = []
 
-    def act(report: dict[str, Any]) -> None:
+    def act(report: ChunkReport) -> None:
         if pids and report.task == "depth" and report.step >= 40:
             kill(pids.pop())
 
@@ -187,7 +195,7 @@ def test_a_forward_server_may_be_killed(tmp_path, settings):
     assert not pids
     assert result["status"] == "finished"
     assert {t["restarts"] for t in result["tasks"].values()} == {0}
-    rates = [r["values"].get("hit_rate/normals", 0) for _, r in watch.of("depth")]
+    rates = [r.values.get("hit_rate/normals", 0) for _, r in watch.of("depth")]
     assert max(rates[-10:]) > 0.5  # the new server got its weights again
     bound = job.staleness.max_steps
     if bound is not None:
@@ -202,7 +210,7 @@ def test_a_forward_server_may_be_killed(tmp_path, settings):
         ("faults:HalfSizeDepth", "'depth' has shape 4x1x16x24, expected 4x1x32x48"),
     ],
 )
-def test_a_task_that_goes_wrong_is_named_and_nobody_else_is_affected(tmp_path, task, reason):
+def test_a_task_that_goes_wrong_is_named_and_its_peers_are_not_affected(tmp_path, task, reason):
     watch = Watch()
     result = run(tiny_job(f"tasks.depth.task.name={task}"), tmp_path, watch)
     assert result["status"] == "failed"
@@ -216,11 +224,11 @@ def test_a_task_that_goes_wrong_is_named_and_nobody_else_is_affected(tmp_path, t
     assert result["tasks"]["normals"]["metrics"]
 
 
-def test_whoever_is_too_slow_to_write_its_checkpoint_is_named(tmp_path, monkeypatch):
+def test_a_task_that_is_too_slow_to_write_its_checkpoint_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("taskray.runtime.collective.SAVE_TIMEOUT", 0.5)
     run(tiny_job("steps=20"), tmp_path, inline=True)
 
-    def act(report: dict[str, Any]) -> None:
+    def act(report: ChunkReport) -> None:
         if report.task == "normals" and report.step >= 30:
             raise KeyboardInterrupt
 
@@ -232,16 +240,13 @@ def test_whoever_is_too_slow_to_write_its_checkpoint_is_named(tmp_path, monkeypa
     assert late == "task 'depth' wrote no checkpoint within 0.5 s; the last is of step 20"
 
 
-def test_ctrl_c_does_not_wait_for_whoever_waits_for_a_stopped_peer(tmp_path):
+def test_ctrl_c_does_not_wait_for_a_task_that_waits_for_a_stopped_peer(tmp_path):
     job = tiny_job(
         "tasks.normals.dedicated=null", "tasks.depth.task={name: 'faults:SlowDepth', seconds: 0.2}",
-        "runtime.chunk_steps=2",
+        "runtime.chunk_steps=2", "staleness.wait_seconds=600",  # longer than SAVE_TIMEOUT
     )  # fmt: skip
 
-    stopped: list[float] = []
-
-    def interrupt(report: dict[str, Any]) -> None:
-        stopped.append(time.monotonic())
+    def interrupt(report: ChunkReport) -> None:
         raise KeyboardInterrupt
 
     watch = Watch(interrupt)
@@ -249,26 +254,20 @@ def test_ctrl_c_does_not_wait_for_whoever_waits_for_a_stopped_peer(tmp_path):
         run(job, tmp_path, watch)
     assert not [event for event in watch.events if "wrote no checkpoint" in event]
     for task in job.tasks:  # the chunks that were under way are reported, too
-        last = watch.of(task)[-1][1]["step"]
+        last = watch.of(task)[-1][1].step
         assert [last] == CheckpointStore(tmp_path / "checkpoints").steps(task)[-1:]
-    assert time.monotonic() - stopped[0] < 30.0
 
 
-def test_a_slow_task_does_not_slow_its_peers_and_is_of_use_to_them(tmp_path):
-    alone = run(tiny_job("steps=200"), tmp_path / "fast")
-    slow = run(
-        tiny_job(
-            "steps=200",
-            "tasks.depth.task={name: 'faults:SlowDepth', seconds: 0.1}",
-            "tasks.depth.steps=20",
-        ),
-        tmp_path / "slow",
+def test_a_slow_task_does_not_hold_up_its_peer(tmp_path):
+    job = tiny_job(
+        "steps=100",
+        "tasks.depth.task={name: 'faults:SlowDepth', seconds: 0.1}",
+        "tasks.depth.steps=40",
     )
-    rates = [r["tasks"]["normals"]["steps_per_second"] for r in (alone, slow)]
-    assert slow["tasks"]["depth"]["steps_per_second"] < 0.5 * rates[1]
-    assert rates[1] > 0.5 * rates[0]  # in step with the slow one: a tenth
-    # it stays where the slow one has been, or it would be alone from the second window on
-    assert slow["staleness"]["normals<-depth"]["hit_rate"] > 0.05
+    watch = Watch()
+    run(job, tmp_path, watch)
+    done = next(when for when, report in watch.of("normals") if report.step == 100)
+    assert all(report.step < 40 for when, report in watch.of("depth") if when < done)
 
 
 FAULTS_OF_A_STEP = """
@@ -298,45 +297,55 @@ def test_a_step_gets_its_memory_back_without_page_faults():
     assert int(ran.stdout) < 1000  # 20 times 32 MB are 160,000 pages
 
 
-def test_waiting_tasks_are_served_by_one_that_is_done(tmp_path):
-    result = run(tiny_job("staleness.on_stale=wait", "tasks.depth.steps=10", "steps=60"), tmp_path)
-    assert result["tasks"]["normals"]["skipped_consistency_steps"] == 0
-    assert result["cache"]["waits_given_up"] == 0
+@pytest.mark.parametrize("on_stale", ["wait", "skip"])
+def test_a_finished_task_predicts_on_demand(tmp_path, on_stale):
+    settings = f"staleness.on_stale={on_stale}"
+    watch = Watch()
+    result = run(tiny_job(settings, "tasks.depth.steps=10", "steps=400"), tmp_path, watch)
+    last = watch.of("normals")[-1][1].values
+    assert last["hit_rate/depth"] == 1
+    assert result["tasks"]["depth"]["steps"] == 10
+    assert result["cache"]["timed_out"] == 0
+    # normals publishes once in each of its visits: the rest is of depth, beyond its own 5 visits
+    visits = result["tasks"]["normals"]["consistency_steps"]
+    assert result["cache"]["publishes"] > visits + 5
 
 
 def test_waiting_tasks_that_resume_apart_do_not_wait_for_each_other(tmp_path):
-    waits = ("staleness.on_stale=wait", "evaluation.data={}")
+    waits = ("staleness.on_stale=wait", "staleness.wait_seconds=600", "evaluation.data={}")
     run(tiny_job(*waits, "steps=20"), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "depth" / "step_20")  # it goes on from step 10
-    began = time.monotonic()
     result = run(tiny_job(*waits, "steps=40"), tmp_path)
     assert result["tasks"]["depth"]["steps"] == result["tasks"]["normals"]["steps"] == 40
-    assert 0 < result["cache"]["waits_given_up"] < 8
-    assert time.monotonic() - began < 60.0  # 60 s is what one wait in vain would take
+    assert result["cache"]["timed_out"] == 0
 
 
 def test_supervised_steps_age_what_the_task_has_predicted(tmp_path):
     job = tiny_job("mediator.supervised_steps=9")
-    cache = place_cache(job)
-    peers = CachePeers(job, "depth", ("depth",), {"normals": 0}, cache)
-    peers.announce(0, torch.nn.Identity())
-    depth = {"depth": torch.ones(2, 1, 4, 6)}
-    peers.publish(Batch({}, 3), 9, depth)
+    wiring = wire(job)
+    cache = place_cache(job, wiring, tmp_path.name)
+    peers = CachePeers(job, "depth", wiring, cache)
+    peers.announce(0, None)
+    peers.publish(Batch({}, 3), 9, {"depth": torch.ones(2, 1, 4, 6)})
     for step in range(10, 18):
-        peers.stepped(step, torch.nn.Identity())
-    peers.retire()  # waits for everything told
-    found = ray.get(cache.look_up.remote(Query("normals", 3, ("depth",))))
-    assert found["depth"].staleness_steps >= 17 - 9 - 2
+        peers.stepped(step)
+    peers.retire(17, None)  # waits for everything told
+    answer = ray.get(cache.look_up.remote(Question("normals", ("depth",), 3)))
+    assert answer.found["depth"].staleness_steps >= 17 - 9 - 2
+    ray.get(cache.close.remote())
 
 
-def test_a_task_without_labels_does_not_run_away_from_a_slower_peer(tmp_path):
+def test_a_task_without_labels_waits_for_its_peers_first_predictions(tmp_path):
     job = tiny_job(
         "steps=32", "tasks.normals.dedicated=null", "tasks.depth.steps=8",
         "tasks.depth.task={name: 'faults:SlowDepth', seconds: 0.1}",
+        "staleness.wait_seconds=600",
     )  # fmt: skip
-    normals = run(job, tmp_path)["tasks"]["normals"]
+    result = run(job, tmp_path)
+    normals = result["tasks"]["normals"]
     assert normals["consistency_steps"] == 32
-    assert normals["skipped_consistency_steps"] <= 4
+    assert normals["skipped_consistency_steps"] == 0
+    assert result["cache"]["timed_out"] == 0
 
 
 def test_bad_predictions_are_refused_and_the_peer_trains_on_its_labels(tmp_path):
@@ -344,10 +353,10 @@ def test_bad_predictions_are_refused_and_the_peer_trains_on_its_labels(tmp_path)
     assert result["cache"]["refused"] > 0
     assert "not finite" in next(iter(result["cache"]["refusals"]))
     assert result["tasks"]["normals"]["steps"] == 40
-    assert result["tasks"]["normals"]["skipped_consistency_steps"] == 20
+    assert result["tasks"]["normals"]["replaced_by_supervised"] == 20
 
 
-def test_a_prediction_beyond_the_bound_is_skipped_and_counted(tmp_path):
+def test_a_prediction_beyond_the_bound_is_not_used_and_counted(tmp_path):
     job = tiny_job("steps=200", "staleness.max_steps=6", "mediator.window=8")
     result = run(job, tmp_path)
     for edge in result["staleness"].values():
@@ -357,19 +366,94 @@ def test_a_prediction_beyond_the_bound_is_skipped_and_counted(tmp_path):
 
 @pytest.mark.parametrize("publisher", ["trainer", "forward_server"])
 def test_both_publishers_feed_the_peers(tmp_path, publisher):
+    passes: list[int] = []
+
+    def count_forward_passes(collective: Any) -> None:
+        evaluate = collective.evaluate
+
+        def count_and_evaluate() -> None:
+            servers = [s.statistics.remote() for s in collective.servers.values()]
+            passes.extend(found["forward_passes"] for found in ray.get(servers))
+            evaluate()
+
+        collective.evaluate = count_and_evaluate
+
     job = tiny_job("steps=200", f"runtime.publisher={publisher}")
-    result = run(job, tmp_path)
+    result = run(job, tmp_path, before=count_forward_passes)
     assert result["status"] == "finished"
+    assert result["staleness"].keys() == {"depth<-normals", "normals<-depth"}
     for edge in result["staleness"].values():
-        assert edge["hit_rate"] > 0.2  # the leader of the two finds less than the follower
+        assert edge["hit_rate"] > 0
+        assert edge["steps_max"] <= edge["bound"] == 2 * (4 + 2)  # 2 steps a visit, 4 batches
+    if publisher == "trainer":
+        assert passes == []
+    else:
+        assert min(passes) > 0
 
 
-def test_staleness_follows_the_window_whatever_the_dataset(tmp_path):
-    job = tiny_job("steps=160", "mediator.window=2", "mediator.visits=10", "mediator.batch_size=2")
-    result = run(job, tmp_path)
-    for edge in result["staleness"].values():
-        assert edge["hit_rate"] > 0.2
-        assert edge["steps_mean"] < 20
+def test_a_forward_server_in_bfloat16_predicts_what_its_trainer_does(tmp_path):
+    found: dict[str, Any] = {}
+
+    def compare_after_training(collective: Any) -> None:
+        collective.evaluate = partial(predict_with_both, job, collective, found)
+
+    job = tiny_job(
+        "steps=10", "forward_server.refresh_every=10",  # the server has the last weights
+        "runtime.publisher=forward_server", "tasks.normals.precision=bfloat16",
+        "tasks.normals.memory_format=channels_last", "cache.dtype=float32",
+    )  # fmt: skip
+    run(job, tmp_path, before=compare_after_training)
+    assert found["refused"] is None
+    np.testing.assert_array_equal(found["server"], found["trainer"])
+    assert np.abs(found["float32"] - found["trainer"]).max() > 1e-5
+
+
+def predict_with_both(job: Any, collective: Any, found: dict[str, Any]) -> None:
+    """The normals of one batch: by the trainer, by its server through the cache, and in float32
+    with the same weights."""
+    image = torch.rand(4, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    batch = Batch({"image": image}, 1000, Place(1000))
+    actor, server, cache = (
+        collective.actors["normals"],
+        collective.servers["normals"],
+        collective.cache,
+    )
+    trainer = ray.get(
+        actor.__ray_call__.remote(lambda self: self.member.trainer.network.infer(batch))
+    )
+    weights = ray.get(
+        actor.__ray_call__.remote(lambda self: self.member.trainer.learned.network.state_dict())
+    )
+    request = Request(1000, batch.place, None)
+    found["refused"] = ray.get(server.predict_for.remote(request, {"image": image.numpy()}))
+    question = Question("depth", ("normals",), 1000, batch.place)
+    answer = ray.get(cache.exchange.remote([], question, "elsewhere"))
+    arrays = Transport(get=ray.get).fetch(answer.found["normals"].token)
+    found["server"], found["trainer"] = arrays["normals"], trainer["normals"].numpy()
+    task = build_task(job, "normals")
+    model = build_model(job, "normals", task)
+    model.load_state_dict(weights)
+    config = job.tasks["normals"].model_copy(update={"precision": "float32"})
+    found["float32"] = Network(task, model.eval(), config, "cpu").infer(batch)["normals"].numpy()
+
+
+def test_a_run_leaves_nothing_in_shared_memory(tmp_path):
+    host: list[str] = []
+    written: list[int] = []
+
+    def act(report: ChunkReport) -> None:
+        written.append(len([path for path in Path(host[0]).iterdir() if path.is_file()]))
+
+    job = tiny_job("mediator.batch_size=16", "mediator.window=2")  # 48 kB are not sent by value
+    transport_host = lambda self: self.transport.host  # noqa: E731
+    run(
+        job,
+        tmp_path,
+        Watch(act),
+        before=lambda c: host.append(ray.get(c.cache.__ray_call__.remote(transport_host))),
+    )
+    assert max(written) > 0
+    assert not Path(host[0]).exists()
 
 
 def test_a_restarted_run_goes_on_from_its_checkpoints(tmp_path):
@@ -378,7 +462,7 @@ def test_a_restarted_run_goes_on_from_its_checkpoints(tmp_path):
     second = run(tiny_job("steps=60"), tmp_path, watch)
     assert first["tasks"]["depth"]["steps"] == 20
     assert second["tasks"]["depth"]["steps"] == 60
-    assert watch.of("depth")[0][1]["step"] > 20
+    assert watch.of("depth")[0][1].step > 20
     totals = second["tasks"]["depth"]
     assert totals["supervised_steps"] + totals["consistency_steps"] == 60
 

@@ -20,16 +20,6 @@ random_collectives = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 Members = dict[str, Member]
-UNEQUAL = pytest.mark.xfail(
-    strict=True,
-    reason="a task that is behind ends its pass in a window that the fast one has left, and finds "
-    "predictions there that are no longer refreshed; the fast one finds none where it is",
-)
-APART = pytest.mark.xfail(
-    strict=True,
-    reason="a bound in training steps makes a task with labels and one without wait for each "
-    "other; so does a resumption from an older step",
-)
 
 
 @st.composite
@@ -86,7 +76,6 @@ def test_every_task_ends_and_none_waits_until_its_patience_ends(
         assert meter.timeouts == 0
 
 
-@APART
 @random_collectives
 @given(settings_of_a_job("wait"), members_of_a_job())
 def test_no_task_waits_for_one_that_waits_for_it(setting: Setting, members: Members) -> None:
@@ -107,7 +96,6 @@ def test_a_task_with_labels_takes_as_long_as_it_takes_alone(
             assert meters[name].seconds == pytest.approx(alone.seconds)
 
 
-@UNEQUAL
 @random_collectives
 @given(settings_of_a_job(), members_of_a_job())
 def test_no_used_prediction_is_older_than_one_pass_of_its_producer_and_what_is_under_way(
@@ -118,7 +106,7 @@ def test_no_used_prediction_is_older_than_one_pass_of_its_producer_and_what_is_u
             assert use.at_answer <= setting.bound(members[use.peer])
 
 
-@pytest.mark.parametrize("ratio", [1, *(pytest.param(r, marks=UNEQUAL) for r in (2, 4, 10))])
+@pytest.mark.parametrize("ratio", [1, 2, 4, 10])
 def test_predictions_of_unequal_tasks_are_at_most_one_pass_old(ratio: float) -> None:
     setting, members = Setting(skipped=FORWARD), unequal(ratio)
     meters = run(setting, members)
@@ -126,9 +114,8 @@ def test_predictions_of_unequal_tasks_are_at_most_one_pass_old(ratio: float) -> 
     assert meters["fast"].staleness("slow") <= setting.bound(members["slow"])
 
 
-@UNEQUAL
 @pytest.mark.parametrize(
-    ("ratio", "fast", "slow"), [(1, 0.95, 0.95), (2, 0.75, 0.9), (4, 0.75, 0.9), (10, 0.75, 0.9)]
+    ("ratio", "fast", "slow"), [(1, 0.95, 0.95), (2, 0.9, 0.95), (4, 0.8, 0.95), (10, 0.75, 0.9)]
 )
 def test_unequal_tasks_find_each_other_after_their_first_pass(
     ratio: float, fast: float, slow: float

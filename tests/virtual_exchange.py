@@ -14,10 +14,17 @@ from virtual_time import Clock, Drawn, Made, Member, Reply, Setting, table
 
 from taskray.data.storage.codec import ERROR, KEY
 from taskray.data.storage.source import DatasetInfo, MemorySource
-from taskray.data.streams.stream import AHEAD, MediatorStream
-from taskray.exchange.cache import Awaited, PredictionCache
-from taskray.exchange.messages import Found, Publication, Query
-from taskray.job.config import StalenessConfig
+from taskray.data.streams.mediator import MediatorStream
+from taskray.data.streams.order import MediatorOrder
+from taskray.data.streams.stream import AHEAD
+from taskray.exchange.cache import PredictionCache
+from taskray.exchange.messages import Announcement, Answer, Publication, Question
+from taskray.exchange.transport import ByValue
+from taskray.job.config import MediatorConfig, StalenessConfig
+
+ARRAY = np.zeros((1, 1), np.float16)
+LONG_STEP = 0.1
+"""As ``runtime.peers.LONG_STEP``."""
 
 
 class Rows(MemorySource):
@@ -30,54 +37,69 @@ class Rows(MemorySource):
         return {KEY: str(index), ERROR: ""}
 
 
-class AheadStream:
-    """A mediator stream, its batches drawn as far ahead as its thread would."""
+class AheadStream(MediatorStream):
+    """A mediator stream without its thread: batches are assembled as far ahead as by it."""
 
-    def __init__(self, setting: Setting) -> None:
-        rows = Rows(setting.num_batches)
-        self.real = MediatorStream(rows, 1, setting.window, setting.visits, False, 0, [])
-        self.load_state_dict(self.real.state_dict())
-
-    def next(self) -> Drawn:
-        self._fill()
-        self._state, batch = self._ahead.popleft()
-        self._fill()
-        return Drawn(batch.window, batch.id, batch)
-
-    def _fill(self) -> None:
-        while len(self._ahead) < AHEAD:
-            self._ahead.append(next(self._batches))
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self._state)
+    def __init__(self, order: MediatorOrder) -> None:
+        super().__init__(Rows(order.num_batches), 1, order, [])
+        self.load_state_dict(self.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.real.load_state_dict(state)
-        self._state, self._ahead = dict(state), deque[Any]()
-        self._batches = self.real.batches(self._state)
+        super().load_state_dict(state)
+        batches, assembled = self.batches(dict(state)), deque[Any]()
 
-    def follow(self, goal: tuple[int, int | None]) -> None:
-        self.real.keep_up(*goal)
+        class Assembled:
+            def __next__(self) -> Any:
+                while len(assembled) < 1 + AHEAD:
+                    assembled.append(next(batches))
+                return assembled.popleft()
+
+            def close(self) -> None: ...
+
+        self._ahead = Assembled()  # type: ignore[assignment]
+
+
+class RealStream:
+    """As the fake tasks know it."""
+
+    def __init__(self, order: MediatorOrder) -> None:
+        self.real = AheadStream(order)
+        self.state_dict, self.load_state_dict = self.real.state_dict, self.real.load_state_dict
+        self.follow = self.real.follow
+
+    def next(self) -> Drawn:
+        batch = self.real.next()
+        assert batch.id is not None
+        return Drawn(batch.place.window, batch.id, batch)
 
 
 class RealExchange:
-    """What ``CachePeers`` and the cache actor do with the cache, without time between them."""
+    """The calls of ``CachePeers`` to the cache actor, without time between them."""
 
     def __init__(self, setting: Setting, members: Mapping[str, Member], clock: Clock) -> None:
-        self.setting, self.members = setting, members
+        self.setting, self.members, self.clock = setting, members, clock
         bound = StalenessConfig(on_stale=setting.on_stale, max_steps=setting.max_steps)
-        self.cache = PredictionCache(1 << 30, bound, clock=clock)
-        self.sends_at_once = setting.on_stale == "wait"
-        self._questions: dict[str, tuple[Query, Callable[[Reply], None]]] = {}
-        self._given_up: dict[str, set[str]] = {name: set() for name in members}
-        self._on_demand: dict[str, int] = {}  # tasks that have ended and stay, with their step
+        self.mediator = MediatorConfig(
+            data="virtual",
+            window=setting.window,
+            visits=setting.visits,
+            supervised_steps=setting.supervised_steps,
+            consistency_steps=setting.consistency_steps,
+        )
+        self.cache = PredictionCache(1 << 30, bound, self.mediator, clock=clock)
+        self.bound = bound
+        someone_blocks = any(not member.labelled for member in members.values())
+        self.sends_at_once = setting.on_stale == "wait" or someone_blocks
+        self._asked_at: dict[str, float] = {}
 
-    def stream(self) -> AheadStream:
-        return AheadStream(self.setting)
+    def stream(self) -> RealStream:
+        visits = self.setting.visits if self.bound.synchronous else None
+        return RealStream(
+            MediatorOrder(self.setting.num_batches, self.setting.window, visits=visits)
+        )
 
-    def announce(self, task: str, step: int, stream: AheadStream) -> None:
-        self.cache.announce(task, (task,), step)
-        self._settle()
+    def announce(self, task: str, step: int, stream: RealStream) -> None:
+        stream.follow(self.cache.announce(self._announcement(task, step, stream)).window)
 
     def ask(
         self,
@@ -88,75 +110,63 @@ class RealExchange:
         use: int,
         reply: Callable[[Reply], None],
     ) -> None:
-        batch, wanted = drawn.batch, tuple(name for name in self.members if name != task)
-        place = batch.window, batch.walk, batch.visit
-        query = Query(task, drawn.id, wanted, now, use, *place, since=batch.window)
-        self.cache.exchange([publication(made) for made in publications], query)
-        self._questions[task] = query, reply
-        self._settle()
+        wanted = tuple(name for name in self.members if name != task)
+        blocks = not self.members[task].labelled
+        question = Question(task, wanted, drawn.id, drawn.batch.place, now, blocks)
+        self._asked_at[task] = self.clock()
+
+        def take(answer: Answer | None) -> None:
+            assert answer is not None
+            reply(self._replied(question, answer))
+
+        self.cache.ask([publication(made) for made in publications], question, take)
 
     def publish(self, made: Made) -> None:
         self.cache.publish(publication(made))
-        self._settle()
+
+    def sends_now(self, task: str) -> bool:
+        return self.sends_at_once or self.clock() - self._asked_at.get(task, 0.0) > LONG_STEP
 
     def progress(self, task: str, step: int) -> None:
         self.cache.progress(task, step)
 
     def expire(self, task: str) -> None:
-        query, _ = self._questions[task]
-        found = self._look_up(query)
-        coming = self._coming(query, found)
-        self._given_up[task] |= {t for t in coming if t not in found or found[t].has_begun}
-        self._reply(task, found)
+        self.cache.expire(task)
 
     def lose(self, task: str) -> None:
-        self._questions.pop(task, None)
-        self._given_up[task].clear()
+        self.cache.waiting.pop(task, None)
 
     def retire(self, task: str, stays: bool) -> None:
-        self.cache.retire(task, (task,), stays)
+        """The driver's call for a task that leaves, the task's own for one that stays."""
         if stays:
-            self._on_demand[task] = self.cache.producers[task].step
-        self._settle()
+            step = self.members[task].steps
+            self.cache.announce(Announcement(task, (task,), step, trains=False, on_demand=step))
+        else:
+            self.cache.retire(task, (task,))
 
-    def _settle(self) -> None:
-        """Answer every question that has nothing to wait for."""
-        for task, (query, _) in list(self._questions.items()):
-            found = self._look_up(query)
-            if self.setting.on_stale == "wait":
-                waits = self.cache.awaited(query) is not Awaited.NOTHING
-            else:
-                coming = self._coming(query, found) - self._given_up[task]
-                waits = bool(coming) and not self.members[task].labelled
-            if not waits:
-                self._reply(task, found)
+    def _announcement(self, task: str, step: int, stream: RealStream) -> Announcement:
+        steps_per_visit = self.mediator.steps_per_visit(self.members[task].labelled)
+        place = stream.real.position()
+        return Announcement(task, (task,), step, place, steps_per_visit=steps_per_visit)
 
-    def _look_up(self, query: Query) -> dict[str, Found]:
-        """Tasks that have ended and stay predict first on what is missing."""
-        found = self.cache.look_up(query)
-        for task, step in self._on_demand.items():
-            if task in found and found[task].miss:
-                drawn = Drawn(query.window, query.batch, None)
-                self.cache.publish(publication(Made(task, drawn, step, self.cache.clock())))
-        return self.cache.look_up(query)
-
-    def _coming(self, query: Query, found: Mapping[str, Found]) -> set[str]:
-        coming = {t for t, f in found.items() if f.miss == "absent" and f.may_come}
-        return coming | (set(query.quantities) - set(found))
-
-    def _reply(self, task: str, found: Mapping[str, Found]) -> None:
-        query, reply = self._questions.pop(task)
-        self._given_up[task] -= {t for t, peer in found.items() if peer.version is not None}
+    def _replied(self, question: Question, answer: Answer) -> Reply:
+        """Peers that predict on demand do so where they are missed."""
+        asked = [t for t, f in answer.found.items() if f.on_demand is not None and f.miss]
+        for task in asked:
+            drawn = Drawn(question.place.window, question.batch, None)
+            made = Made(task, drawn, answer.found[task].on_demand, self.clock())
+            self.cache.publish(publication(made, question))
+        found = {**answer.found}
+        again = self.cache.look_up.found(question)[0] if asked else {}
+        found |= {task: again[task] for task in asked}
         usable = {t: f.version.producer_step for t, f in found.items() if f.version and not f.miss}
-        in_step = self.sends_at_once and self.setting.max_steps is not None
-        front = 0 if in_step else self.cache.front(task)
-        through = None if self.sends_at_once else self.cache.through(query)
-        reply(Reply(usable, frozenset(found) - frozenset(usable), (front, through)))
+        return Reply(usable, frozenset(found) - frozenset(usable), answer.window)
 
 
-def publication(made: Made) -> Publication:
-    arrays, drawn = {made.task: np.zeros((1, 1), np.float32)}, made.drawn
-    return Publication(made.task, drawn.id, made.step, made.at, arrays, drawn.window)
+def publication(made: Made, asked: Question | None = None) -> Publication:
+    place = asked.place if asked else made.drawn.batch.place
+    token = ByValue({made.task: ARRAY})
+    return Publication(made.task, made.drawn.id, place, made.step, token, made.at)
 
 
 if __name__ == "__main__":

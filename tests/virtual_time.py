@@ -152,9 +152,10 @@ class Stream(Protocol):
 class Exchange(Protocol):
     """The cache of a collective and the streams of its members."""
 
-    sends_at_once: bool
-    """Whether a prediction is sent as soon as it is made. If not, it goes with the next question,
-    unless the task is waiting for an answer."""
+    def sends_now(self, task: str) -> bool:
+        """Whether a prediction is sent as soon as it is made. If not, it goes with the next
+        question, unless the task is waiting for an answer."""
+        ...
 
     def stream(self) -> Stream: ...
 
@@ -375,7 +376,7 @@ class FakeTask:
         self.exchange.ask(self.name, outbox, self._drawn, self.step, use, take)
 
     def _publish(self, made: Made) -> None:
-        if self.exchange.sends_at_once or self._reply is None:
+        if self._reply is None or self.exchange.sends_now(self.name):
             self.exchange.publish(made)
         else:
             self._outbox.append(made)
@@ -414,7 +415,7 @@ class FakeTask:
 
     def _tell(self) -> None:
         """What no question takes along, as ``CachePeers.stepped`` does."""
-        if self._outbox and self._published < self.step - 1:
+        if self._outbox and self._published < self.step - 2:
             for made in self._outbox:
                 self.exchange.publish(made)
             self._outbox = []

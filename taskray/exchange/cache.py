@@ -22,18 +22,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from typing import Any
 
-from taskray.data.streams.order import Place
-from taskray.exchange.messages import Announcement, Answer, Found, Publication, Question, Welcome
+from taskray.exchange.look_up import LookUp
+from taskray.exchange.messages import Announcement, Answer, Publication, Question, Welcome
 from taskray.exchange.objection import objection
+from taskray.exchange.producer import Producer, StepCount
 from taskray.exchange.shared_memory import Lost
 from taskray.exchange.shelf import Entry, Key, Shelf
-from taskray.exchange.staleness import StepCount, Version, window_bound, within
+from taskray.exchange.staleness import Version
 from taskray.exchange.transport import CacheTransport
 from taskray.exchange.window import Window
 from taskray.job.config import MediatorConfig, StalenessConfig
@@ -42,19 +43,6 @@ NOT_ANNOUNCED = "the task has not announced itself"
 """The refusal of a cache that was restarted: the task announces itself and publishes again."""
 
 Reply = Callable[[Answer | None], Any]
-
-
-class Producer:
-    """What the cache knows of one task."""
-
-    def __init__(self, new: Announcement, count: StepCount) -> None:
-        self.quantities, self.trains, self.on_demand = new.quantities, new.trains, new.on_demand
-        self.steps_per_visit = new.steps_per_visit
-        self.count = count
-        self.published: Place | None = None
-        """The last place in the mediator's order at which it published."""
-        if new.place is not None:  # what it published before is on the shelf, or is lost
-            self.published = new.place._replace(visit=new.place.visit - 1)
 
 
 class PredictionCache:
@@ -72,14 +60,14 @@ class PredictionCache:
         self.bound, self.clock = bound or StalenessConfig(), clock
         self.transport = transport or CacheTransport()
         self.shelf = Shelf(max_bytes, self.transport)
-        self.window_size: int | None = None
-        visits = None
+        visits, window_size = None, None
         if mediator is not None and mediator.window != "all":
-            self.window_size = mediator.window
+            window_size = mediator.window
             # in lock-step each task moves on by itself, after the same visits (MediatorOrder)
             visits = None if self.bound.synchronous else mediator.visits
         self.window = Window(visits)
         self.producers: dict[str, Producer] = {}
+        self.look_up = LookUp(self.producers, self.shelf, self.bound, window_size, clock)
         self.waiting: dict[str, tuple[Question, Reply]] = {}
         self.timed_out: set[tuple[str, str]] = set()  # (consumer, peer that it waits for no more)
         self.counts: Counter[str] = Counter()
@@ -177,40 +165,11 @@ class PredictionCache:
             return
         question, reply = self.waiting.pop(consumer)
         if timeout:
-            late = {p for p in self.awaited(question) if self._has_begun(p)}
-            self.timed_out |= {(consumer, peer) for peer in late}
+            late = [self.producers.get(peer) for peer in self._awaited(question)]
+            begun = {peer.task for peer in late if peer and peer.published is not None}
+            self.timed_out |= {(consumer, peer) for peer in begun}
             self.counts["timed_out"] += 1
-        reply(self.look_up(question))
-
-    def awaited(self, question: Question) -> set[str]:
-        """The peers that a question waits for, and the quantities that it waits for a peer to
-        announce."""
-        if not (question.blocks_on_miss or self.bound.on_stale == "wait"):
-            return set()
-        if not self.producers[question.consumer].trains:  # it has ended: nothing to wait for
-            return set()
-        peers = dict(self._peers_of(question))
-        announced = {q for peer in peers.values() for q in peer.quantities}
-        late = {task for task, peer in peers.items() if self._is_awaited(task, peer, question)}
-        late = {task for task in late if (question.consumer, task) not in self.timed_out}
-        return late | (set(question.quantities) - announced)
-
-    def look_up(self, question: Question) -> Answer:
-        """For every peer that predicts one of the quantities: its prediction on the batch, or why
-        there is none."""
-        found: dict[str, Found] = {}
-        newest: dict[str, str] = {}
-        for task, peer in self._peers_of(question):
-            found[task] = self._found(task, peer, question)
-            if found[task].version is None or found[task].miss is not None:
-                continue
-            for quantity in set(question.quantities) & set(peer.quantities):
-                best = newest.setdefault(quantity, task)
-                if _produced_at(found[task]) > _produced_at(found[best]):
-                    newest[quantity] = task
-        for task in found.keys() - set(newest.values()):
-            found[task] = replace(found[task], token=None)
-        return Answer(self.window.number, found, newest)
+        reply(self._answer(question))
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the cache began, as in the result file."""
@@ -271,60 +230,19 @@ class PredictionCache:
         a peer publishes after the change must not be part of their answers."""
         if self.window.advance(self._training()):
             self.shelf.drop_before(self.window.number - 1)
-        for consumer, (question, reply) in list(self.waiting.items()):
-            if not self.awaited(question):
-                del self.waiting[consumer]
-                reply(self.look_up(question))
+        ready = [c for c, (question, _) in self.waiting.items() if not self._awaited(question)]
+        for question, reply in [self.waiting.pop(consumer) for consumer in ready]:
+            reply(self._answer(question))
+
+    def _awaited(self, question: Question) -> set[str]:
+        late = self.look_up.awaited(question)
+        return {peer for peer in late if (question.consumer, peer) not in self.timed_out}
+
+    def _answer(self, question: Question) -> Answer:
+        return Answer(self.window.number, *self.look_up.found(question))
 
     def _training(self) -> list[str]:
         return [task for task, producer in self.producers.items() if producer.trains]
-
-    def _has_begun(self, task: str) -> bool:
-        return task in self.producers and self.producers[task].published is not None
-
-    def _peers_of(self, question: Question) -> Iterator[tuple[str, Producer]]:
-        for task, producer in self.producers.items():
-            if task != question.consumer and set(question.quantities) & set(producer.quantities):
-                yield task, producer
-
-    def _is_awaited(self, task: str, peer: Producer, question: Question) -> bool:
-        if not peer.trains or peer.on_demand is not None:  # it will not come, or is asked
-            return False
-        if peer.published is not None and peer.published >= question.place:
-            return False
-        entry = self.shelf.get(Key(task, question.place.window, question.batch))
-        return entry is None or not self._is_fresh(entry, peer, question)
-
-    def _is_fresh(self, entry: Entry, peer: Producer, question: Question) -> bool:
-        """Whether there is no need to wait for a newer prediction. Counted in visits of the
-        mediator, which all tasks make in the same order: a task's steps say nothing about when
-        a peer comes to a batch."""
-        if self.bound.on_stale != "wait":
-            return True
-        age = self.clock() - entry.version.produced_at
-        if self.bound.max_seconds is not None and age > self.bound.max_seconds:
-            return False
-        if self.bound.max_steps is None:
-            return True
-        return question.place.visit - entry.visit <= self.bound.max_steps / peer.steps_per_visit
-
-    def _found(self, task: str, peer: Producer, question: Question) -> Found:
-        limit = window_bound(self.window_size, peer.steps_per_visit)
-        entry = self.shelf.get(Key(task, question.place.window, question.batch))
-        if entry is None:
-            return Found(peer.quantities, "absent", on_demand=peer.on_demand, bound=limit)
-        staleness = peer.count.made - entry.made
-        age = self.clock() - entry.version.produced_at
-        fresh = within(self.bound, staleness, age, limit)
-        return Found(
-            peer.quantities,
-            None if fresh else "stale",
-            entry.version,
-            staleness,
-            entry.token if fresh else None,
-            peer.on_demand,
-            limit,
-        )
 
     def _handed_out(self, answer: Answer, host: str) -> Answer:
         """The answer with tokens that a reader on ``host`` can fetch."""
@@ -338,7 +256,3 @@ class PredictionCache:
             found[task] = peer
         newest = {q: t for q, t in answer.newest.items() if found[t].token is not None}
         return replace(answer, found=found, newest=newest)
-
-
-def _produced_at(found: Found) -> float:
-    return found.version.produced_at if found.version else 0.0

@@ -20,27 +20,6 @@ class Version:
     produced_at: float
 
 
-class StepCount:
-    """The training steps of one producer, those that it repeats after a restart included."""
-
-    def __init__(self, step: int) -> None:
-        self.made = self.step = step
-
-    def reach(self, step: int) -> None:
-        """The producer has come to ``step``."""
-        self.made += max(0, step - self.step)
-        self.step = max(step, self.step)
-
-    def resume(self, step: int) -> None:
-        """The producer goes on from ``step``, which may be one of an earlier checkpoint."""
-        self.reach(step)
-        self.step = step
-
-    def at(self, step: int) -> int:
-        """The count when the producer was at ``step``, since it last began."""
-        return self.made - max(0, self.step - step)
-
-
 def window_bound(window: int | None, steps_per_visit: float) -> int | None:
     """The largest staleness, in the producer's steps, of a prediction within a window: one pass of
     the producer over its ``window`` batches, and what is under way. None: no window."""

@@ -9,15 +9,14 @@ from taskray.data.streams.order import Place
 
 class Window:
     """Its ``number`` only counts up. It moves on when every task in training that has begun has
-    passed over it twice, once to fill it with predictions and once to use those of its peers, and
-    one of them ``visits`` times.
+    passed over it ``visits`` times.
 
-    Tasks of equal speed make ``visits`` passes each. A task ten times slower than its peers makes
-    two, and they make twenty: a prediction that is used is never older than one pass of its
-    producer, and the slow task's peers find predictions on nearly every batch.
+    Tasks of equal speed make ``visits`` passes each. Beside a task that is ten times slower they
+    make ten times as many: on other batches they would find no prediction of it, and it none of
+    theirs that is not many passes old.
 
     Args:
-        visits: passes of the task that is ahead; None: the window is never left.
+        visits: passes before the window is left; None: it is never left.
     """
 
     def __init__(self, visits: int | None) -> None:
@@ -37,9 +36,7 @@ class Window:
         """Move on if it is time to; returns whether it was. ``training``: the tasks that visit the
         mediator; those that have not begun count for nothing."""
         passes = [self._passes[task] for task in training if task in self._passes]
-        if self.visits is None or not passes:
-            return False
-        if min(passes) < min(2, self.visits) or max(passes) < self.visits:
+        if self.visits is None or not passes or min(passes) < self.visits:
             return False
         self.number += 1
         self._passes = dict.fromkeys(self._passes, 0)

@@ -173,8 +173,8 @@ class MediatorConfig(Settings):
     """Pass over so many batches again and again before moving on; this bounds staleness: a
     prediction that is used is at most one pass of its producer old."""
     visits: Positive = 2
-    """Passes of the fastest task over a window before all move on. The slowest makes two at
-    least (one, if this is 1): one to fill the window with predictions, one to use its peers'."""
+    """Passes that every task makes over a window before all move on; a fast task makes more beside
+    a slow one."""
     shuffle: bool = False
     """Shuffle the order of batches in a window at each pass, the same way for all tasks."""
     supervised_steps: NonNegative = 1
