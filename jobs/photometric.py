@@ -30,8 +30,8 @@ from taskray.data.storage.store import prepare
 from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError, TaskrayError
 from taskray.job.config import Job, override, parse_job, read_yaml
-from taskray.loop.assembly import asked_columns, build_relations, build_task, build_trainer
-from taskray.loop.trainer import Trainer
+from taskray.loop.assembly import build_model, build_relations, build_task
+from taskray.loop.network import Network, frames_of, inputs_of
 from taskray.record.folder import CONFIG
 from taskray.relations.scene_photometric import ScenePhotometric
 from taskray.relations.two_views import Direction, both_directions
@@ -43,25 +43,31 @@ def measure(run: Path, dataset: str, overrides: Sequence[str] = ()) -> dict[str,
     job = parse_job(override(read_yaml(run / CONFIG), overrides), str(run / CONFIG))
     if dataset not in job.data:
         raise InputError(f"{run}: no dataset {dataset!r}, expected one of {', '.join(job.data)}")
-    relation, trainers = trained(job, run)
-    columns = tuple({*asked_columns(job, [t.name for t in trainers]), *relation.inputs})
+    relation, networks = trained(job, run)
+    frames = {
+        network: frames_of([q for q in relation.quantities if network.task.predicts(q)])
+        for network in networks
+    }
+    inputs = {c for network in networks for c in inputs_of(network.task, frames[network])}
+    columns = tuple(sorted({*inputs, *relation.inputs}))
     path = prepare(job.data[dataset], name=dataset, use_ray=False)
     source = load_in_process(path, job.data[dataset], columns).open()
     sums: dict[str, Tensor] = {}
     for batch in plain_batches(source, job.evaluation.batch_size, columns):
         found: dict[str, Tensor] = {}
-        for trainer in trainers:
-            found |= trainer.answer(batch)
+        for network in networks:
+            found |= network.infer(batch, frames[network])
         for name, error in compare(relation, found, batch.tensors).items():
             sums[name] = sums.get(name, torch.zeros(2)) + error
     result = {name: float(total / count) for name, (total, count) in sums.items()}
     return {**result, "visible": float(sums["warped"][1] / sums["everywhere"][1])}
 
 
-def trained(job: Job, run: Path) -> tuple[ScenePhotometric, list[Trainer]]:
-    """The relation, and the tasks that it ties, with the weights of their latest checkpoints."""
+def trained(job: Job, run: Path) -> tuple[ScenePhotometric, list[Network]]:
+    """The relation, and the networks of the tasks that it ties, with the weights of their latest
+    checkpoints."""
     store = CheckpointStore(job.checkpoint.path or run / "checkpoints")
-    relation, trainers = None, []
+    relation, networks = None, []
     for name in job.tasks:
         task = build_task(job, name)
         tied = [
@@ -71,18 +77,16 @@ def trained(job: Job, run: Path) -> tuple[ScenePhotometric, list[Trainer]]:
         ]
         if not tied:
             continue
-        trainer = build_trainer(
-            job, name, task, dedicated=None, mediator=None, relations=tied, peers=None
-        )
         checkpoint = store.latest(name)
         if checkpoint is None:
             raise InputError(f"{store.root}/{name}: no checkpoint of task {name!r}")
-        load_into(trainer.model, checkpoint)
-        trainers.append(trainer)
+        model = build_model(job, name, task)
+        load_into(model, checkpoint)
+        networks.append(Network(task, model, job.tasks[name], "cpu"))
         relation = tied[0].relation
     if not isinstance(relation, ScenePhotometric):
         raise InputError(f"{run}: no relation scene_photometric in its job")
-    return relation, trainers
+    return relation, networks
 
 
 def compare(

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +64,6 @@ class Watch:
         """The task's loss at every step (for ``chunk_steps: 1``)."""
         values = [report.values for _, report in self.of(task)]
         return [v.get("loss/supervised", v.get("loss/consistency", 0.0)) for v in values]
-
-    def longest_pause(self, task: str, since: float, until: float) -> float:
-        """Seconds between two advances of a task's step count, at most."""
-        times = [since, *(when for when, _ in self.of(task) if since <= when <= until)]
-        return max((b - a for a, b in pairwise(times)), default=0.0)
 
 
 def run(

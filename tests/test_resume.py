@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from collectives import tiny_job
 
+from taskray.exchange.shared_memory import ROOT
 from taskray.job.config import dump_yaml
 from taskray.record.folder import read_metrics, read_result
 from taskray.runtime.checkpoints import CheckpointStore
@@ -41,32 +43,65 @@ def wait_for_step(out: Path, step: int, seconds: float = 120) -> None:
     raise AssertionError(f"no task came to step {step}")
 
 
+def processes_of(pid: int) -> set[int]:
+    """A process and all that it has started, directly or not."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def shared_memory_of(pids: set[int]) -> set[Path]:
+    """The folders in shared memory that processes have open."""
+    found = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                target = link.readlink()
+                if target.parent == ROOT and target.name.startswith("taskray-"):
+                    found.add(target)
+    return found
+
+
 def newest_checkpoint(out: Path, task: str) -> int:
     return CheckpointStore(out / "checkpoints").steps(task)[-1]
 
 
-def test_a_killed_driver_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_path):
+def test_a_killed_run_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_path):
     job, out = tmp_path / "job.yaml", tmp_path / "run"
     job.write_text(dump_yaml(tiny_job("steps=4000", "runtime.chunk_steps=2")))
 
     with start(job, out) as first:
         wait_for_step(out, 40)
-        os.kill(first.pid, signal.SIGKILL)
+        processes = processes_of(first.pid)
+        left = shared_memory_of(processes)
+        assert len(left) == 1
+        for pid in processes:  # the driver, the cache, the tasks and Ray
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     killed_at = max(line["step"] for line in read_metrics(out) if "values" in line)
     saved = {name: newest_checkpoint(out, name) for name in ("depth", "normals")}
     assert read_result(out) is None
 
     with start(job, out) as second:
         wait_for_step(out, max(killed_at, *saved.values()) + 40)
+        assert not any(folder.exists() for folder in left)
+        left = shared_memory_of(processes_of(second.pid))
+        assert len(left) == 1
         os.kill(second.pid, signal.SIGINT)
         text = second.communicate(timeout=60)[0]
     assert second.returncode == 130, text
     assert "Traceback" not in text
+    assert not any(folder.exists() for folder in left)
     lines = read_metrics(out)
     gone_on = [line for line in lines if "goes on from step" in line.get("event", "")]
     assert {line["task"] for line in gone_on} == {"depth", "normals"}
     for line in gone_on:
-        # Not from less; perhaps from more: a task outlives its driver by a moment, and may save.
+        # Not from less; perhaps from more: a task may save before it is killed.
         assert line["step"] >= saved[line["task"]] >= 10
         first_step = next(
             later["step"]

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from taskray.job.config import Job
-from taskray.runtime.peers import CachePeers
+from taskray.runtime.cache_link import CacheLink
 
 CHECK_EVERY = 50
 """Steps between two looks at whether the server was restarted and has lost its weights."""
@@ -18,8 +18,8 @@ class StaleCopy:
     """Sends the network's weights to the server every ``forward_server.refresh_every`` steps, in
     the background."""
 
-    def __init__(self, server: Any, module: nn.Module, job: Job, peers: CachePeers) -> None:
-        self.server, self.module, self.peers = server, module, peers
+    def __init__(self, server: Any, module: nn.Module, job: Job, link: CacheLink) -> None:
+        self.server, self.module, self.link = server, module, link
         self.every = job.forward_server.refresh_every
         self._sent: tuple[int, dict[str, np.ndarray]] = (0, {})
 
@@ -28,17 +28,17 @@ class StaleCopy:
         if step % self.every == 0:
             self.refresh(step)
         elif step % CHECK_EVERY == 0:
-            self.peers.tell(self._revive)
+            self.link.tell(self._revive)
 
     def refresh(self, step: int) -> None:
         """Send the weights of now."""
         state = self.module.state_dict()
         self._sent = (step, {k: v.detach().cpu().numpy().copy() for k, v in state.items()})
-        self.peers.tell(self._send)
+        self.link.tell(self._send)
 
     def _send(self) -> None:
-        self.peers.call(self.server.refresh, *self._sent)
+        self.link.call(self.server.refresh, *self._sent)
 
     def _revive(self) -> None:
-        if self.peers.call(self.server.version) != self._sent[0]:
+        if self.link.call(self.server.version) != self._sent[0]:
             self._send()

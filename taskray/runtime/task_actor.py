@@ -19,9 +19,10 @@ from taskray.loop.network import Network
 from taskray.loop.report import ChunkReport
 from taskray.loop.wiring import Wiring
 from taskray.runtime.answering import Answering, Request
+from taskray.runtime.cache_link import CALL_TIMEOUT
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member, choose_device
-from taskray.runtime.peers import CALL_TIMEOUT, CachePeers
+from taskray.runtime.peers import CachePeers
 from taskray.runtime.process import keep_freed_memory, use_threads
 from taskray.runtime.reports import SetupReport, StandByReport
 from taskray.runtime.stale_copy import StaleCopy
@@ -68,14 +69,14 @@ class TaskActor:
     def _join(self, peers: CachePeers, member: Member, step: int) -> None:
         trainer = member.trainer
         if self.server is not None:
-            copy = StaleCopy(self.server, trainer.network.module, self.job, peers)
+            copy = StaleCopy(self.server, trainer.network.module, self.job, peers.link)
             peers.on_step = copy.stepped
             copy.refresh(step)
         if member.finished:  # it comes back to answer, or is frozen
             self._answer_on_demand()
             return
         mediator = trainer.mediator
-        window = peers.announce(step, mediator.position() if mediator else None, self.server)
+        window = peers.link.announce(step, mediator.position() if mediator else None, self.server)
         if mediator is not None:
             mediator.follow(window)
 
@@ -90,11 +91,11 @@ class TaskActor:
             trainer.network,
             trainer.published,
             dtype,
-            peers.transport,
-            peers.publish_now,
+            peers.link.transport,
+            peers.link.publish,
         )
         handle = self.server or ray.get_runtime_context().current_actor
-        peers.retire(trainer.steps_made, handle)
+        peers.link.retire(trainer.steps_made, handle)
 
     def add_evaluations(self, data: dict[str, Any]) -> None:
         """The opened datasets of the evaluations, by title; they may come late."""
@@ -105,7 +106,7 @@ class TaskActor:
         member = self._member
         report = member.after_steps(member.trainer.train(num_steps))
         if self.peers is not None:
-            report.values["publishes_dropped"] = float(self.peers.dropped_publishes)
+            report.values["publishes_dropped"] = float(self.peers.link.dropped_publishes)
             if member.finished:
                 self._answer_on_demand()
         return report
@@ -116,7 +117,7 @@ class TaskActor:
         if self.failure is not None:
             raise self.failure
         if self.peers is not None:
-            self.peers.announce_again()  # a restarted cache has forgotten the task
+            self.peers.link.announce_again()  # a restarted cache has forgotten the task
         return StandByReport(self._member.trainer.steps_made, self.peers is not None)
 
     def predict_for(self, request: Request, inputs: dict[str, Any]) -> str | None:

@@ -1,0 +1,180 @@
+"""One task's line to the prediction cache: announcements, publications, questions.
+
+No failure of the cache leaves it as anything but None or a Ray error, and a cache that was restarted
+is announced to again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from taskray.data.streams.batch import Batch
+from taskray.data.streams.order import Place
+from taskray.exchange.cache import NOT_ANNOUNCED
+from taskray.exchange.messages import Announcement, Answer, Publication, Question, Welcome
+from taskray.exchange.transport import Transport
+
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT = 10.0
+"""Seconds for a call to the cache or a server; it happens in the background."""
+
+MAX_UNSENT = 8
+"""Predictions that may wait to be sent; more are dropped and counted."""
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """A prediction of this task that is not on its way yet."""
+
+    batch: Batch
+    step: int
+    arrays: dict[str, np.ndarray]
+    produced_at: float
+
+
+class CacheLink:
+    """Calls the cache for one task, in the background where nothing is waited for.
+
+    Args:
+        announcement: of the task; see :meth:`announce`.
+        cache: handle of the cache actor.
+    """
+
+    def __init__(self, announcement: Announcement, cache: Any) -> None:
+        self.announcement, self.cache = announcement, cache
+        self.transport = Transport(get=lambda ref: ray.get(ref, timeout=CALL_TIMEOUT))
+        self.dropped_publishes = 0
+        self._unsent: deque[Unsent] = deque()
+        self._telling = ThreadPoolExecutor(1, thread_name_prefix="tell")
+
+    # ---- joining and leaving --------------------------------------------------------------
+
+    def announce(self, step: int, place: Place | None, on_demand: Any = None) -> int:
+        """Join the collective, or come back to it. Returns the mediator window to be in; 0 where
+        the cache does not answer."""
+        self.moved(step, place)
+        self.announcement = replace(self.announcement, on_demand=on_demand)
+        return self.announce_again()
+
+    def announce_again(self) -> int:
+        """As :meth:`announce`, in case the cache was restarted: it has forgotten the task."""
+        welcome: Welcome | None = self.call(self.cache.announce, self.announcement)
+        if welcome is None:
+            return 0
+        if welcome.host != self.transport.host:
+            self.transport.join(welcome.host)
+        return welcome.window
+
+    def retire(self, step: int, on_demand: Any) -> None:
+        """Training has ended: the predictions stay, and ``on_demand`` predicts when it is asked.
+        Returns when everything told so far has arrived, or should have."""
+        self.announcement = replace(self.announcement, step=step, trains=False, on_demand=on_demand)
+        self.tell(self.send)
+        try:
+            self._telling.submit(self.announce_again).result(CALL_TIMEOUT)
+        except FutureTimeout:
+            log.info("%s: the cache is slow", self.announcement.task)
+
+    def moved(self, step: int, place: Place | None) -> None:
+        """Where the task is, for the next announcement."""
+        self.announcement = replace(self.announcement, step=step, place=place)
+
+    def progress(self, step: int) -> None:
+        """Tell the cache that the task has made ``step`` steps."""
+        self.moved(step, self.announcement.place)
+        self.tell(self.call, self.cache.progress, self.announcement.task, step)
+
+    # ---- predictions ----------------------------------------------------------------------
+
+    def keep(self, batch: Batch, step: int, arrays: dict[str, np.ndarray]) -> None:
+        """Keep a prediction until it is sent: with the next question, or by :meth:`send`."""
+        if len(self._unsent) < MAX_UNSENT:
+            self._unsent.append(Unsent(batch, step, arrays, time.time()))
+        else:
+            self.dropped_publishes += 1
+
+    def unsent_since(self) -> int | None:
+        """The step of the oldest prediction that is not on its way; None: all are."""
+        return self._unsent[0].step if self._unsent else None
+
+    def send(self) -> None:
+        """Send what is not on its way yet."""
+        for new in self._publications():
+            refused = self.publish(new)
+            self._warn([refused] if refused else [])
+
+    def publish(self, new: Publication) -> str | None:
+        """Hand a publication to the cache; returns the reason of a refusal."""
+        refused: str | None = self.call(self.cache.publish, new)
+        if refused == NOT_ANNOUNCED:
+            self.announce_again()
+            refused = self.call(self.cache.publish, new)
+        return refused
+
+    def exchange(self, question: Question, timeout: float, publish: bool) -> Answer:
+        """The answer to a question; with it goes what is not sent yet, if ``publish``. Raises
+        RayError where the cache does not answer."""
+        for _ in range(2):
+            publications = self._publications() if publish else []
+            call = self.cache.exchange.remote(publications, question, self.transport.host)
+            try:
+                answer: Answer | None = ray.get(call, timeout=timeout)
+            except ray.exceptions.RayError:
+                self.dropped_publishes += len(publications)
+                raise
+            if answer is not None:
+                self._warn(answer.refused)
+                return answer
+            self.announce_again()
+        return Answer()
+
+    # ---- calls ----------------------------------------------------------------------------
+
+    def tell(self, what: Callable[..., Any], *arguments: Any) -> None:
+        """Call ``what`` in the background; one after the other."""
+        self._telling.submit(what, *arguments)
+
+    def call(self, method: Any, *arguments: Any) -> Any:
+        """One call to an actor; None when it does not answer."""
+        try:
+            return ray.get(method.remote(*arguments), timeout=CALL_TIMEOUT)
+        except ray.exceptions.RayError as error:
+            log.info("%s: %s", self.announcement.task, type(error).__name__)
+            return None
+
+    def _publications(self) -> list[Publication]:
+        """What is not on its way yet, with its bytes where the cache can find them."""
+        taken = []
+        while self._unsent:
+            try:
+                new = self._unsent.popleft()
+            except IndexError:  # the other thread was faster
+                break
+            assert new.batch.id is not None
+            taken.append(
+                Publication(
+                    self.announcement.task,
+                    new.batch.id,
+                    new.batch.place,
+                    new.step,
+                    self.transport.publish(new.arrays),
+                    new.produced_at,
+                )
+            )
+        return taken
+
+    def _warn(self, refused: Sequence[str]) -> None:
+        for reason in refused:
+            task = self.announcement.task
+            log.warning("%s: prediction refused by the cache: %s", task, reason)
