@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class TaskrayError(Exception):
@@ -54,3 +56,16 @@ def one_line(error: BaseException) -> str:
 def full_traceback(error: BaseException) -> str:
     """Where an error comes from, in full, for the log."""
     return "".join(traceback.format_exception(error))
+
+
+@contextmanager
+def naming_errors(task: str, step: Callable[[], int]) -> Iterator[None]:
+    """Any error of the block leaves it as a TrainingError of this task and the present step."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except TaskrayError as error:
+        raise TrainingError(task, step(), str(error)) from error
+    except Exception as error:
+        raise TrainingError(task, step(), f"{type(error).__name__}: {error}") from error

@@ -23,9 +23,11 @@ from taskray.data.storage.source import (
     open_source,
 )
 from taskray.data.storage.store import prepare
-from taskray.data.streams.order import VisitingOrder
+from taskray.data.streams.dedicated import DedicatedStream
+from taskray.data.streams.mediator import MediatorStream
+from taskray.data.streams.order import START, MediatorOrder, Place
 from taskray.data.streams.prefetch import Closed, Prefetcher
-from taskray.data.streams.stream import DedicatedStream, MediatorStream, plain_batches
+from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError
 from taskray.job.config import DataConfig
 
@@ -66,11 +68,14 @@ def mediator(
     source: Source,
     batch_size: int = 4,
     window: int | Literal["all"] = "all",
-    visits: int = 2,
+    visits: int | None = None,
     shuffle: bool = False,
     seed: int = 0,
 ) -> MediatorStream:
-    return MediatorStream(source, batch_size, window, visits, shuffle, seed, ["depth"])
+    """``visits``: as in lock-step; None: the window is left when the stream is told to."""
+    num_batches = -(-source.info.num_rows // batch_size)
+    order = MediatorOrder(num_batches, window, shuffle, seed, visits)
+    return MediatorStream(source, batch_size, order, ["depth"])
 
 
 def numbers(batch: Any) -> list[int]:
@@ -85,68 +90,89 @@ def taken(stream: Any, batches: int) -> list[tuple[int | None, list[int]]]:
 # The order of visits
 
 
-def test_a_window_is_walked_before_the_next() -> None:
-    order = VisitingOrder(num_batches=5, window=2, visits=3)
-    walked = [order[n].batch for n in range(20)]
-    assert walked == [0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 4, 4, 4, 0, 1, 0, 1, 0]
-    assert [order[n].pass_ for n in (0, 14, 15)] == [0, 0, 1]
-    assert [order[n].walk for n in (0, 2, 5, 6, 14)] == [0, 1, 2, 0, 2]
+def places(order: MediatorOrder, visits: int, told: int = 0) -> list[Place]:
+    """The first places of a task that is told to be in a window at once."""
+    place = order.place(0, 0, told)
+    found = [place]
+    while len(found) < visits:
+        place = order.place(place.window, place.visit + 1, told)
+        found.append(place)
+    return found
 
 
-def test_all_is_the_plain_pass() -> None:
-    order = VisitingOrder(num_batches=3, window="all", visits=7)
-    assert [order[n].batch for n in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+def in_order(order: MediatorOrder, visits: int) -> list[int]:
+    return [order.batch(place) for place in places(order, visits)]
+
+
+def test_in_lock_step_a_window_is_left_after_its_passes() -> None:
+    order = MediatorOrder(num_batches=5, window=2, visits=3)
+    visited = in_order(order, 20)
+    assert visited == [0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 4, 4, 4, 0, 1, 0, 1, 0]
+    windows = [place.window for place in places(order, 20)]
+    assert windows == [0] * 6 + [1] * 6 + [2] * 3 + [3] * 5  # it counts up where the data repeats
+    assert [place.size for place in places(order, 16)] == [2] * 12 + [1] * 3 + [2]
+
+
+def test_a_task_stays_in_its_window_until_it_is_told_of_a_later_one() -> None:
+    order = MediatorOrder(num_batches=5, window=2)
+    assert in_order(order, 7) == [0, 1, 0, 1, 0, 1, 0]
+    assert order.place(0, 7, told=2) == Place(2, 0, 1)
+    assert order.place(4, 3, told=4) == Place(4, 3, 2)
+    assert order.place(4, 3, told=2) == Place(4, 3, 2)  # never back
+    assert [order.batch(Place(4, visit, 2)) for visit in range(3)] == [2, 3, 2]
+
+
+def test_in_lock_step_a_task_does_not_listen() -> None:
+    order = MediatorOrder(num_batches=5, window=2, visits=3)
+    assert order.place(0, 2, told=7) == Place(0, 2, 2)
+
+
+def test_places_compare_by_window_and_then_by_visit() -> None:
+    assert Place(0, 9, 2) < Place(1, 0, 2) < Place(1, 1, 2)
+    assert START == min(START, Place(0, 1), Place(1, 0))
+
+
+def test_a_pass_is_finished_with_the_last_batch_of_the_window() -> None:
+    assert [Place(0, visit, 3).finished_passes for visit in range(7)] == [0, 0, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("visits", [None, 7])
+def test_all_is_the_plain_pass(visits: int | None) -> None:
+    order = MediatorOrder(num_batches=3, window="all", visits=visits)
+    assert in_order(order, 7) == [0, 1, 2, 0, 1, 2, 0]
+    assert set(places(order, 30, told=5)) == {Place(0, visit, 3) for visit in range(30)}
 
 
 def test_a_window_wider_than_the_dataset_is_the_dataset() -> None:
-    order = VisitingOrder(num_batches=3, window=16, visits=2)
-    assert [order[n].batch for n in range(8)] == [0, 1, 2, 0, 1, 2, 0, 1]
+    order = MediatorOrder(num_batches=3, window=16, visits=2)
+    assert in_order(order, 8) == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert [place.window for place in places(order, 8)] == [0] * 6 + [1] * 2
 
 
 @pytest.mark.parametrize("num_batches", [1, 4, 7])
 @pytest.mark.parametrize("window", [1, 3, "all"])
-def test_shuffling_permutes_within_each_walk_alone(
+def test_shuffling_permutes_the_batches_of_each_pass_and_no_more(
     num_batches: int, window: int | Literal["all"]
 ) -> None:
-    plain = VisitingOrder(num_batches, window, visits=2)
-    shuffled = VisitingOrder(num_batches, window, visits=2, shuffle=True, seed=3)
-    walks: dict[tuple[int, int, int], tuple[list[int], list[int]]] = {}
-    for n in range(5 * num_batches):
-        a, b = plain[n], shuffled[n]
-        assert (a.pass_, a.window, a.walk) == (b.pass_, b.window, b.walk)
-        both = walks.setdefault((a.pass_, a.window, a.walk), ([], []))
-        both[0].append(a.batch)
-        both[1].append(b.batch)
-    *complete, _ = walks.values()
-    assert all(sorted(a) == sorted(b) for a, b in complete)
-    again = VisitingOrder(num_batches, window, visits=2, shuffle=True, seed=3)
-    assert [again[n] for n in range(30)] == [shuffled[n] for n in range(30)]
+    plain = MediatorOrder(num_batches, window, visits=2)
+    shuffled = MediatorOrder(num_batches, window, visits=2, shuffle=True, seed=3)
+    assert places(plain, 50) == places(shuffled, 50)
+    passes: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+    for place in places(plain, 5 * num_batches):
+        before, after = passes.setdefault((place.window, place.visit // place.size), ([], []))
+        before.append(plain.batch(place))
+        after.append(shuffled.batch(place))
+    *complete, _ = passes.values()
+    assert all(sorted(before) == sorted(after) for before, after in complete)
+    again = MediatorOrder(num_batches, window, visits=2, shuffle=True, seed=3)
+    assert in_order(again, 50) == in_order(shuffled, 50)
 
 
-def test_walks_of_a_shuffled_window_differ() -> None:
-    order = VisitingOrder(num_batches=8, window=8, visits=2, shuffle=True)
-    walks = [tuple(order[n].batch for n in range(s, s + 8)) for s in range(0, 64, 8)]
-    assert len(set(walks)) == len(walks)
-
-
-@pytest.mark.parametrize("window", [1, 2, 3, "all"])
-def test_windows_and_walks_know_where_they_begin(window: int | Literal["all"]) -> None:
-    order = VisitingOrder(num_batches=5, window=window, visits=2)
-    for n in range(1, 25):
-        before, here = order[n - 1], order[n]
-        new_window = (before.pass_, before.window) != (here.pass_, here.window)
-        assert new_window == (order.start_of_window(n) == n)
-        assert order.begins_walk(n) == (new_window or before.walk != here.walk)
-
-
-def test_the_end_of_a_window_is_where_the_next_begins() -> None:
-    for window in (1, 2, 3, "all"):
-        order = VisitingOrder(num_batches=5, window=window, visits=2)  # type: ignore[arg-type]
-        for n in range(25):
-            end = order.end_of_window(n)
-            here, before, after = order[n], order[end - 1], order[end]
-            assert (before.pass_, before.window) == (here.pass_, here.window)
-            assert (after.pass_, after.window) != (here.pass_, here.window)
+@pytest.mark.parametrize("window", [8, "all"])
+def test_the_passes_of_a_shuffled_window_differ(window: int | Literal["all"]) -> None:
+    visited = in_order(MediatorOrder(num_batches=8, window=window, visits=2, shuffle=True), 64)
+    passes = [tuple(visited[start : start + 8]) for start in range(0, 64, 8)]
+    assert len(set(passes)) == len(passes)
 
 
 # Dedicated streams
@@ -248,51 +274,67 @@ def test_mediator_batches_are_fixed_and_numbered(kind: Kind) -> None:
     got = taken(stream, 9)
     stream.close()
     first, second, last = [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]
-    walk = [(0, first), (1, second), (0, first), (1, second), (2, last), (2, last)]
-    assert got == walk + walk[:3]
+    round_ = [(0, first), (1, second), (0, first), (1, second), (2, last), (2, last)]
+    assert got == round_ + round_[:3]
 
 
-@KINDS
 @pytest.mark.parametrize("window", [1, 3, 9, "all"])
 @pytest.mark.parametrize("block", [1, 5, 64])
-def test_memory_and_stream_give_the_same_batches(
-    kind: Kind, window: int | Literal["all"], block: int
-) -> None:
-    order = VisitingOrder(num_batches=6, window=window, visits=3)
-    stream = mediator(make_source(kind, 23, block=block), window=window, visits=3)
-    assert [id for id, _ in taken(stream, 40)] == [order[n].batch for n in range(40)]
-    stream.close()
+def test_memory_and_stream_give_the_same_batches(window: int | Literal["all"], block: int) -> None:
+    order = MediatorOrder(num_batches=6, window=window, visits=3)
+    given: dict[Kind, list[Any]] = {"memory": [], "stream": []}
+    for kind, batches in given.items():
+        source = make_source(kind, 23, corrupt=(5,), block=block)
+        stream = mediator(source, window=window, visits=3)
+        for _ in range(40):  # two passes over the dataset and more
+            batch = stream.next()
+            batches.append((batch.id, batch.place, numbers(batch)))
+        stream.close()
+    assert given["memory"] == given["stream"]
+    for (number, place, rows), expected in zip(given["memory"], places(order, 40), strict=True):
+        assert place == expected
+        assert number == order.batch(place)
+        first = 4 * number
+        assert rows == [row for row in range(first, min(first + 4, 23)) if row != 5]
 
 
 @KINDS
 def test_corrupt_rows_never_shift_the_numbers(kind: Kind) -> None:
     source = make_source(kind, 12, corrupt=(1, 4, 5, 6, 7))
     stream = mediator(source, window=3, visits=2)
-    got = taken(stream, 6)
+    got = [stream.next() for _ in range(6)]
     stream.close()
-    assert got == [(0, [0, 2, 3]), (2, [8, 9, 10, 11])] * 3
+    assert [(b.id, numbers(b)) for b in got] == [(0, [0, 2, 3]), (2, [8, 9, 10, 11])] * 3
+    assert [b.place.visit for b in got] == [0, 2, 3, 5, 0, 2]
     assert len(stream.corrupt) == 5
 
 
 @KINDS
-def test_a_batch_tells_where_its_window_begins(kind: Kind) -> None:
-    stream = mediator(make_source(kind, 20), window=2, visits=2)
-    assert [stream.next().window for _ in range(14)] == [0] * 4 + [4] * 4 + [8] * 2 + [10] * 4
+def test_a_window_without_a_readable_batch_is_left(kind: Kind) -> None:
+    source = make_source(kind, 24, corrupt=tuple(range(8, 16)))
+    stream = mediator(source, window=2)
+    stream.follow(1)
+    batch = stream.next()
+    assert (batch.place, batch.id) == (Place(2, 0, 2), 4)
+    assert [id for id, _ in taken(stream, 3)] == [5, 4, 5]  # and it stays in the next one
     stream.close()
 
 
 @KINDS
-@pytest.mark.parametrize("front", [8, 12, 20, 48])
-def test_a_slow_task_goes_to_its_peers_window_when_its_walk_ends(kind: Kind, front: int) -> None:
-    stream = mediator(make_source(kind, 24), window=2, visits=2)
-    taken(stream, 1)
-    stream.keep_up(front)
-    stream.keep_up(-1)  # no peer is anywhere
-    starts = [stream.next().window for _ in range(12)]
-    late = starts.index(front)
-    assert set(starts[:late]) == {0}
-    assert late <= 5  # the walk begun, and what was assembled ahead
-    assert starts[late:] == [front + 4 * ((n - late) // 4) for n in range(late, 12)]
+@pytest.mark.parametrize("told", [1, 2, 3, 8])
+def test_the_next_batch_is_one_of_the_window_that_the_stream_is_told_of(
+    kind: Kind, told: int
+) -> None:
+    stream = mediator(make_source(kind, 24), window=2)
+    before = [stream.next() for _ in range(5)]
+    assert [batch.place for batch in before] == [Place(0, visit, 2) for visit in range(5)]
+    stream.follow(told)
+    stream.follow(told - 1)  # an answer that was late
+    after = [stream.next() for _ in range(5)]
+    assert [batch.place for batch in after] == [Place(told, visit, 2) for visit in range(5)]
+    first = 2 * (told % 3)
+    assert [batch.id for batch in after] == [first, first + 1, first, first + 1, first]
+    assert numbers(after[0]) == [4 * first + row for row in range(4)]
     state, expected = stream.state_dict(), taken(stream, 3)
     stream.load_state_dict(state)
     assert taken(stream, 3) == expected
@@ -300,73 +342,89 @@ def test_a_slow_task_goes_to_its_peers_window_when_its_walk_ends(kind: Kind, fro
 
 
 @KINDS
-def test_a_plain_pass_is_ended_before_a_jump(kind: Kind) -> None:
-    stream = mediator(make_source(kind, 24), window="all")
-    taken(stream, 1)
-    stream.keep_up(18)
-    batches = [stream.next() for _ in range(9)]
+def test_a_stream_follows_window_after_window(kind: Kind) -> None:
+    stream = mediator(make_source(kind, 24), window=2)
+    visited = []
+    for window in range(7):
+        stream.follow(window)
+        visited += [stream.next().id for _ in range(3)]
     stream.close()
-    assert [batch.id for batch in batches] == [1, 2, 3, 4, 5, 0, 1, 2, 3]
-    assert [batch.window for batch in batches] == [0] * 5 + [18] * 4
+    assert visited == [0, 1, 0, 2, 3, 2, 4, 5, 4] * 2 + [0, 1, 0]
 
 
 @KINDS
-@pytest.mark.parametrize("visits", [1, 2])
-def test_whoever_is_ahead_walks_its_window_until_all_have_been_there(
-    kind: Kind, visits: int
-) -> None:
-    stream = mediator(make_source(kind, 24), window=2, visits=visits)
-    stream.keep_up(-1, through=-1)
-    held = [stream.next() for _ in range(10)]
-    assert [(batch.id, batch.window, batch.walk) for batch in held] == [
-        (n % 2, 0, n // 2) for n in range(10)
-    ]
-    stream.keep_up(0, through=0)
-    free = [stream.next() for _ in range(8)]
-    stream.close()
-    late = [batch.window for batch in free].index(2 * visits)
-    assert late <= 4  # what was assembled ahead, and the walk begun
-    assert [batch.walk for batch in free[late : late + 2]] == [0, 0]
-    assert [batch.id for batch in free[late : late + 2]] == [2, 3]
-
-
-@KINDS
-def test_a_plain_pass_is_walked_once_whoever_lags_behind(kind: Kind) -> None:
-    stream = mediator(make_source(kind, 24), window="all")
-    stream.keep_up(-1, through=-1)
-    assert [id for id, _ in taken(stream, 8)] == [0, 1, 2, 3, 4, 5, 0, 1]
-    stream.close()
-
-
-@KINDS
-def test_nobody_is_sent_back(kind: Kind) -> None:
+def test_in_lock_step_a_stream_moves_on_by_itself_alone(kind: Kind) -> None:
     stream = mediator(make_source(kind, 24), window=2, visits=2)
-    taken(stream, 9)
-    stream.keep_up(4)
-    assert [id for id, _ in taken(stream, 6)] == [5, 4, 5, 0, 1, 0]
+    stream.follow(9)
+    batches = [stream.next() for _ in range(6)]
+    stream.close()
+    assert [batch.id for batch in batches] == [0, 1, 0, 1, 2, 3]
+
+
+@KINDS
+def test_a_plain_pass_is_never_left(kind: Kind) -> None:
+    stream = mediator(make_source(kind, 24), window="all")
+    taken(stream, 2)
+    stream.follow(1)
+    assert [id for id, _ in taken(stream, 6)] == [2, 3, 4, 5, 0, 1]
     stream.close()
 
 
 @KINDS
-@pytest.mark.parametrize("window", [2, "all"])
+def test_a_stream_has_no_position_before_its_first_batch(kind: Kind) -> None:
+    stream = mediator(make_source(kind, 24), window=2)
+    assert stream.position() is None
+    stream.follow(3)
+    taken(stream, 3)
+    position = stream.position()
+    assert position is not None
+    assert position[:2] == (3, 3)
+    state = stream.state_dict()
+    stream.close()
+    fresh = mediator(make_source(kind, 24), window=2)
+    fresh.load_state_dict(state)
+    assert fresh.position() == position
+    fresh.close()
+
+
+@KINDS
+@pytest.mark.parametrize(("window", "visits"), [(2, 3), (2, None), ("all", None)])
 @pytest.mark.parametrize("before", [0, 1, 5, 11, 14])
 def test_a_mediator_stream_resumes_where_it_was(
-    kind: Kind, window: int | Literal["all"], before: int
+    kind: Kind, window: int | Literal["all"], visits: int | None, before: int
 ) -> None:
     def fresh() -> MediatorStream:
         shuffle = window != "all"
-        return mediator(make_source(kind, 18), window=window, visits=3, shuffle=shuffle, seed=7)
+        return mediator(make_source(kind, 18), 4, window, visits, shuffle, seed=7)
+
+    def to_the_end(stream: MediatorStream) -> list[Any]:
+        stream.follow(2)
+        found = taken(stream, 10)
+        stream.follow(4)
+        return found + taken(stream, 10)
 
     stream = fresh()
     taken(stream, before)
     state = stream.state_dict()
-    expected = taken(stream, 20)
+    expected = to_the_end(stream)
     stream.load_state_dict(state)
-    assert taken(stream, 20) == expected
+    assert to_the_end(stream) == expected
     stream.close()
     stream = fresh()
     stream.load_state_dict(state)
-    assert taken(stream, 20) == expected
+    assert to_the_end(stream) == expected
+    stream.close()
+
+
+@KINDS
+def test_a_stream_that_goes_back_to_its_checkpoint_forgets_what_it_was_told(kind: Kind) -> None:
+    stream = mediator(make_source(kind, 24), window=2)
+    taken(stream, 3)
+    state = stream.state_dict()
+    stream.follow(2)
+    taken(stream, 2)
+    stream.load_state_dict(state)
+    assert stream.next().place == Place(0, 3, 2)
     stream.close()
 
 
@@ -410,7 +468,7 @@ def test_two_batches_are_assembled_ahead_and_no_more() -> None:
         next(prefetcher)
 
 
-def test_what_the_background_raises_the_consumer_gets() -> None:
+def test_the_consumer_gets_what_the_background_raises() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise InputError("file x: broken")

@@ -7,21 +7,22 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from _common import PATIENCE, local_data
 from _running import Stamp
-from taskray.loop.predicting import FIRST, frames_of, predict
 from torch import Tensor, nn
 
 from taskray.data.streams.augment import augment
 from taskray.data.streams.batch import Batch
 from taskray.job.config import Job, parse_job
 from taskray.loop.interfaces import NoPeers
+from taskray.loop.meters import Totals
+from taskray.loop.network import FIRST, frames_of
 from taskray.loop.trainer import Trainer
+from taskray.loop.wiring import wire
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member
 
@@ -38,9 +39,10 @@ class BareLoop:
         self.config = job.tasks[name]
         torch.set_num_threads(self.config.threads or 1)
         trainer = _trainer(job, name, data, nowhere)
-        self.task, self.model, self.optimizer = trainer.task, trainer.forward, trainer.optimizer
+        self.task, self.network = trainer.task, trainer.network
+        self.optimizer = trainer.optimization.optimizer
         self.frames = frames_of(trainer.published)
-        self.parameters, self.layout = list(trainer.model.parameters()), trainer.layout
+        self.parameters = list(trainer.learned.parameters())
         self.relations = [(r.relation, r.weight(job.steps)) for r in trainer.relations]
         self.random = torch.Generator().manual_seed(0)
         assert trainer.dedicated is not None
@@ -50,15 +52,19 @@ class BareLoop:
         trainer.close()
         others = [_trainer(job, other, data, nowhere) for other in job.tasks if other != name]
         self.peers = [
-            {q: p for o in others for q, p in o.infer(batch, frames_of(o.published)).items()}
+            {
+                quantity: prediction
+                for other in others
+                for quantity, prediction in other.network.infer(
+                    batch, frames_of(other.published)
+                ).items()
+            }
             for batch in self.unlabelled
         ]
         self.step = 0
 
     def predict(self, batch: Batch, frames: Sequence[str] = FIRST) -> dict[str, Tensor]:
-        low = self.config.precision == "bfloat16"
-        with torch.autocast("cpu", torch.bfloat16) if low else nullcontext():
-            return predict(self.task, self.model, batch.tensors, frames, self.layout)
+        return self.network.predict(batch, frames)
 
     def supervised(self) -> Tensor:
         batch = self.labelled[self.step % len(self.labelled)]
@@ -89,7 +95,7 @@ class BareLoop:
 
 
 def _trainer(job: Job, name: str, data: Mapping[str, Any], nowhere: CheckpointStore) -> Trainer:
-    return Member(job, name, data, nowhere, lambda published, wanted: NoPeers()).trainer
+    return Member(job, name, wire(job), data, nowhere, NoPeers()).trainer
 
 
 def bare_process(
@@ -133,7 +139,7 @@ class BareLoops:
         for pipe in self.pipes.values():
             pipe.send((mode, seconds))
         return {
-            name: [Stamp(at, step, {}) for at, step in self._receive(pipe)]
+            name: [Stamp(at, step, Totals()) for at, step in self._receive(pipe)]
             for name, pipe in self.pipes.items()
         }
 

@@ -1,7 +1,7 @@
 """What the benchmarks share: their arguments, their result, and the job that they measure.
 
-Every benchmark prints progress on stderr and one JSON object on the last line of stdout. They
-measure alone on a machine or not at all: ``load_at_start`` stands in every result.
+Every benchmark prints progress on stderr and one JSON object on the last line of stdout. Run
+them alone on a machine: every result contains ``load_at_start``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 
 from taskray.data.storage.source import Handle, RayHandle, load_in_process
 from taskray.job.config import Job, load_job
-from taskray.loop.assembly import build_tasks, columns_of_datasets
+from taskray.loop.wiring import wire
 from taskray.run.datasets import prepare_datasets
 from taskray.run.recorder import hardware
 from taskray.tuning.record import commit_of
@@ -51,7 +51,7 @@ def parser(documentation: str | None) -> argparse.ArgumentParser:
 
 
 def say(text: str) -> None:
-    """Progress, for whoever waits."""
+    """Progress, on stderr."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
@@ -144,7 +144,7 @@ def shared_data(job: Job) -> dict[str, Handle]:
 def local_data(job: Job) -> dict[str, Any]:
     """The datasets that the job trains on, decoded in this process."""
     paths = prepare_datasets(job, use_ray=False, console=Console(quiet=True))
-    columns = columns_of_datasets(job, build_tasks(job))
+    columns = wire(job).columns_of_datasets(job.mediator.data if job.mediator else None)
     return {
         name: load_in_process(paths[name], job.data[name], wanted, name=name)
         for name, wanted in columns.items()

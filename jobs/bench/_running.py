@@ -1,4 +1,4 @@
-"""A collective that can be paused, and what the kernel says of its processes."""
+"""A collective that can be paused, and what the kernel reports of its processes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from _common import PATIENCE
 from rich.console import Console
 
 from taskray.job.config import Job
+from taskray.loop.meters import Totals
+from taskray.loop.report import ChunkReport
 from taskray.record.folder import RunFolder
 from taskray.report.live import Live
 from taskray.run.recorder import Recorder
@@ -26,8 +28,8 @@ class Stamp:
 
     at: float
     step: int
-    totals: Mapping[str, Any]
-    """What the task has counted so far; see ``loop.meters.Totals``."""
+    totals: Totals
+    """What the task has counted so far."""
     busy: float = 0.0
     """Seconds that its training thread has been running or ready to run (:func:`busy_seconds`)."""
     values: Mapping[str, float] = field(default_factory=dict)
@@ -69,9 +71,9 @@ class PausingRecorder(Recorder):
         self.standing = threading.Event()
         self.ended = False
 
-    def report(self, report: dict[str, Any], restarts: int) -> None:
+    def report(self, report: ChunkReport, restarts: int) -> None:
         now, busy = time.monotonic(), busy_seconds(report.pid)
-        stamp = Stamp(now, report.step, report["totals"], busy, report.values)
+        stamp = Stamp(now, report.step, report.totals, busy, report.values)
         self.stamps.setdefault(report.task, []).append(stamp)
         self.pids[report.task] = report.pid
         super().report(report, restarts)
@@ -107,12 +109,15 @@ class Running:
         self._thread = threading.Thread(target=self._train, args=(data,), daemon=True)
         self._thread.start()
 
-    def start_together(self, data: dict[str, Any]) -> None:
-        """Start, and hold whoever is ready first until all are."""
+    def start_together(
+        self, data: dict[str, Any], prepare: Callable[[Any], Any] = lambda actor: None
+    ) -> None:
+        """Start, and hold the task that is ready first until all are. ``prepare`` is called in
+        each task's process, with its actor."""
         self.recorder.gate.clear()
         self.start(data)
         self._wait_for_halt()
-        self.ask(lambda actor: None)  # it queues behind the setup
+        self.ask(prepare)  # it queues behind the setup
         self.resume()
 
     def _train(self, data: dict[str, Any]) -> None:
@@ -178,7 +183,7 @@ class Running:
         return begin, end
 
     def ask(self, what: Callable[[Any], Any]) -> dict[str, Any]:
-        """What a function says of each task actor; while they stand still, they answer at once."""
+        """What a function returns for each task actor; while they stand still, at once."""
         import ray
 
         calls = {n: a.__ray_call__.remote(what) for n, a in self.collective.actors.items()}

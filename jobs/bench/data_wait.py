@@ -89,9 +89,9 @@ def of_task(job: Job, name: str, stamps: Sequence[Stamp], warmup: int) -> dict[s
     wall = last.at - first.at
 
     def gained(key: str) -> float:
-        return float(last.totals[key] - first.totals[key])
+        return float(getattr(last.totals, key) - getattr(first.totals, key))
 
-    waited = [s.totals["wait_seconds"] for s in stamps if s.at >= since]
+    waited = [s.totals.wait_seconds for s in stamps if s.at >= since]
     frames, shared = job.data["sim_train"].limit or 1, job.data["real_video"].limit or 1
     visits = job.mediator.visits * shared / job.mediator.batch_size
     return {
@@ -101,7 +101,7 @@ def of_task(job: Job, name: str, stamps: Sequence[Stamp], warmup: int) -> dict[s
         "worst_chunk": max(b - a for a, b in pairwise(waited)),
         "seconds": wall,
         "steps_per_second": rate(stamps, since, last.at),
-        "skipped": gained("skipped_consistency_steps") / max(1, gained("consistency_steps")),
+        "replaced": gained("replaced_by_supervised") / max(1, gained("consistency_steps")),
         "passes": {
             "dedicated": gained("supervised_steps") * job.tasks[name].batch_size / frames,
             "mediator": gained("consistency_steps") / visits,

@@ -11,9 +11,9 @@ write nothing.
   exchange     supervised and consistency steps take turns. The actors publish and look up through
                the cache; the bare loops do the same maths on constant peer predictions in memory.
                The mediator is a plain pass over few batches, so that after the first pass every
-               look-up is a hit and no step is spared its backward pass (``skipped`` shows it).
+               look-up is a hit and no step is spent on labels instead (``replaced`` shows it).
 
-All processes live from the start; whoever is not measured stands still. A repetition is one
+All processes live from the start; what is not measured stands still. A repetition is one
 window of time for each side, in alternating order, rates taken between a task's first and last
 report in the window (the two tasks train all the while). ``ratio`` is the median over
 repetitions of (steps/s of all actors) / (steps/s of all bare loops); target: 0.95 each (0.93 with
@@ -67,7 +67,7 @@ class Comparison:
         self.window, self.lead = settings.window, settings.lead
         self.rates: dict[str, list[dict[str, float]]] = {"bare": [], "actors": []}
         self.cpu: dict[str, list[dict[str, float]]] = {"bare": [], "actors": []}
-        self.skipped: list[float] = []
+        self.replaced: list[float] = []
         self.waited: list[float] = []
 
     def repeat(self, number: int) -> None:
@@ -95,14 +95,14 @@ class Comparison:
         )
         for stamps in self.running.stamps.values():
             first, last = (stamp.totals for stamp in ends(stamps, since, until))
-            tied = last["consistency_steps"] - first["consistency_steps"]
-            skipped = last["skipped_consistency_steps"] - first["skipped_consistency_steps"]
-            waited = last["wait_seconds"] - first["wait_seconds"]
-            self.skipped.append(skipped / max(1, tied))
-            self.waited.append(waited / (last["train_seconds"] - first["train_seconds"]))
+            tied = last.consistency_steps - first.consistency_steps
+            replaced = last.replaced_by_supervised - first.replaced_by_supervised
+            waited = last.wait_seconds - first.wait_seconds
+            self.replaced.append(replaced / max(1, tied))
+            self.waited.append(waited / (last.train_seconds - first.train_seconds))
 
     def _actor_steps(self) -> dict[str, int]:
-        return self.running.ask(lambda actor: actor.member.trainer.step)
+        return self.running.ask(lambda actor: actor.member.trainer.steps_made)
 
     @contextmanager
     def _counting_cpu(self, side: str, pids: Mapping[str, int]) -> Iterator[dict[str, int]]:
@@ -137,7 +137,7 @@ class Comparison:
                 side: {key: median(one[key] for one in cpu) for key in cpu[0]}
                 for side, cpu in self.cpu.items()
             },
-            "skipped": max(self.skipped),
+            "replaced": max(self.replaced),
             "wait_fraction": median(self.waited),
         }
 

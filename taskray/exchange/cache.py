@@ -28,7 +28,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from typing import Any
 
-from taskray.exchange.look_up import LookUp
+from taskray.exchange.look_up import LookUp, handed_out
 from taskray.exchange.messages import Announcement, Answer, Publication, Question, Welcome
 from taskray.exchange.objection import objection
 from taskray.exchange.producer import Producer, StepCount
@@ -134,7 +134,7 @@ class PredictionCache:
                 self.expire(question.consumer)
             found = answer.result()
         with self._lock:
-            return found and self._handed_out(found, host)
+            return found and handed_out(found, self.transport, host)
 
     def ask(self, publications: Sequence[Publication], question: Question, reply: Reply) -> None:
         """As :meth:`exchange`; ``reply`` is called with the answer, now or when what the question
@@ -243,16 +243,3 @@ class PredictionCache:
 
     def _training(self) -> list[str]:
         return [task for task, producer in self.producers.items() if producer.trains]
-
-    def _handed_out(self, answer: Answer, host: str) -> Answer:
-        """The answer with tokens that a reader on ``host`` can fetch."""
-        found = {}
-        for task, peer in answer.found.items():
-            if peer.token is not None:
-                try:
-                    peer = replace(peer, token=self.transport.hand_out(peer.token, host))
-                except Lost:
-                    peer = replace(peer, miss="unavailable", token=None)
-            found[task] = peer
-        newest = {q: t for q, t in answer.newest.items() if found[t].token is not None}
-        return replace(answer, found=found, newest=newest)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from taskray.exchange.messages import Found, Question
+from taskray.exchange.messages import Answer, Found, Question
 from taskray.exchange.producer import Producer
+from taskray.exchange.shared_memory import Lost
 from taskray.exchange.shelf import Entry, Key, Shelf
 from taskray.exchange.staleness import window_bound, within
+from taskray.exchange.transport import CacheTransport
 from taskray.job.config import StalenessConfig
 
 
@@ -105,6 +107,20 @@ class LookUp:
         if not within(self.bound, staleness, age, found.bound):
             return replace(found, miss="stale")
         return replace(found, token=entry.token)
+
+
+def handed_out(answer: Answer, transport: CacheTransport, host: str) -> Answer:
+    """The answer with tokens that a reader on ``host`` (``Transport.host``) can fetch."""
+    found = {}
+    for task, peer in answer.found.items():
+        if peer.token is not None:
+            try:
+                peer = replace(peer, token=transport.hand_out(peer.token, host))
+            except Lost:
+                peer = replace(peer, miss="unavailable", token=None)
+        found[task] = peer
+    newest = {q: t for q, t in answer.newest.items() if found[t].token is not None}
+    return replace(answer, found=found, newest=newest)
 
 
 def _produced_at(found: Found) -> float:

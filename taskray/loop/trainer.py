@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from taskray.data.streams.augment import augment
 from taskray.data.streams.batch import Batch
-from taskray.errors import TaskrayError, TrainingError
+from taskray.data.streams.rows import count_corrupt
+from taskray.errors import TaskrayError, naming_errors
 from taskray.job.config import Job
 from taskray.loop.ahead import Ahead
 from taskray.loop.consistency import WeightedRelation, consistency_losses
@@ -205,18 +206,12 @@ class Trainer:
                     raise TaskrayError(f"{name} is not finite")
         self.start_clock()
         totals = copy.deepcopy(self.meter.totals)
-        return ChunkReport(self.name, self.steps_made, values, totals, self.corrupt_rows())
+        corrupt = count_corrupt([s.corrupt for s in (self.dedicated, self.mediator) if s])
+        return ChunkReport(self.name, self.steps_made, values, totals, corrupt)
 
     def start_clock(self) -> None:
         """Begin a chunk: what happens between two chunks is not training time."""
         self.meter.start(self.steps_made)
-
-    def corrupt_rows(self) -> int:
-        """Rows that could not be used, each counted once, also where the labels and the mediator
-        are one dataset."""
-        streams = [s for s in (self.dedicated, self.mediator) if s is not None]
-        found = {row for stream in streams for row in stream.corrupt.keys}
-        return len(found) + sum({s.corrupt.dataset: s.corrupt.left_out for s in streams}.values())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights that the next step depends on."""
@@ -249,15 +244,6 @@ class Trainer:
             if stream is not None:
                 stream.close()
 
-    @contextmanager
-    def naming_errors(self) -> Iterator[None]:
+    def naming_errors(self) -> AbstractContextManager[None]:
         """Any error of the block leaves it as one that names the task and the step."""
-        try:
-            yield
-        except TrainingError:
-            raise
-        except TaskrayError as error:
-            raise TrainingError(self.name, self.steps_made, str(error)) from error
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise TrainingError(self.name, self.steps_made, reason) from error
+        return naming_errors(self.name, lambda: self.steps_made)

@@ -1,7 +1,7 @@
 """One task's line to the prediction cache: announcements, publications, questions.
 
-No failure of the cache leaves it as anything but None or a Ray error, and a cache that was restarted
-is announced to again.
+A failure of the cache is None or a RayError for the caller. A cache that was restarted gets the
+announcement again.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Verdict:
     error: TaskrayError | None = None
 
 
-def judge(task: str, step: int, error: Exception, restarts: int, max_restarts: int) -> Verdict:
+def decide(task: str, step: int, error: Exception, restarts: int, max_restarts: int) -> Verdict:
     """A lost process is started again, as often as the job allows. An error of the application
     would only come back: the task fails at once, with its name, step and cause."""
     if isinstance(error, ray.exceptions.RayTaskError):

@@ -86,6 +86,12 @@ class CorruptRows:
         return False
 
 
+def count_corrupt(found: Sequence[CorruptRows]) -> int:
+    """Rows that could not be used, each counted once, also where two streams read one dataset."""
+    rows = {row for corrupt in found for row in corrupt.keys}
+    return len(rows) + sum({corrupt.dataset: corrupt.left_out for corrupt in found}.values())
+
+
 def checked_columns(info: DatasetInfo, columns: Sequence[str]) -> list[str]:
     """The columns, each of which must have been opened; InputError names one that was not."""
     for column in columns:
