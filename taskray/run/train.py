@@ -21,15 +21,17 @@ from rich.console import Console
 from torch import nn
 
 from taskray.data.readers.reader import Reader
+from taskray.data.storage.convert import build_reader
 from taskray.data.storage.parquet import columns_of
 from taskray.data.storage.source import Handle, open_source
-from taskray.data.storage.store import build_reader, prepare
+from taskray.data.storage.store import prepare
 from taskray.errors import InputError
+from taskray.files import lock_folder
 from taskray.job.config import AugmentConfig, Job, dump_yaml, parse_job
 from taskray.loop.assembly import build_model, build_relations, build_tasks, columns_of_datasets
 from taskray.loop.evaluation import panels
 from taskray.loop.optimization import build_optimizer
-from taskray.record.folder import ERRORS, METRICS, PANELS, RESULT, RunFolder, claim
+from taskray.record.folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
 from taskray.report.html import write_report
 from taskray.report.live import Live
 from taskray.report.progress import dataset_progress
@@ -85,7 +87,7 @@ def train(
     else:
         check_checkpoints(job, checkpoints, models)
         check_same_job(job, folder, checkpoints)
-    with ray_session(job, inline), claim(folder, "a run folder"):
+    with ray_session(job, inline), lock_folder(folder, "a run folder"):
         if resume == "never":
             start_over(folder, checkpoints, job)
         if job.checkpoint.path:
