@@ -1,31 +1,37 @@
-"""The benchmarks load and explain themselves. What they measure is not for tests."""
+"""Every benchmark explains itself, and runs with ``--quick``. What it measures is not for tests."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[1] / "jobs" / "bench"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "jobs" / "bench"
 NAMES = sorted(file.stem for file in FOLDER.glob("[!_]*.py"))
+SHARED = tuple(file.stem for file in FOLDER.glob("_*.py"))
 
 
-@pytest.fixture(autouse=True)
-def _loaded_as_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture
+def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Benchmarks find each other's common part beside them, and leave no module behind."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in (*NAMES, "_bare", "_common", "_running"):
+    for name in (*NAMES, *SHARED):
         if name not in before:
             sys.modules.pop(name, None)
 
 
+@pytest.mark.usefixtures("_importable")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_explains_itself(name, capsys):
+def test_a_benchmark_explains_itself_and_its_quick_settings(name, capsys):
     module = importlib.import_module(name)
     with pytest.raises(SystemExit) as leaving:
         module.main(["--help"])
@@ -33,13 +39,29 @@ def test_a_benchmark_explains_itself(name, capsys):
     shown = capsys.readouterr().out
     assert "--quick" in shown
     assert module.__doc__.splitlines()[0] in shown
+    for setting in module.QUICK:
+        assert f"--{setting.replace('_', '-')}" in shown
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """This checkout, and one cache of converted datasets for all benchmarks."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_quick_settings_are_settings_of_the_benchmark(name, capsys):
-    module = importlib.import_module(name)
-    with pytest.raises(SystemExit):
-        module.main(["--help"])
-    shown = capsys.readouterr().out
-    for setting in module.QUICK:
-        assert f"--{setting.replace('_', '-')}" in shown
+def test_a_benchmark_runs_with_quick_and_prints_one_json_object(name, environment):
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["benchmark"] == name
+    assert result["settings"]["quick"] is True

@@ -15,6 +15,8 @@ from pyarrow import fs
 from torch import nn
 
 from taskray.errors import InputError
+from taskray.loop.learned import Learned
+from taskray.relations.relation import Relation
 from taskray.runtime.checkpoints import (
     MODEL,
     STATE,
@@ -23,6 +25,7 @@ from taskray.runtime.checkpoints import (
     load_into,
     open_filesystem,
 )
+from taskray.weighting.weighting import Sum, Weighting
 
 
 def network(width: int = 4) -> nn.Module:
@@ -100,7 +103,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, tmp_path,
     assert store.latest("depth").step == 10
 
 
-def test_where_all_are_damaged_the_file_is_named(store, tmp_path):
+def test_where_all_are_damaged_the_error_names_the_file(store, tmp_path):
     store.save("depth", 10, network(), state(10))
     model = tmp_path / "depth" / "step_10" / MODEL
     model.write_bytes(bytes(model.stat().st_size))
@@ -110,12 +113,80 @@ def test_where_all_are_damaged_the_file_is_named(store, tmp_path):
 
 def test_weights_of_another_model_are_refused_with_the_first_that_differs(store):
     store.save("depth", 10, network(8), state(10))
-    with pytest.raises(InputError, match=r"another model: weight '0.weight' has shape \(8, 3\)"):
+    with pytest.raises(
+        InputError, match=r"another model: weight '0.weight' has shape \(8, 3\), exp"
+    ):
         load_into(network(4), store.latest("depth"))
     with pytest.raises(
         InputError, match=r"another model: the file has an unknown weight '1\.bias'"
     ):
         load_into(nn.Sequential(nn.Linear(3, 8)), store.latest("depth"))
+
+
+class LearnedRelation(Relation, nn.Module):
+    """Has a weight and a buffer, and is never called here."""
+
+    quantities = ("depth",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lens = nn.Linear(2, 2)
+        self.register_buffer("uses", torch.zeros(()))
+
+
+class LearnedWeighting(Weighting):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.zeros(2))
+
+    def backward(self, losses, network):
+        raise NotImplementedError
+
+
+def learned(value: float) -> Learned:
+    """A task that learns a relation and a weighting, all of whose weights are ``value``."""
+    module = Learned(network(), {"bent": LearnedRelation()}, LearnedWeighting())
+    for tensor in module.weights().values():
+        tensor.fill_(value)
+    return module
+
+
+def test_the_checkpoint_of_a_task_has_the_weights_of_its_relations_and_its_weighting(store):
+    store.save("depth", 40, learned(3.0), state(40))
+    weights = store.latest("depth").weights
+    assert set(weights) == {
+        *network().state_dict(),
+        "relations.bent.lens.weight",
+        "relations.bent.lens.bias",
+        "relations.bent.uses",
+        "weighting.log_variance",
+    }
+    other = learned(0.0)
+    load_into(other, store.latest("depth"))
+    assert all((p == 3.0).all() for p in [*other.parameters(), *other.buffers()])
+
+
+def test_a_network_alone_reads_the_checkpoint_of_a_task_with_a_learned_relation(store):
+    store.save("depth", 40, learned(3.0), state(40))
+    alone = network()
+    load_into(alone, store.latest("depth"))
+    assert all((p == 3.0).all() for p in alone.parameters())
+
+
+def test_without_learned_relations_a_task_has_the_checkpoint_of_its_network_alone(store):
+    store.save("depth", 40, Learned(network(), {}, Sum()), state(40))
+    assert set(store.latest("depth").weights) == set(network().state_dict())
+    store.save("depth", 50, network(8), state(50))
+    load_into(Learned(network(8), {}, Sum()), store.latest("depth"))
+
+
+def test_a_checkpoint_without_the_weights_of_a_learned_relation_is_refused(store):
+    store.save("depth", 10, network(), state(10))
+    with pytest.raises(InputError, match=r"the file lacks weight 'relations\.bent\.lens\.bias'"):
+        load_into(learned(0.0), store.latest("depth"))
+    store.save("depth", 20, learned(0.0), state(20))
+    with pytest.raises(InputError, match=r"an unknown weight 'relations\.bent\.lens\.bias'"):
+        load_into(Learned(network(), {}, Sum()), store.latest("depth"))
 
 
 def test_any_pyarrow_filesystem_will_do(tmp_path):
@@ -137,12 +208,12 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "other/config.yaml").write_text("checkpoint: {path: ~/run/checkpoints}")
     for place in ("~/run", "~/run/checkpoints/depth/step_10", "~/other"):
         assert find_checkpoint(place, "depth").step == 10
-    with pytest.raises(InputError, match=r"^cannot open '~nobody-at-all/x'"):
+    with pytest.raises(InputError, match=r"^~nobody-at-all/x: cannot be opened: "):
         open_filesystem("~nobody-at-all/x")
 
 
 def test_a_location_that_cannot_be_opened_is_named():
-    with pytest.raises(InputError, match=r"^cannot open 'nosuch://x'"):
+    with pytest.raises(InputError, match=r"^nosuch://x: cannot be opened: "):
         open_filesystem("nosuch://x")
 
 

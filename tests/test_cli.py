@@ -26,8 +26,8 @@ from test_bad_input import parquet
 from taskray.cli import main
 from taskray.commands.submit import check_size, entrypoint, working_folder
 from taskray.errors import InputError, TaskrayError
+from taskray.files import lock_folder
 from taskray.job.config import dump_yaml, load_job
-from taskray.record.folder import claim
 from taskray.run.paths import absolute_paths
 from taskray.run.train import train
 from taskray.runtime import submission
@@ -152,12 +152,12 @@ def test_a_folder_in_which_another_run_is_at_work_is_left_alone(call, job, tmp_p
     run = tmp_path / "run"
     assert call("train", job, "--inline", "--out", run)[0] == 0
     files = {file for file in run.rglob("*") if file.is_file()}
-    with claim(run, "a run folder"):
+    with lock_folder(run, "a run folder"):
         for words in (["train", job, "--inline", "--out", run, "--resume", "never"],
                       ["train", job, "--inline", "--out", run], ["evaluate", run]):  # fmt: skip
             code, _, stderr = call(*words)
             assert (code, stderr.count("\n")) == (2, 1)
-            assert f"{run}: another taskray is at work in this folder" in stderr
+            assert f"{run}: another taskray process is working in this folder" in stderr
     assert {file for file in run.rglob("*") if file.is_file()} == files
 
 
@@ -335,7 +335,7 @@ def test_data_show_counts_corrupt_rows_and_says_why(call, tmp_path):
         (["convert", "world", "framse=2", "--out", "x"], "framse: unknown key; did you mean 'fra"),
         (["convert", "parquet", "path=nowhere", "--out", "x"], "nowhere: no such file or folder"),
         (["convert", "world", "--out", "JOB"], "job.yaml: is a file, expected a folder"),
-        (["convert", "world", "num_samples=2", "--inline", "--out", "."], "will not be replaced"),
+        (["convert", "world", "num_samples=2", "--inline", "--out", "."], "is never replaced"),
     ],
 )
 def test_data_tells_what_is_wrong_in_one_line(call, job, tmp_path, monkeypatch, words, problem):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -14,16 +13,32 @@ from torch import Tensor, nn
 
 from taskray.data.storage.source import DatasetInfo
 from taskray.data.streams.batch import Batch
+from taskray.data.streams.order import Place
 from taskray.data.streams.rows import CorruptRows
 from taskray.errors import TrainingError
-from taskray.job.config import OptimizerConfig, StalenessConfig, parse_job
+from taskray.job.config import Job, OptimizerConfig, StalenessConfig, parse_job
+from taskray.loop.assembly import build_relations
+from taskray.loop.consistency import WeightedRelation
 from taskray.loop.interfaces import PeerPredictions, Prediction
+from taskray.loop.learned import Learned
 from taskray.loop.optimization import learning_rate
-from taskray.loop.trainer import Trainer, WeightedRelation
+from taskray.loop.trainer import Trainer
 from taskray.relations.relation import Relation
 from taskray.tasks.depth import Depth
+from taskray.weighting.weighting import Sum, Weighting
 
 NORMALS = torch.tensor([0.0, 0.0, -1.0]).reshape(1, 3, 1, 1).expand(2, 3, 8, 12)
+
+Call = tuple[str, int | None, int]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A second thread for such small frames only waits, on a busy machine for long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Frames:
@@ -32,9 +47,10 @@ class Frames:
     def __init__(self, **columns: Tensor) -> None:
         self.tensors = {"image": torch.rand(2, 3, 8, 12), **columns}
         self.drawn = 0
-        self.fronts: list[int] = []
+        self.calls: list[tuple[str, int]] = []
 
     def next(self) -> Batch:
+        self.calls.append(("next", self.drawn))
         self.drawn += 1
         return Batch(dict(self.tensors), self.drawn - 1)
 
@@ -44,8 +60,11 @@ class Frames:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.drawn = state["drawn"]
 
-    def keep_up(self, front: int, through: int | None = None) -> None:
-        self.fronts.append(front)
+    def follow(self, window: int) -> None:
+        self.calls.append(("follow", window))
+
+    def position(self) -> Place | None:
+        return None
 
     @property
     def corrupt(self) -> CorruptRows:
@@ -55,14 +74,16 @@ class Frames:
 
 
 class Scripted:
-    """Peers that answer as told, and remember what the loop asked of them."""
+    """Peers that give one answer, and remember what the loop asked of them."""
 
     def __init__(self, answer: PeerPredictions) -> None:
         self.answer = answer
-        self.calls: list[tuple[str, int | None, int]] = []
+        self.calls: list[Call] = []
+        self.steps: list[int] = []
 
-    def request(self, batch: Batch, now: int, use: int) -> None:
-        self.calls.append(("request", batch.id, use))
+    def ask(self, batch: Batch, step: int, use: int) -> None:
+        assert step in (use - 1, use)
+        self.calls.append(("ask", batch.id, use))
 
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
         assert not any(p.requires_grad for p in prediction.values())
@@ -72,7 +93,11 @@ class Scripted:
         self.calls.append(("collect", batch.id, step))
         return self.answer
 
-    def stepped(self, step: int, model: nn.Module) -> None: ...
+    def stepped(self, step: int) -> None:
+        self.steps.append(step)
+
+    def published(self) -> list[Call]:
+        return [call for call in self.calls if call[0] == "publish"]
 
 
 class Agree(Relation):
@@ -90,128 +115,7 @@ class Agree(Relation):
         return {"off": (self.scale * off).abs().mean()}
 
 
-def trainer(peers: Scripted, *, supervised: int = 1, consistency: int = 1, **task: Any) -> Trainer:
-    data = {"reader": "world"}
-    job = parse_job(
-        {
-            "name": "loop",
-            "steps": 12,
-            "data": {"d": data},
-            "tasks": {"depth": {"task": "depth", "dedicated": "d", **task}},
-            "mediator": {
-                "data": "d",
-                "supervised_steps": supervised,
-                "consistency_steps": consistency,
-            },
-            "consistency": {"agree": {"relation": "tests:Agree", "weight": 2.0, "warmup_steps": 4}},
-        },
-        "job",
-    )
-    torch.manual_seed(0)
-    relation = WeightedRelation("agree", Agree(), job.consistency["agree"])
-    return Trainer(
-        "depth",
-        job,
-        Depth(loss="log_mse"),
-        nn.Conv2d(3, 1, 1),
-        seed=0,
-        relations=[relation],
-        published=("depth",),
-        dedicated=Frames(depth=torch.full((2, 1, 8, 12), 3.0)),
-        mediator=Frames(),
-        peers=peers,
-    )
-
-
-def fresh_normals(staleness: int = 3) -> PeerPredictions:
-    prediction = Prediction("normals", {"normals": NORMALS}, 7, staleness, 0.5)
-    return PeerPredictions({"normals": prediction})
-
-
-@pytest.mark.parametrize(
-    ("staleness", "front"),
-    [({}, 16), ({"on_stale": "wait"}, 16), ({"on_stale": "wait", "max_steps": 0}, 0)],
-)
-def test_who_is_bound_to_the_steps_of_its_peers_does_not_jump_to_where_they_are(staleness, front):
-    loop = trainer(Scripted(replace(fresh_normals(), front=16)))
-    loop.job = loop.job.model_copy(update={"staleness": StalenessConfig(**staleness)})
-    loop.train(4)
-    assert loop.mediator.fronts == [front, front]
-
-
-def test_supervised_and_consistency_steps_alternate_in_the_given_ratio():
-    loop = trainer(Scripted(fresh_normals()), supervised=2, consistency=1)
-    kinds = "".join("c" if loop.is_consistency_step(step) else "s" for step in range(9))
-    assert kinds == "sscsscssc"
-    totals = loop.train(100)["totals"]
-    assert (totals["supervised_steps"], totals["consistency_steps"]) == (8, 4)
-
-
-def test_each_batch_is_asked_for_a_step_before_it_is_used():
-    peers = Scripted(fresh_normals())
-    trainer(peers).train(4)
-    assert peers.calls == [
-        ("request", 0, 1),
-        ("publish", 0, 1),
-        ("collect", 0, 1),
-        ("request", 1, 3),
-        ("publish", 1, 3),
-        ("collect", 1, 3),
-    ]
-
-
-def test_a_look_up_is_sent_one_step_ahead_however_long_the_round():
-    peers = Scripted(fresh_normals())
-    loop = trainer(peers, supervised=5)
-    loop.train(4)
-    assert peers.calls == []
-    loop.train(1)
-    assert peers.calls == [("request", 0, 5)]
-
-
-def test_after_a_pause_the_peers_of_the_next_step_are_asked_for_again():
-    peers = Scripted(fresh_normals())
-    loop = trainer(peers, supervised=5)
-    loop.ask_again()
-    assert peers.calls == []  # nobody has been asked yet
-    loop.train(5)
-    loop.ask_again()
-    assert peers.calls == [("request", 0, 5), ("request", 0, 5)]
-    loop.train(1)
-    assert peers.calls[2:] == [("publish", 0, 5), ("collect", 0, 5)]
-
-
-def test_a_task_that_gives_its_relations_no_weight_learns_from_its_labels_and_serves_its_peers():
-    peers = Scripted(fresh_normals())
-    loop = trainer(peers, consistency_weight=0.0)
-    loop.relations = [WeightedRelation(r.name, r.relation, r.config, 0.0) for r in loop.relations]
-    totals = loop.train(12)["totals"]
-    assert totals["supervised_steps"] == 6
-    assert totals["skipped_consistency_steps"] == 6
-    assert [call[0] for call in peers.calls].count("publish") == 6
-
-
-def test_a_task_that_only_teaches_does_not_learn_the_mediators_statistics():
-    loop = trainer(Scripted(fresh_normals()), supervised=0)
-    loop.model = loop.forward = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1))
-    loop.relations = [WeightedRelation(r.name, r.relation, r.config, 0.0) for r in loop.relations]
-    before = loop.model[1].running_mean.clone()
-    loop.train(3)
-    assert torch.equal(loop.model[1].running_mean, before)
-
-
-def test_an_absurd_prediction_of_a_peer_is_a_skipped_step_and_no_failure():
-    absurd = Prediction("normals", {"normals": NORMALS * 3e38}, 7, 0, 0.0)
-    loop = trainer(Scripted(PeerPredictions({"normals": absurd})), supervised=0)
-    loop.relations[0].relation.scale = 1e30
-    before = [p.clone() for p in loop.model.parameters()]
-    totals = loop.train(3)["totals"]
-    assert totals["misses"] == {"unusable": 3}
-    assert totals["skipped_consistency_steps"] == 3
-    assert all(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
-
-
-class SaysNothing(Agree):
+class WithoutGradient(Agree):
     """Its value does not depend on what this task predicts."""
 
     def __call__(
@@ -220,58 +124,335 @@ class SaysNothing(Agree):
         return {"off": super().__call__(predictions, batch)["off"].detach()}
 
 
-def test_a_relation_without_a_gradient_for_this_task_is_a_skipped_step_and_no_failure():
-    loop = trainer(Scripted(fresh_normals()), supervised=0)
-    loop.relations = [WeightedRelation("agree", SaysNothing(), loop.relations[0].config)]
-    assert loop.train(3)["totals"]["skipped_consistency_steps"] == 3
+def job_of(supervised: int = 1, consistency: int = 1, **task: Any) -> Job:
+    return parse_job(
+        {
+            "name": "loop",
+            "steps": 12,
+            "data": {"d": {"reader": "world"}},
+            "tasks": {"depth": {"task": "depth", "dedicated": "d", **task}},
+            "mediator": {
+                "data": "d",
+                "supervised_steps": supervised,
+                "consistency_steps": consistency,
+            },
+            "consistency": {
+                "agree": {"relation": "test_loop:Agree", "weight": 2.0, "warmup_steps": 4}
+            },
+        },
+        "job",
+    )
 
 
-def test_a_step_without_peers_publishes_and_learns_nothing_and_is_counted():
-    peers = Scripted(PeerPredictions({}, {"normals": "absent"}))
+def trainer(
+    peers: Scripted,
+    *,
+    supervised: int = 1,
+    consistency: int = 1,
+    labelled: bool = True,
+    relation: Relation | None = None,
+    module: nn.Module | None = None,
+    weighting: Weighting | None = None,
+    scale: float | None = None,
+    staleness: StalenessConfig | None = None,
+    **task: Any,
+) -> Trainer:
+    """``scale``: of the relation in this task; None: as the job has it."""
+    job = job_of(supervised, consistency, **task)
+    if staleness is not None:
+        job = job.model_copy(update={"staleness": staleness})
+    torch.manual_seed(0)
+    depth = Depth(loss="log_mse")
+    (agree,) = build_relations(job, "depth", depth)
+    relation = relation or agree.relation
+    scale = agree.scale if scale is None else scale
+    network = nn.Conv2d(3, 1, 1) if module is None else module
+    return Trainer(
+        "depth",
+        job,
+        depth,
+        Learned(network, {"agree": relation}, weighting or Sum()),
+        seed=0,
+        relations=[WeightedRelation("agree", relation, agree.config, scale)],
+        published=("depth",),
+        dedicated=Frames(depth=torch.full((2, 1, 8, 12), 3.0)) if labelled else None,
+        mediator=Frames(),
+        peers=peers,
+    )
+
+
+def on_labels_alone() -> Trainer:
+    """The same task without relations."""
+    loop = trainer(Scripted(no_normals()))
+    loop.relations = ()
+    return loop
+
+
+def fresh_normals(staleness: int = 3) -> PeerPredictions:
+    prediction = Prediction("normals", {"normals": NORMALS}, 7, staleness, 0.5)
+    return PeerPredictions({"normals": prediction}, window=5)
+
+
+def no_normals() -> PeerPredictions:
+    return PeerPredictions({}, {"normals": "absent"})
+
+
+def parameters(loop: Trainer) -> list[Tensor]:
+    return [p.detach().clone() for p in loop.network.module.parameters()]
+
+
+def equal(before: list[Tensor], after: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+# The two kinds of steps
+
+
+def test_supervised_and_consistency_steps_alternate_in_the_given_ratio() -> None:
+    loop = trainer(Scripted(fresh_normals()), supervised=2, consistency=1)
+    kinds = "".join("s" if loop.turn(step) is None else "c" for step in range(9))
+    assert kinds == "sscsscssc"
+    totals = loop.train(100).totals
+    assert (totals.supervised_steps, totals.consistency_steps) == (8, 4)
+    assert (totals.skipped_consistency_steps, totals.replaced_by_supervised) == (0, 0)
+
+
+def test_a_task_without_labels_spends_every_step_on_the_mediator() -> None:
+    loop = trainer(Scripted(fresh_normals()), supervised=2, labelled=False)
+    totals = loop.train(100).totals
+    assert (totals.supervised_steps, totals.consistency_steps) == (0, 12)
+
+
+def test_a_relation_that_has_not_begun_leaves_the_steps_to_the_labels() -> None:
+    loop = trainer(Scripted(fresh_normals()))
+    config = loop.relations[0].config.model_copy(update={"start_step": 6})
+    loop.relations = [WeightedRelation("agree", loop.relations[0].relation, config)]
+    totals = loop.train(12).totals
+    assert (totals.supervised_steps, totals.consistency_steps) == (9, 3)
+
+
+def test_a_step_has_two_halves_and_the_first_ends_with_the_publication() -> None:
+    peers = Scripted(fresh_normals())
     loop = trainer(peers, supervised=0)
-    before = [p.clone() for p in loop.model.parameters()]
-    totals = loop.train(5)["totals"]
-    assert all(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
-    assert totals["skipped_consistency_steps"] == 5
-    assert totals["misses"] == {"absent": 5}
-    assert totals["edges"]["normals"]["hits"] == 0
-    assert [c for c in peers.calls if c[0] == "publish"] == [("publish", i, i) for i in range(5)]
+    step = loop.step()
+    next(step)
+    assert [name for name, *_ in peers.calls] == ["ask", "publish"]
+    assert (loop.steps_made, peers.steps) == (0, [])
+    assert next(step, "the end") == "the end"
+    assert [name for name, *_ in peers.calls] == ["ask", "publish", "collect", "ask"]
+    assert (loop.steps_made, peers.steps) == (1, [1])
 
 
-def test_staleness_is_counted_at_every_use():
+# Asking
+
+
+def test_each_batch_is_asked_about_a_step_before_it_is_used() -> None:
+    peers = Scripted(fresh_normals())
+    trainer(peers).train(4)
+    assert peers.calls == [
+        ("ask", 0, 1),
+        ("publish", 0, 1),
+        ("collect", 0, 1),
+        ("ask", 1, 3),
+        ("publish", 1, 3),
+        ("collect", 1, 3),
+    ]
+    assert peers.steps == [1, 2, 3, 4]
+
+
+def test_a_question_is_sent_one_step_ahead_however_long_the_round() -> None:
+    peers = Scripted(fresh_normals())
+    loop = trainer(peers, supervised=5)
+    loop.train(4)
+    assert peers.calls == []
+    loop.train(1)
+    assert peers.calls == [("ask", 0, 5)]
+
+
+def test_the_next_batch_is_drawn_in_the_window_of_the_last_answer() -> None:
+    loop = trainer(Scripted(fresh_normals()), supervised=0)
+    loop.train(2)
+    assert loop.mediator.calls == [
+        ("next", 0),
+        ("follow", 5),
+        ("next", 1),
+        ("follow", 5),
+        ("next", 2),
+    ]
+
+
+def test_after_a_pause_the_question_about_the_next_step_is_asked_again() -> None:
+    peers = Scripted(fresh_normals())
+    loop = trainer(peers, supervised=5)
+    loop.ask_again()
+    assert peers.calls == []  # no batch has been drawn yet
+    loop.train(5)
+    loop.ask_again()
+    assert peers.calls == [("ask", 0, 5), ("ask", 0, 5)]
+    loop.train(1)
+    assert peers.calls[2:] == [("publish", 0, 5), ("collect", 0, 5)]
+
+
+def test_where_tasks_wait_for_each_other_a_pause_asks_no_second_question() -> None:
+    peers = Scripted(fresh_normals())
+    loop = trainer(peers, supervised=5, staleness=StalenessConfig(on_stale="wait"))
+    loop.train(5)
+    loop.ask_again()
+    assert peers.calls == [("ask", 0, 5)]
+
+
+# Steps without a peer
+
+
+def test_a_consistency_step_without_a_peer_becomes_a_supervised_step_and_is_counted() -> None:
+    peers = Scripted(no_normals())
+    loop = trainer(peers, supervised=0)
+    alone = on_labels_alone()
+    report, expected = loop.train(5), alone.train(5)
+    assert equal(parameters(loop), parameters(alone))
+    totals = report.totals
+    assert (totals.consistency_steps, totals.replaced_by_supervised) == (5, 5)
+    assert totals.skipped_consistency_steps == 0
+    assert totals.misses == {"absent": 5}
+    assert report.values["loss/supervised"] == expected.values["loss/supervised"]
+    assert report.values["replaced_by_supervised"] == 5
+    assert "loss/consistency" not in report.values
+    assert peers.published() == [("publish", i, i) for i in range(5)]
+
+
+def test_without_labels_a_step_without_a_peer_publishes_and_learns_nothing() -> None:
+    peers = Scripted(no_normals())
+    loop = trainer(peers, labelled=False)
+    before = parameters(loop)
+    totals = loop.train(5).totals
+    assert equal(before, parameters(loop))
+    assert (totals.skipped_consistency_steps, totals.replaced_by_supervised) == (5, 0)
+    assert totals.misses == {"absent": 5}
+    assert (totals.edges["normals"].lookups, totals.edges["normals"].hits) == (5, 0)
+    assert peers.published() == [("publish", i, i) for i in range(5)]
+
+
+def test_a_task_that_gives_its_relations_no_weight_learns_from_its_labels_and_publishes() -> None:
+    peers = Scripted(fresh_normals())
+    loop = trainer(peers, scale=0.0)
+    assert loop.teacher_only
+    alone = on_labels_alone()
+    totals = loop.train(12).totals
+    alone.train(12)
+    assert equal(parameters(loop), parameters(alone))
+    assert (totals.supervised_steps, totals.replaced_by_supervised) == (6, 6)
+    assert len(peers.published()) == 6
+
+
+def test_a_task_that_only_teaches_does_not_learn_the_mediators_statistics() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1))
+    loop = trainer(Scripted(fresh_normals()), labelled=False, module=module, scale=0.0)
+    loop.train(3)
+    assert int(module[1].num_batches_tracked) == 0
+    assert module.training
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_an_absurd_prediction_of_a_peer_gives_no_gradient_and_is_no_failure(
+    labelled: bool,
+) -> None:
+    absurd = Prediction("normals", {"normals": NORMALS * 3e38}, 7, 0, 0.0)
+    relation = Agree()
+    relation.scale = 1e30
+    peers = Scripted(PeerPredictions({"normals": absurd}))
+    loop = trainer(peers, supervised=0, labelled=labelled, relation=relation)
+    before = parameters(loop)
+    totals = loop.train(3).totals
+    assert totals.misses == {"unusable": 3}
+    if labelled:
+        assert totals.replaced_by_supervised == 3
+        alone = on_labels_alone()
+        alone.train(3)
+        assert equal(parameters(alone), parameters(loop))
+    else:
+        assert totals.skipped_consistency_steps == 3
+        assert equal(before, parameters(loop))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_relation_without_a_gradient_for_this_task_is_no_failure(labelled: bool) -> None:
+    loop = trainer(
+        Scripted(fresh_normals()), supervised=0, labelled=labelled, relation=WithoutGradient()
+    )
+    totals = loop.train(3).totals
+    assert totals.replaced_by_supervised == (3 if labelled else 0)
+    assert totals.skipped_consistency_steps == (0 if labelled else 3)
+    assert totals.misses == {}
+
+
+# What is counted and weighted
+
+
+def test_staleness_is_counted_at_every_use() -> None:
     report = trainer(Scripted(fresh_normals(staleness=3)), supervised=0).train(4)
-    edge = report["totals"]["edges"]["normals"]
-    assert (edge["hits"], edge["steps_sum"], edge["steps_max"]) == (4, 12, 3)
+    edge = report.totals.edges["normals"]
+    assert (edge.hits, edge.steps_sum, edge.steps_max) == (4, 12, 3)
     assert report.values["hit_rate/normals"] == 1.0
     assert report.values["staleness/normals/steps_mean"] == 3.0
 
 
-def test_the_weight_warms_up_and_the_task_scales_it():
-    peers = Scripted(fresh_normals())
-    loop = trainer(peers, consistency_weight=0.5)
-    config = loop.job.consistency["agree"]
-    weights = [WeightedRelation("agree", Agree(), config, 0.5).weight(s) for s in range(6)]
-    assert weights == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+def test_a_report_does_not_change_after_it_was_made() -> None:
+    loop = trainer(Scripted(fresh_normals()), supervised=0)
+    report = loop.train(4)
+    loop.train(4)
+    assert report.totals.consistency_steps == report.totals.edges["normals"].hits == 4
 
 
-def test_a_resumed_loop_takes_the_very_steps_it_would_have_taken():
+@pytest.mark.parametrize("factor", [1.0, 0.5, 3.0])
+def test_the_weight_warms_up_and_the_task_scales_it(factor: float) -> None:
+    loop = trainer(Scripted(fresh_normals()), supervised=0, consistency_weight=factor)
+    values = [loop.train(1).values for _ in range(6)]
+    weights = [v["loss/consistency"] / v["loss/consistency/agree"] for v in values]
+    # 2.0 is the relation's own weight, reached after 4 steps
+    assert weights == pytest.approx([2.0 * factor * w for w in (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)])
+
+
+def test_the_gradient_is_that_of_the_weighted_loss() -> None:
+    norms = []
+    for factor in (1.0, 0.5):
+        loop = trainer(Scripted(fresh_normals()), supervised=0, consistency_weight=factor)
+        norms.append(loop.train(1).values["grad_norm"])
+    assert norms[1] == pytest.approx(0.5 * norms[0])
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("after", [5, 6])
+def test_a_resumed_loop_takes_the_very_steps_it_would_have_taken(after: int) -> None:
     straight = trainer(Scripted(fresh_normals()))
     straight.train(12)
     first = trainer(Scripted(fresh_normals()))
-    first.train(5)
-    weights, state = first.model.state_dict(), first.state_dict()
+    first.train(after)
+    weights, state = first.learned.weights(), first.state_dict()
     second = trainer(Scripted(fresh_normals()))
-    second.model.load_state_dict(weights)
+    second.learned.load_weights(weights)
     second.load_state_dict(state)
     second.train(12)
-    assert second.step == 12
-    for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert second.steps_made == 12
+    assert equal(parameters(straight), parameters(second))
     assert second.mediator.drawn == straight.mediator.drawn
-    assert second.totals.state_dict()["consistency_steps"] == 6
+    assert second.meter.totals.consistency_steps == 6
+    assert second.meter.totals.edges["normals"].hits == 6
 
 
-def test_an_error_names_task_step_and_cause():
+def test_a_batch_that_was_asked_about_and_not_used_comes_again() -> None:
+    loop = trainer(Scripted(fresh_normals()))
+    loop.train(1)
+    assert (loop.mediator.drawn, loop.state_dict()["mediator"]) == (1, {"drawn": 0})
+    loop.train(1)
+    assert loop.state_dict()["mediator"] == {"drawn": 1}
+
+
+# Errors
+
+
+def test_an_error_names_task_step_and_cause() -> None:
     loop = trainer(Scripted(fresh_normals()))
     loop.train(3)
     loop.dedicated.tensors["depth"] = torch.full((2, 1, 3, 3), 3.0)
@@ -280,13 +461,24 @@ def test_an_error_names_task_step_and_cause():
     assert (error.value.task, error.value.step) == ("depth", 4)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_task_before_the_update():
+def test_a_gradient_that_is_not_finite_stops_the_task_before_the_update() -> None:
     loop = trainer(Scripted(fresh_normals()))
     loop.dedicated.tensors["image"] = torch.full((2, 3, 8, 12), math.inf)
-    before = [p.clone() for p in loop.model.parameters()]
+    before = parameters(loop)
     with pytest.raises(TrainingError, match="is not finite"):
         loop.train(1)
-    assert all(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
+    assert equal(before, parameters(loop))
+
+
+def test_a_network_whose_own_prediction_is_not_finite_fails_in_a_consistency_step() -> None:
+    loop = trainer(Scripted(fresh_normals()), supervised=0)
+    with torch.no_grad():
+        loop.network.module.weight.fill_(math.nan)
+    with pytest.raises(TrainingError, match="is not finite"):
+        loop.train(1)
+
+
+# The optimizer and the arithmetic
 
 
 @pytest.mark.parametrize(
@@ -297,7 +489,7 @@ def test_a_gradient_that_is_not_finite_stops_the_task_before_the_update():
         ("cosine", [0.5, 1.0, 1.0, 0.895, 0.1]),
     ],
 )
-def test_the_learning_rate_follows_its_schedule(schedule, rates):
+def test_the_learning_rate_follows_its_schedule(schedule: str, rates: list[float]) -> None:
     config = OptimizerConfig(lr=1.0, schedule=schedule, warmup_steps=2, final_fraction=0.1)
     steps = [0, 1, 2, 4, 11]
     got = [learning_rate(config, step, 11) for step in steps]
@@ -306,9 +498,9 @@ def test_the_learning_rate_follows_its_schedule(schedule, rates):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own
-def test_a_compiled_network_takes_the_same_steps():
+def test_a_compiled_network_takes_the_same_steps() -> None:
     runs = [trainer(Scripted(fresh_normals()), compile=on) for on in (False, True)]
-    losses = [[run.train(1)["values"] for _ in range(4)] for run in runs]
+    losses = [[run.train(1).values for _ in range(4)] for run in runs]
     for plain, compiled in zip(*losses, strict=True):
         for name in plain.keys() & {"loss/supervised", "loss/consistency"}:
             assert compiled[name] == pytest.approx(plain[name], rel=1e-4)

@@ -22,7 +22,7 @@ from collectives import Watch, kill, run, tiny_job
 
 from taskray.data.streams.batch import Batch
 from taskray.data.streams.order import Place
-from taskray.exchange.messages import Question
+from taskray.exchange.messages import Announcement, Question
 from taskray.exchange.transport import Transport
 from taskray.loop.assembly import build_model, build_task
 from taskray.loop.network import Network
@@ -123,7 +123,7 @@ def test_a_task_killed_before_it_is_measured_is_measured_from_its_checkpoint(tmp
 
         def add_and_kill(data: dict[str, Any]) -> None:
             add(data)
-            kill(pid_of(collective.actors["depth"]))
+            kill(pid_of(collective.roster.actors["depth"]))
 
         collective.add_evaluations = add_and_kill
 
@@ -144,7 +144,7 @@ def test_the_cache_may_be_killed(tmp_path):
 
     job = tiny_job("steps=800", "runtime.chunk_steps=2")
     watch = Watch(act)
-    result = run(job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.cache)))
+    result = run(job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.roster.cache)))
     assert not pids
     assert result["status"] == "finished"
     for task in job.tasks:
@@ -172,7 +172,7 @@ def test_a_restarted_cache_learns_again_which_task_has_failed(tmp_path):
         "staleness.wait_seconds=600",
         "steps=80",
     )
-    result = run(job, tmp_path, Watch(act), before=lambda c: pids.append(pid_of(c.cache)))
+    result = run(job, tmp_path, Watch(act), before=lambda c: pids.append(pid_of(c.roster.cache)))
     assert not pids
     assert "not finite" in result["tasks"]["depth"]["error"]
     assert result["tasks"]["normals"]["steps"] == 80
@@ -191,7 +191,9 @@ def test_a_forward_server_may_be_killed(tmp_path, settings):
         settings = "staleness={max_steps: 30, on_stale: forward_server}"
     job = tiny_job("steps=2000", "runtime.chunk_steps=5", settings)
     watch = Watch(act)
-    result = run(job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.servers["normals"])))
+    result = run(
+        job, tmp_path, watch, before=lambda c: pids.append(pid_of(c.roster.servers["normals"]))
+    )
     assert not pids
     assert result["status"] == "finished"
     assert {t["restarts"] for t in result["tasks"].values()} == {0}
@@ -325,12 +327,13 @@ def test_supervised_steps_age_what_the_task_has_predicted(tmp_path):
     wiring = wire(job)
     cache = place_cache(job, wiring, tmp_path.name)
     peers = CachePeers(job, "depth", wiring, cache)
-    peers.announce(0, None)
+    peers.link.announce(0, None)
+    ray.get(cache.announce.remote(Announcement("normals", ("normals",), trains=False)))
     peers.publish(Batch({}, 3), 9, {"depth": torch.ones(2, 1, 4, 6)})
     for step in range(10, 18):
         peers.stepped(step)
-    peers.retire(17, None)  # waits for everything told
-    answer = ray.get(cache.look_up.remote(Question("normals", ("depth",), 3)))
+    peers.link.retire(17, None)  # waits for everything told
+    answer = ray.get(cache.exchange.remote([], Question("normals", ("depth",), 3)))
     assert answer.found["depth"].staleness_steps >= 17 - 9 - 2
     ray.get(cache.close.remote())
 
@@ -372,7 +375,7 @@ def test_both_publishers_feed_the_peers(tmp_path, publisher):
         evaluate = collective.evaluate
 
         def count_and_evaluate() -> None:
-            servers = [s.statistics.remote() for s in collective.servers.values()]
+            servers = [s.statistics.remote() for s in collective.roster.servers.values()]
             passes.extend(found["forward_passes"] for found in ray.get(servers))
             evaluate()
 
@@ -414,9 +417,9 @@ def predict_with_both(job: Any, collective: Any, found: dict[str, Any]) -> None:
     image = torch.rand(4, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     batch = Batch({"image": image}, 1000, Place(1000))
     actor, server, cache = (
-        collective.actors["normals"],
-        collective.servers["normals"],
-        collective.cache,
+        collective.roster.actors["normals"],
+        collective.roster.servers["normals"],
+        collective.roster.cache,
     )
     trainer = ray.get(
         actor.__ray_call__.remote(lambda self: self.member.trainer.network.infer(batch))
@@ -450,7 +453,7 @@ def test_a_run_leaves_nothing_in_shared_memory(tmp_path):
         job,
         tmp_path,
         Watch(act),
-        before=lambda c: host.append(ray.get(c.cache.__ray_call__.remote(transport_host))),
+        before=lambda c: host.append(ray.get(c.roster.cache.__ray_call__.remote(transport_host))),
     )
     assert max(written) > 0
     assert not Path(host[0]).exists()

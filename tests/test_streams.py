@@ -129,7 +129,7 @@ def test_in_lock_step_a_task_does_not_listen() -> None:
 
 def test_places_compare_by_window_and_then_by_visit() -> None:
     assert Place(0, 9, 2) < Place(1, 0, 2) < Place(1, 1, 2)
-    assert START == min(START, Place(0, 1), Place(1, 0))
+    assert min(START, Place(0, 1), Place(1, 0)) == START
 
 
 def test_a_pass_is_finished_with_the_last_batch_of_the_window() -> None:

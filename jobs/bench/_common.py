@@ -81,7 +81,7 @@ def parse(
 
 def numbers(text: str) -> list[int]:
     """``2,3,6`` as an argument."""
-    return [int(part) for part in text.split(",")]
+    return [int(part) for part in text.split(",") if part]
 
 
 def rounded(value: Any) -> Any:

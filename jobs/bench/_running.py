@@ -186,7 +186,7 @@ class Running:
         """What a function returns for each task actor; while they stand still, at once."""
         import ray
 
-        calls = {n: a.__ray_call__.remote(what) for n, a in self.collective.actors.items()}
+        calls = {n: a.__ray_call__.remote(what) for n, a in self.collective.roster.actors.items()}
         return {name: ray.get(call, timeout=PATIENCE) for name, call in calls.items()}
 
     def close(self) -> None:

@@ -78,7 +78,7 @@ def forwards(running: Running) -> tuple[int, int]:
     import ray
 
     own = running.ask(lambda actor: actor.member.trainer.meter.totals.consistency_steps)
-    served = [server.statistics.remote() for server in running.collective.servers.values()]
+    served = [server.statistics.remote() for server in running.collective.roster.servers.values()]
     passes = [found["forward_passes"] for found in ray.get(served, timeout=PATIENCE)]
     return sum(own.values()), sum(passes)
 

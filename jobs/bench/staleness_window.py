@@ -1,20 +1,32 @@
-"""Whether staleness follows the mediator's window, and not the length of its dataset.
+"""Whether staleness follows the mediator's window: not the length of its dataset, and not the
+ratio of the tasks' speeds.
 
-Depth and normals with small networks, supervised and consistency steps by turns, every window
-with every length of the mediator, and besides
+Depth and normals with small networks, both labelled, supervised and consistency steps by turns.
 
-  stream   a mediator that is decoded as it goes and is longer than the run: no batch ever comes
-           again in another pass. Only a window can make predictions meet on it
+``runs``: two tasks of equal speed, every window with every length of the mediator, and besides
+
+  stream   a mediator that is decoded as it goes and is longer than the run: no batch comes again
+           in another window. Only a window can make predictions meet on it
   all      the plain pass, for contrast: staleness follows the dataset, hits begin with pass two
 
-  steps_mean, steps_max   age of the peer's predictions that were used, in steps of the producer;
-                          mean and maximum over both directions, after warm-up
-  hit_rate                of look-ups. A first walk of a window finds little, by construction
-  walk, window_steps      steps of a task for one walk of a window, and for all its visits
+``ratios``: depth is ``ratio`` times as fast as normals, on the stream. The network of normals is
+the same and sleeps ``delay_ms`` in each forward pass: ``ratio`` - 1 times the time of a step of the
+run with equal tasks (the first of ``ratios``). ``measured_ratio`` is that of the steps per second
+while both train. Both end at about the same time.
+
+  steps_mean, steps_max   age of the peer's predictions that were used, in steps of the producer
+  bound                   the largest age that the window lets through: one pass of the producer,
+                          and what is under way
+  hit_rate                of look-ups. A first pass over a window finds little, by construction
+  later_hit_rate          of look-ups after the task's own first pass over a window
+  misses                  look-ups without a usable prediction, by reason
+  replaced                consistency steps that were spent on labels instead
+  pass_steps              steps of a task for one pass over a window
   spread                  by window: largest steps_mean over its datasets divided by the smallest.
                           Near 1 where the dataset does not matter
 
-Runs of another pace give other values: compare settings, not milliseconds.
+Each value is of one consumer, whose name is the key (depth uses predictions of normals). Runs of
+another pace give other values: compare settings, not milliseconds.
 """
 
 from __future__ import annotations
@@ -26,6 +38,7 @@ from typing import Any
 from _common import (
     finish,
     local_data,
+    numbers,
     own_ray,
     parse,
     parser,
@@ -33,81 +46,140 @@ from _common import (
     small_job,
     with_threads,
 )
-from _running import (
-    Running,
-    Stamp,
-    ends,
-)
+from _running import Running, rate
 from rich.console import Console
 
+from taskray.data.streams.batch import Batch
+from taskray.job.config import Job
+from taskray.loop.interfaces import PeerPredictions
 from taskray.run.datasets import Opener, prepare_datasets
 
 BATCH = 2
+STREAM = "stream"
+FAST, SLOW = "depth", "normals"
+PEER = {FAST: SLOW, SLOW: FAST}
 QUICK = {
-    "windows": ["4", "all"],
-    "datasets": ["16", "stream"],
-    "steps": 120,
-    "warmup": 40,
-    "frames": 64,
-}
+    "windows": ["4"], "datasets": ["16", STREAM], "steps": 60, "ratios": [4], "ratio_window": 4,
+    "slow_steps": 40, "frames": 64,
+}  # fmt: skip
 
 
-def measure(window: str, dataset: str, settings: Any, folder: Path) -> dict[str, Any]:
-    """One run; ``dataset`` is a number of batches, or ``stream``."""
-    streamed = dataset == "stream"
-    limit = settings.frames if streamed else int(dataset) * BATCH
+def make_job(window: str, dataset: str, settings: Any, *overrides: str) -> Job:
+    """Two tasks of equal speed; ``dataset`` is a number of batches, or ``stream``."""
+    streamed = dataset == STREAM
     job = small_job(
-        f"name=window_{window}_{dataset}",
         f"steps={settings.steps}",
         f"mediator.window={window}",
         f"mediator.visits={settings.visits}",
         f"mediator.batch_size={BATCH}",
-        f"tasks.depth.batch_size={BATCH}",
-        f"tasks.normals.batch_size={BATCH}",
-        f"data.real_video.limit={limit}",
+        f"tasks.{FAST}.batch_size={BATCH}",
+        f"tasks.{SLOW}.batch_size={BATCH}",
+        f"data.real_video.limit={settings.frames if streamed else int(dataset) * BATCH}",
         f"data.real_video.materialize={'never' if streamed else 'always'}",
         "runtime.chunk_steps=10",
         "checkpoint.every=1000000",
         "evaluation.data={}",
+        f"name=window_{window}_{dataset}",
+        *overrides,
         frames=settings.frames,
     )
-    job = with_threads(job)
+    return with_threads(job)
+
+
+def train(job: Job, folder: Path) -> dict[str, dict[str, Any]]:
+    """One run; what each task found, and its steps per second while both trained."""
     with Running(job, folder / job.name) as running:
         opener = Opener(job, prepare_datasets(job, True, Console(quiet=True)), use_ray=True)
         try:
-            running.start_together(opener.for_training())
+            running.start_together(opener.for_training(), count_later_look_ups)
             running.wait_until_done()
         finally:
             opener.close()
+        later = running.ask(lambda actor: actor.later)
         stamps = running.stamps
-    edges = [of_edge(stamps["depth"], "normals", settings.warmup)]
-    edges.append(of_edge(stamps["normals"], "depth", settings.warmup))
-    width = min(limit // BATCH, limit if window == "all" else int(window))
-    walked = settings.steps / 2 / (1 if window == "all" else settings.visits)
+    since, until = max(s[0].at for s in stamps.values()), min(s[-1].at for s in stamps.values())
+    found = {}
+    for name, peer in PEER.items():
+        totals = stamps[name][-1].totals
+        edge, (hits, look_ups) = totals.edges[peer], later[name]
+        found[name] = {
+            **edge.summary(),
+            "bound": edge.bound,
+            "later_hit_rate": hits / max(1, look_ups),
+            "misses": edge.misses,
+            "replaced": totals.replaced_by_supervised,
+            "consistency_steps": totals.consistency_steps,
+            "steps_per_second": rate(stamps[name], since, until),
+        }
+    return found
+
+
+def count_later_look_ups(actor: Any) -> None:
+    """In the process of a task: count the look-ups after its own first pass over a window, and
+    their hits, from now on."""
+    collect, later = actor.peers.collect, [0, 0]
+
+    def collect_and_count(batch: Batch, step: int) -> PeerPredictions:
+        found: PeerPredictions = collect(batch, step)
+        if batch.place.visit >= batch.place.size:
+            later[0] += bool(found.by_quantity)
+            later[1] += 1
+        return found
+
+    actor.peers.collect, actor.later = collect_and_count, later
+
+
+def measure(window: str, dataset: str, settings: Any, folder: Path) -> dict[str, Any]:
+    """One run of two tasks of equal speed."""
+    tasks = train(make_job(window, dataset, settings), folder)
+    limit = settings.frames if dataset == STREAM else int(dataset) * BATCH
+    width = limit // BATCH if window == "all" else min(int(window), limit // BATCH)
+    visits = 1 if window == "all" else settings.visits
     found = {
         "window": window,
         "dataset": dataset,
-        "steps_mean": sum(edge[0] for edge in edges) / len(edges),
-        "steps_max": max(edge[1] for edge in edges),
-        "hit_rate": sum(edge[2] for edge in edges) / len(edges),
-        "walk": 2 * width,
-        "window_steps": 2 * width * (1 if window == "all" else settings.visits),
-        "passes": walked * BATCH / limit,
+        "steps_mean": sum(task["steps_mean"] for task in tasks.values()) / len(tasks),
+        "steps_max": max(task["steps_max"] for task in tasks.values()),
+        "bound": tasks[FAST]["bound"],
+        "hit_rate": sum(task["hit_rate"] for task in tasks.values()) / len(tasks),
+        "later_hit_rate": sum(task["later_hit_rate"] for task in tasks.values()) / len(tasks),
+        "pass_steps": 2 * width,
+        "passes_over_dataset": settings.steps / 2 / visits * BATCH / limit,
+        "tasks": tasks,
     }
     say(str(found))
     return found
 
 
-def of_edge(stamps: Sequence[Stamp], peer: str, warmup: int) -> tuple[float, float, float]:
-    """Mean and largest staleness in steps, and the hit rate, of one consumer after warm-up."""
-    since = next(stamp.at for stamp in stamps if stamp.step >= warmup)
-    window = ends(stamps, since, stamps[-1].at)
-    first, last = (stamp.totals["edges"].get(peer, {}) for stamp in window)
-    hits, lookups, steps = (
-        last.get(key, 0) - first.get(key, 0) for key in ("hits", "lookups", "steps_sum")
+def measure_ratio(ratio: int, delay: float, settings: Any, folder: Path) -> dict[str, Any]:
+    """One run of two tasks of which one is slower, on the stream."""
+    job = make_job(
+        str(settings.ratio_window),
+        STREAM,
+        settings,
+        f"name=ratio_{ratio}",
+        f"tasks.{FAST}.steps={ratio * settings.slow_steps}",
+        f"tasks.{SLOW}.steps={settings.slow_steps}",
+        f"tasks.{SLOW}.model={{name: '_delayed:Delayed', base: 8, seconds: {delay:.6f}}}",
     )
-    oldest = [s.values.get(f"staleness/{peer}/steps_max", 0.0) for s in stamps if s.at > since]
-    return steps / max(1, hits), max(oldest), hits / max(1, lookups)
+    tasks = train(job, folder)
+    found = {
+        "ratio": ratio,
+        "measured_ratio": tasks[FAST]["steps_per_second"] / tasks[SLOW]["steps_per_second"],
+        "delay_ms": 1e3 * delay,
+        "window": settings.ratio_window,
+        "tasks": tasks,
+    }
+    say(str(found))
+    return found
+
+
+def measure_ratios(settings: Any, folder: Path) -> list[dict[str, Any]]:
+    """Equal tasks first, whose pace the others are made from."""
+    equal = measure_ratio(1, 0.0, settings, folder)
+    step = 1 / max(task["steps_per_second"] for task in equal["tasks"].values())
+    others = [ratio for ratio in settings.ratios if ratio != 1]
+    return [equal, *(measure_ratio(r, (r - 1) * step, settings, folder) for r in others)]
 
 
 def spread(found: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -121,25 +193,30 @@ def spread(found: Sequence[dict[str, Any]]) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--windows", type=words, default=["4", "16", "64", "all"])
-    options.add_argument("--datasets", type=words, default=["32", "128", "512", "stream"])
-    options.add_argument("--visits", type=int, default=4, help="walks of a window")
-    options.add_argument("--steps", type=int, default=1200, help="of each task")
-    options.add_argument("--warmup", type=int, default=200, help="steps left out at the start")
+    options.add_argument("--datasets", type=words, default=["32", "128", "512", STREAM])
+    options.add_argument("--visits", type=int, default=4, help="passes over a window")
+    options.add_argument("--steps", type=int, default=1200, help="of each of two equal tasks")
+    options.add_argument("--ratios", type=numbers, default=[1, 2, 4, 10], help="of speeds")
+    options.add_argument("--ratio-window", type=int, default=16, help="window of the ratios")
+    options.add_argument("--slow-steps", type=int, default=400, help="of the slower task")
     options.add_argument("--frames", type=int, default=1024, help="converted; the stream's length")
     settings = parse(options, arguments, QUICK)
     local_data(small_job("evaluation.data={}", frames=settings.frames))
     pairs = [(w, d) for w in settings.windows for d in settings.datasets]
     with own_ray() as folder:
+        ratios = measure_ratios(settings, folder)
         found = [
             measure(window, dataset, settings, folder)
             for window, dataset in pairs
-            if not (window == "all" and dataset == "stream")
+            if not (window == "all" and dataset == STREAM)
         ]
-    finish("staleness_window", {"spread": spread(found), "runs": found}, settings)
+    result = {"ratios": ratios, "spread": spread(found), "runs": found}
+    finish("staleness_window", result, settings)
 
 
 def words(text: str) -> list[str]:
-    return text.split(",")
+    """``a,b,c`` as an argument."""
+    return [part for part in text.split(",") if part]
 
 
 if __name__ == "__main__":

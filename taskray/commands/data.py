@@ -72,9 +72,10 @@ def _build(values: dict[str, Any], name: str, out: Path | None, inline: bool) ->
     config: DataConfig = parse(DataConfig, values, f"data {name}")
     from rich.console import Console
 
+    from taskray.data.storage.convert import build_reader, check_replaceable, convert
     from taskray.data.storage.parquet import read_manifest
-    from taskray.data.storage.store import build_reader, check_replaceable, convert, prepare
-    from taskray.record.folder import make_folder
+    from taskray.data.storage.store import prepare
+    from taskray.files import make_folder
     from taskray.record.formatting import size
     from taskray.report.progress import dataset_progress
     from taskray.report.say import say

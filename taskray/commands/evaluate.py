@@ -9,15 +9,17 @@ from typing import Any
 
 from rich.console import Console
 
+from taskray.data.storage.convert import build_reader
 from taskray.data.storage.source import Handle
-from taskray.data.storage.store import build_reader, prepare
+from taskray.data.storage.store import prepare
 from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError
+from taskray.files import lock_folder
 from taskray.job.config import Job, override, parse_job, read_yaml
 from taskray.loop.assembly import build_model, build_task, build_tasks
 from taskray.loop.evaluation import Evaluation, evaluate, panels
 from taskray.loop.network import Network
-from taskray.record.folder import CONFIG, RunFolder, claim, read_panels, read_result
+from taskray.record.folder import CONFIG, RunFolder, read_panels, read_result
 from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
 from taskray.run.checks import check_labels
@@ -47,7 +49,7 @@ def evaluate_run(
     for name in job.tasks:
         if not store.steps(name):
             raise InputError(f"{store.root}/{name}: no checkpoint of task {name!r}")
-    with claim(folder, "a run folder"), RunFolder(folder, tensorboard=False) as files:
+    with lock_folder(folder, "a run folder"), RunFolder(folder, tensorboard=False) as files:
         # damaged files are found before the work, not after it
         before = read_result(folder) or {"name": job.name, "status": "interrupted"}
         pictures = read_panels(folder)

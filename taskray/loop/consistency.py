@@ -11,6 +11,7 @@ from torch import Tensor
 from taskray.data.streams.batch import Batch
 from taskray.errors import TaskrayError
 from taskray.job.config import RelationConfig
+from taskray.loop.metric_key import ConsistencyLoss
 from taskray.relations.relation import Relation
 
 
@@ -43,8 +44,8 @@ class ConsistencyLosses:
 
     weighted: dict[str, Tensor]
     """Relation -> its loss times its weight; only those that have a gradient."""
-    values: dict[str, Tensor]
-    """Relation, or ``<relation>/<term>`` -> detached value without the weight, for the report."""
+    values: dict[ConsistencyLoss, Tensor]
+    """Each relation's and each term's detached value without the weight, for the report."""
 
 
 def consistency_losses(
@@ -52,7 +53,8 @@ def consistency_losses(
 ) -> ConsistencyLosses:
     """Evaluate the relations whose quantities are all ``known`` (the task's live prediction and
     its peers' stale ones, ``[B, ...]``) on a mediator batch."""
-    weighted, values = {}, {}
+    weighted: dict[str, Tensor] = {}
+    values: dict[ConsistencyLoss, Tensor] = {}
     for one in relations:
         weight = one.weight(step)
         if weight == 0 or not known.keys() >= set(one.relation.quantities):
@@ -62,9 +64,9 @@ def consistency_losses(
         if not value.requires_grad:  # no way to be more consistent
             continue
         weighted[one.name] = weight * value
-        values[one.name] = value.detach()
+        values[ConsistencyLoss(one.name)] = value.detach()
         if len(terms) > 1:
-            values |= {f"{one.name}/{term}": v.detach() for term, v in terms.items()}
+            values |= {ConsistencyLoss(one.name, t): v.detach() for t, v in terms.items()}
     return ConsistencyLosses(weighted, values)
 
 

@@ -12,6 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from taskray.loop.interfaces import PeerPredictions
+from taskray.loop.metric_key import (
+    DATA_WAIT_FRACTION,
+    REPLACED_BY_SUPERVISED,
+    SKIPPED_CONSISTENCY_STEPS,
+    STEPS_PER_SECOND,
+    HitRate,
+    MetricKey,
+    Staleness,
+)
 
 
 @dataclass
@@ -99,15 +108,15 @@ class Meter:
     def start(self, step: int) -> None:
         """Begin a chunk: what happens between two chunks is not training time."""
         self.wait_seconds = 0.0
-        self._sums: dict[str, Tensor | float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
+        self._sums: dict[MetricKey, Tensor | float] = defaultdict(float)
+        self._counts: dict[MetricKey, int] = defaultdict(int)
         self._edges: dict[str, Edge] = defaultdict(Edge)
         self._since, self._step = time.perf_counter(), step
 
-    def add(self, name: str, value: Tensor | float) -> None:
+    def add(self, key: MetricKey, value: Tensor | float) -> None:
         """One value of a quantity whose mean is reported."""
-        self._sums[name] = self._sums[name] + value
-        self._counts[name] += 1
+        self._sums[key] = self._sums[key] + value
+        self._counts[key] += 1
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -147,16 +156,16 @@ class Meter:
     def end(self, step: int) -> dict[str, float]:
         """The means of the chunk that ends with ``step`` steps made; adds up the totals."""
         seconds = time.perf_counter() - self._since
-        values = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        values = {str(key): float(total) / self._counts[key] for key, total in self._sums.items()}
         for peer, edge in self._edges.items():
             summary = edge.summary()
-            values[f"hit_rate/{peer}"] = summary.pop("hit_rate")
+            values[str(HitRate(peer))] = summary.pop("hit_rate")
             if edge.hits:
-                values |= {f"staleness/{peer}/{key}": value for key, value in summary.items()}
+                values |= {str(Staleness(peer, key)): value for key, value in summary.items()}
         self.totals.train_seconds += seconds
         self.totals.wait_seconds += self.wait_seconds
-        values["steps_per_second"] = (step - self._step) / seconds if seconds else 0.0
-        values["data_wait_fraction"] = self.wait_seconds / seconds if seconds else 0.0
-        values["skipped_consistency_steps"] = float(self.totals.skipped_consistency_steps)
-        values["replaced_by_supervised"] = float(self.totals.replaced_by_supervised)
+        values[STEPS_PER_SECOND] = (step - self._step) / seconds if seconds else 0.0
+        values[DATA_WAIT_FRACTION] = self.wait_seconds / seconds if seconds else 0.0
+        values[SKIPPED_CONSISTENCY_STEPS] = float(self.totals.skipped_consistency_steps)
+        values[REPLACED_BY_SUPERVISED] = float(self.totals.replaced_by_supervised)
         return values

@@ -36,6 +36,14 @@ from taskray.loop.consistency import WeightedRelation, consistency_losses
 from taskray.loop.interfaces import NoPeers, PeerPredictions, Peers, Stream, WindowStream
 from taskray.loop.learned import Learned
 from taskray.loop.meters import Meter, Totals
+from taskray.loop.metric_key import (
+    GRAD_NORM,
+    LR,
+    ConsistencyLoss,
+    MetricKey,
+    Plain,
+    SupervisedLoss,
+)
 from taskray.loop.network import Network, frames_of
 from taskray.loop.optimization import NotFinite, Optimization
 from taskray.loop.report import ChunkReport
@@ -165,15 +173,15 @@ class Trainer:
         if not losses.weighted:
             return False
         try:
-            self._descend("consistency", losses.weighted, checked=True)
+            self._descend(ConsistencyLoss(), losses.weighted, checked=True)
         except NotFinite:
             if not all(bool(torch.isfinite(p).all()) for p in live.values()):
                 raise
             # Our own prediction is finite, so the loss that is not comes from a peer.
             self.meter.miss("unusable")
             return False
-        for name, value in losses.values.items():
-            self.meter.add(f"loss/consistency/{name}", value)
+        for key, value in losses.values.items():
+            self.meter.add(key, value)
         return True
 
     def _learn_from_labels(self) -> None:
@@ -186,20 +194,20 @@ class Trainer:
         batch = self.network.to_device(batch)
         losses = self.task.loss(self.network.predict(batch), batch.tensors)
         for term, value in losses.items():
-            self.meter.add(f"loss/{term}", value.detach())
-        self._descend("supervised", losses, checked=self.network.device.type == "cpu")
+            self.meter.add(SupervisedLoss(term), value.detach())
+        self._descend(SupervisedLoss(), losses, checked=self.network.device.type == "cpu")
 
-    def _descend(self, kind: str, losses: Mapping[str, Tensor], checked: bool) -> None:
+    def _descend(self, key: MetricKey, losses: Mapping[str, Tensor], checked: bool) -> None:
         total, norm = self.optimization.descend(losses, self.steps_made, checked)
-        self.meter.add(f"loss/{kind}", total)
-        self.meter.add("grad_norm", norm)
+        self.meter.add(key, total)
+        self.meter.add(Plain(GRAD_NORM), norm)
 
     # ---- reports and checkpoints ----------------------------------------------------------
 
     def report(self) -> ChunkReport:
         """What happened since the last report."""
         values = self.meter.end(self.steps_made)
-        values["lr"] = self.optimization.learning_rate(self.steps_made)
+        values[LR] = self.optimization.learning_rate(self.steps_made)
         with self.naming_errors():
             for name, value in values.items():
                 if not math.isfinite(value):

@@ -20,6 +20,7 @@ from taskray.loop.assembly import build_learned, build_relations, build_task, se
 from taskray.loop.evaluation import Evaluation, evaluate
 from taskray.loop.interfaces import Peers
 from taskray.loop.learned import Learned
+from taskray.loop.metric_key import Evaluated
 from taskray.loop.report import ChunkReport
 from taskray.loop.trainer import Trainer
 from taskray.loop.wiring import Role, Wiring
@@ -97,7 +98,7 @@ class Member:
             self.evaluated_step = step
             for title in self.evaluations:
                 for metric, value in self.evaluate(title).metrics.items():
-                    report.values[f"eval/{title}/{metric}"] = value
+                    report.values[str(Evaluated(title, metric))] = value
         if self.finished or step // self.job.checkpoint.every > max(0, self.saved_step) // (
             self.job.checkpoint.every
         ):

@@ -15,6 +15,7 @@ from taskray.exchange.transport import CacheTransport, Transport
 from taskray.job.config import parse_job
 from taskray.loop.assembly import build_model, build_task
 from taskray.loop.evaluation import Evaluation
+from taskray.loop.metric_key import PUBLISHES_DROPPED
 from taskray.loop.network import Network
 from taskray.loop.report import ChunkReport
 from taskray.loop.wiring import Wiring
@@ -106,7 +107,7 @@ class TaskActor:
         member = self._member
         report = member.after_steps(member.trainer.train(num_steps))
         if self.peers is not None:
-            report.values["publishes_dropped"] = float(self.peers.link.dropped_publishes)
+            report.values[PUBLISHES_DROPPED] = float(self.peers.link.dropped_publishes)
             if member.finished:
                 self._answer_on_demand()
         return report

@@ -51,8 +51,8 @@ class MediatorStream(BatchStream):
 
     def follow(self, window: int) -> None:
         """Go to ``window``, if it is a later one, with the next batch. No effect where the order
-        moves on by itself."""
-        if self._order.visits is None:
+        moves on by itself, or has one window alone."""
+        if self._order.visits is None and self._order.window != "all":
             self._told = max(self._told, window)
 
     def position(self) -> Place | None:
