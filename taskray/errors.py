@@ -10,9 +10,21 @@ class TaskrayError(Exception):
 
 
 class InputError(TaskrayError):
-    """What the user gave is wrong (config, data, checkpoint): exit code 2."""
+    """What the user gave is wrong (config, data, checkpoint): exit code 2.
+
+    Args:
+        key: the file, the dotted key or the option at fault.
+        text: what was found and what was expected, in one line.
+    """
 
     exit_code = 2
+
+    def __init__(self, key: str, text: str = "") -> None:
+        super().__init__(key, text)
+        self.key, self.text = key, text
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}" if self.text else self.key
 
 
 class TrainingError(TaskrayError):
