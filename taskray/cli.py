@@ -190,9 +190,9 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """``taskray evaluate``."""
-    from taskray.commands.evaluate import evaluate_run
     from taskray.report.compare import comparison_table
     from taskray.report.render import to_rich
+    from taskray.run.evaluate import evaluate_run
 
     console = Console()
     result = evaluate_run(arguments.folder, arguments.overrides, console)
@@ -231,7 +231,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
 
 def run_submit(arguments: argparse.Namespace) -> int:
     """``taskray submit``."""
-    from taskray.commands.submit import submit
+    from taskray.run.submit import submit
 
     return submit(
         arguments.job,
@@ -276,7 +276,7 @@ def run_data(arguments: argparse.Namespace) -> int:
 def run_doctor(arguments: argparse.Namespace) -> int:
     """``taskray doctor``."""
     job = load_job(arguments.job, arguments.overrides)  # before the slow imports
-    from taskray.commands.doctor import doctor
+    from taskray.run.doctor import doctor
 
     return doctor(job, Console())
 

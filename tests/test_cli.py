@@ -24,11 +24,11 @@ from rich.console import Console
 from test_bad_input import parquet
 
 from taskray.cli import main
-from taskray.commands.submit import check_size, entrypoint, working_folder
 from taskray.errors import InputError, TaskrayError
 from taskray.job.config import dump_yaml, load_job
 from taskray.record.folder import claim
 from taskray.run.paths import absolute_paths
+from taskray.run.submit import check_size, entrypoint, working_folder
 from taskray.run.train import train
 from taskray.runtime import submission
 
@@ -259,7 +259,7 @@ def test_a_damaged_file_is_found_before_the_evaluation_and_not_after_it(
 ):
     run = tmp_path / "run"
     assert call("train", job, "--inline", "--out", run)[0] == 0
-    monkeypatch.setattr("taskray.commands.evaluate.evaluate_task", None)  # or it would be called
+    monkeypatch.setattr("taskray.run.evaluate.evaluate_task", None)  # or it would be called
     for name in ("panels.npz", "result.json", "metrics.jsonl"):
         whole = (run / name).read_bytes()
         (run / name).write_bytes(b"PK" + whole[: len(whole) // 2] + b"\n")

@@ -16,13 +16,13 @@ from collectives import Watch, kill, run, tiny_job
 from rich.console import Console
 
 from taskray.cli import main
-from taskray.commands.doctor import doctor
 from taskray.data.streams.batch import Batch
 from taskray.errors import InputError
 from taskray.exchange.messages import Query
 from taskray.job.config import Job, dump_yaml
 from taskray.loop.assembly import build_model, build_task
 from taskray.run.checks import check, check_checkpoints
+from taskray.run.doctor import doctor
 from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint
 from taskray.runtime.member import load_initial
 from taskray.runtime.placement import place_cache

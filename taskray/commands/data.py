@@ -103,8 +103,8 @@ def _show(source: str, dataset: str | None, limit: int, save: Path | None) -> in
     """Look at a stored dataset, or at one of a job's."""
     from rich.console import Console
 
-    from taskray.commands.data_show import check_sheet, show
     from taskray.data.storage.store import prepare
+    from taskray.report.dataset import check_sheet, show
     from taskray.report.progress import dataset_progress
 
     if save is not None:
