@@ -234,7 +234,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
 
     for name in ("World.index", "World.load"):
         monkeypatch.setattr(f"taskray.data.world.{name}", work)
-    monkeypatch.setattr("taskray.report.dataset.show", work)
+    monkeypatch.setattr("taskray.run.data.show", work)
     monkeypatch.chdir(tmp_path)
     parquet(tmp_path / "data")
     (tmp_path / "afile").touch()

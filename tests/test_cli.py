@@ -81,7 +81,9 @@ def test_every_command_has_help_on_all_its_words_and_the_exit_codes(command, cap
     assert not re.search(
         r"^  [A-Z_.a-z]+\n(?! {4})", text, re.M
     )  # an argument, and nothing said of it
-    assert command != "train" or "never: delete them and start over" in " ".join(text.split())
+    assert command != "train" or "never: delete them and start from step 0" in " ".join(
+        text.split()
+    )
 
 
 def test_help_is_plain_text_and_the_version_is_told(capsys):
@@ -322,7 +324,7 @@ def test_data_show_counts_corrupt_rows_and_says_why(call, tmp_path):
     [
         (["show", "nowhere"], "nowhere: no such file"),
         (["show", "."], "no *.parquet files in this folder"),
-        (["show", "JOB"], "has several datasets; name one: --dataset labelled|unlabelled|test"),
+        (["show", "JOB"], "has several datasets, expected --dataset labelled|unlabelled|test"),
         (["show", "JOB", "--dataset", "tset"], "no dataset 'tset'; did you mean 'test'?"),
         (
             ["show", "JOB", "--dataset", "test", "--save", "sheet.txt"],
@@ -376,14 +378,14 @@ def test_doctor_ends_with_2_where_a_job_cannot_work(call, job, setting, problem)
     assert problem in stderr
 
 
-def test_doctor_warns_of_an_evaluation_that_measures_nothing(call, job, tmp_path):
+def test_doctor_warns_of_an_evaluation_that_skips_a_task(call, job, tmp_path):
     file = parquet(tmp_path / "data") / "part-00000.parquet"
     pq.write_table(pq.read_table(file).drop(["normals"]), file)
     setting = f"data.test.reader={{name: parquet, path: {file.parent}}}"
     code, out, _ = call("doctor", job, "--set", setting)
     assert code == 0
-    assert "! evaluation 'test' has no normals: task 'normals' is not measured on it" in out
-    assert "this job can run, with the remarks above" in out
+    assert "! evaluation 'test' has no normals: it skips task 'normals'" in out
+    assert "this job can run, with the warnings above" in out
     mediator = f"data.unlabelled.reader={{name: parquet, path: {file.parent}}}"
     code, out, _ = call("doctor", job, "--set", mediator, "--set", "evaluation.data.own=unlabelled")
     assert code == 0

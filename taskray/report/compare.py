@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from taskray.record.folder import read_result
 from taskray.record.formatting import describe, rank
-from taskray.report.history import evaluations_of
+from taskray.report.history import Run, evaluations_of
 from taskray.report.tables import Cell, Column, Row, Table, heading_of
 
 
@@ -24,6 +26,25 @@ def comparison_table(
     columns = tuple(Column(key, heading_of(key)) for key in keys)
     baseline = baseline or next(iter(runs), None)
     return Table(title, columns, rows, metrics_as_rows=True, baseline=baseline)
+
+
+def compare_folders(folder: Path, baseline: Path) -> Table:
+    """The comparison table of two run folders, each under the name of its folder."""
+    folders = (baseline, folder)
+    names = tuple(f.resolve().name for f in folders)
+    if names[0] == names[1]:  # two runs of a study: .../alone/seed_0, .../collective/seed_0
+        names = labels(Run(folder), Run(baseline))
+    results = [read_result(f) or {} for f in folders]
+    return comparison_table(dict(zip(names, results, strict=True)))
+
+
+def labels(run: Run, baseline: Run | None) -> tuple[str, str]:
+    """The names of the baseline and of the run in a comparison."""
+    if baseline and run.uses_consistency and not baseline.uses_consistency:
+        return "without consistency", "with consistency"
+    if baseline and baseline.name != run.name:
+        return baseline.name, run.name
+    return "baseline", "this run"
 
 
 def metric_cells(result: Mapping[str, Any]) -> dict[str, Cell]:

@@ -14,19 +14,10 @@ from taskray.record.formatting import (
     relative_change,
 )
 from taskray.report.charts import Line, line_chart, smoothed
-from taskray.report.compare import comparison_table
+from taskray.report.compare import comparison_table, labels
 from taskray.report.history import Run, Series
 from taskray.report.page import facts, html_table, section
 from taskray.report.panels import ERROR_SCALES, Panel, compose, png_data_uri
-
-
-def labels(run: Run, baseline: Run | None) -> tuple[str, str]:
-    """What the baseline and the run are called beside each other."""
-    if baseline and run.uses_consistency and not baseline.uses_consistency:
-        return "without consistency", "with consistency"
-    if baseline and baseline.name != run.name:
-        return baseline.name, run.name
-    return "baseline", "this run"
 
 
 def headline(run: Run, baseline: Run | None) -> str:

@@ -7,7 +7,7 @@ job ──▶ datasets (converted once, opened) ──▶ collective ──▶ r
 from __future__ import annotations
 
 import shutil
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +19,13 @@ from taskray.loop.evaluation import panels
 from taskray.record.folder import ERRORS, METRICS, PANELS, RESULT, RunFolder, claim
 from taskray.report.html import write_report
 from taskray.report.live import Live
+from taskray.run.backend import make_collective, ray_session
 from taskray.run.checks import check, check_checkpoints, check_gpus, check_location, check_origins
 from taskray.run.datasets import Opener, prepare_datasets
 from taskray.run.paths import with_paths_for_workers
 from taskray.run.recorder import Listener, Recorder, hardware
 from taskray.run.resuming import check_same_job
 from taskray.runtime.checkpoints import CheckpointStore
-from taskray.runtime.inline import InlineCollective
 
 Resume = Literal["auto", "never"]
 
@@ -61,7 +61,7 @@ def train(
     else:
         check_checkpoints(job, checkpoints, models)
         check_same_job(job, folder, checkpoints)
-    with ray_session(job, inline), claim(folder, "a run folder"):
+    with ray_session(job.runtime.address, inline), claim(folder, "a run folder"):
         if resume == "never":
             start_over(folder, checkpoints, job)
         if job.checkpoint.path:
@@ -108,24 +108,6 @@ def run(
     if errors and isinstance(errors[0], InputError):  # found by an actor: a wrong job all the same
         raise errors[0]
     return result
-
-
-def ray_session(job: Job, inline: bool) -> Any:
-    """Ray for the run; nothing where the run is inline."""
-    if inline:
-        return nullcontext()
-    from taskray.runtime.session import session
-
-    return session(job.runtime.address)
-
-
-def make_collective(job: Job, checkpoints: str, recorder: Recorder, inline: bool) -> Any:
-    """The tasks of the job as Ray actors, or all of them in this process."""
-    if inline:
-        return InlineCollective(job, checkpoints, recorder)
-    from taskray.runtime.collective import Collective
-
-    return Collective(job, checkpoints, recorder)
 
 
 def start_over(folder: Path, checkpoints: str, job: Job) -> None:
