@@ -26,7 +26,7 @@ from taskray.report.tables import read_table
 from taskray.run.train import train
 from taskray.tuning.fit import concurrency, footprint, quiet, share_threads
 from taskray.tuning.progress import Progress
-from taskray.tuning.runs import Fate, Run, check_metric, fate, resolve, value_of
+from taskray.tuning.runs import Run, RunState, check_metric, resolve, run_state, value_of
 from taskray.tuning.searching import domains, tune_settings
 from taskray.tuning.settings import StudyConfig, load_space, load_study
 from taskray.tuning.study import plan_study, run_in_waves, study, table_of
@@ -307,22 +307,22 @@ def test_runs_that_share_a_checkpoint_address_get_folders_of_their_own_there(
 def test_a_run_is_done_only_where_it_finished_with_this_very_job(tmp_path: Path) -> None:
     job = parse_job(JOB, "job")
     run = Run("r", tmp_path / "r", job)
-    assert fate(run) is Fate.RESUME  # nothing there: begins
+    assert run_state(run) is RunState.RESUME  # nothing there: begins
     finish(run)
-    assert fate(run) is Fate.DONE
+    assert run_state(run) is RunState.DONE
 
-    def now(**changes: Any) -> Fate:
-        return fate(resolve(JOB, [changes], "job", run.folder))
+    def now(**changes: Any) -> RunState:
+        return run_state(resolve(JOB, [changes], "job", run.folder))
 
-    assert now(name="other", description="x") is Fate.DONE
-    assert now(**{"checkpoint.every": 3}) is Fate.DONE
-    assert now(**{"tasks.depth.threads": 1}) is Fate.DONE
-    assert now(**{"evaluation.data": {"val": "val"}}) is Fate.RESUME
-    assert now(**{"data.test.limit": 3, "evaluation.batch_size": 4}) is Fate.RESUME
-    assert now(seed=1) is Fate.START_OVER
-    assert now(**{"tasks.depth.optimizer.lr": 0.1}) is Fate.START_OVER
-    assert now(**{"data.sim.reader.num_samples": 17}) is Fate.START_OVER
-    assert now(**{"mediator.visits": 9}) is Fate.START_OVER
+    assert now(name="other", description="x") is RunState.DONE
+    assert now(**{"checkpoint.every": 3}) is RunState.DONE
+    assert now(**{"tasks.depth.threads": 1}) is RunState.DONE
+    assert now(**{"evaluation.data": {"val": "val"}}) is RunState.RESUME
+    assert now(**{"data.test.limit": 3, "evaluation.batch_size": 4}) is RunState.RESUME
+    assert now(seed=1) is RunState.START_OVER
+    assert now(**{"tasks.depth.optimizer.lr": 0.1}) is RunState.START_OVER
+    assert now(**{"data.sim.reader.num_samples": 17}) is RunState.START_OVER
+    assert now(**{"mediator.visits": 9}) is RunState.START_OVER
 
 
 @pytest.mark.parametrize("content", ['{"status": "interrupted"}', '{"status": "fail', ""])
@@ -332,7 +332,7 @@ def test_a_run_that_did_not_finish_goes_on_from_its_checkpoints(
     run = Run("r", tmp_path / "r", parse_job(JOB, "job"))
     finish(run)
     (run.folder / "result.json").write_text(content, encoding="utf-8")
-    assert fate(run) is Fate.RESUME
+    assert run_state(run) is RunState.RESUME
 
 
 def test_of_two_trials_of_one_point_the_second_finds_the_work_of_the_first(
@@ -425,9 +425,9 @@ def test_a_progressive_study_runs_in_order_and_again_only_what_is_outdated(
         runs: list[Run], folder: Path, max_concurrent: int | None, console: Console
     ) -> dict[Path, str]:
         for run in runs:
-            if (what := fate(run)) is not Fate.DONE:
+            if (what := run_state(run)) is not RunState.DONE:
                 order.append(run.folder.parent.name)
-                resume: Any = "auto" if what is Fate.RESUME else "never"
+                resume: Any = "auto" if what is RunState.RESUME else "never"
                 train(run.job, run.folder, resume=resume, inline=True, console=console)
         return {}
 
@@ -762,7 +762,7 @@ def test_a_study_goes_on_after_ctrl_c_and_a_failing_variant_leaves_a_hole(
     assert table.rows[1].cells["depth/test/abs_rel"].missing == 1
     hole = next(note for note in table.notes if note.startswith("Missing: broken, seed 0"))
     assert "task 'depth' failed at step 0" in hole
-    assert fate(Run("good", good, load_job(good / "config.yaml"))) is Fate.DONE
+    assert run_state(Run("good", good, load_job(good / "config.yaml"))) is RunState.DONE
     assert "[2/2]" in text_of(console)
     assert not list((tmp_path / "out").glob(".[st]*"))  # nothing of Tune's stays
 

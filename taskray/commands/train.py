@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from taskray.record.folder import ERRORS
     from taskray.report.compare import comparison_table
+    from taskray.report.console import print_plain
     from taskray.report.render import to_rich
-    from taskray.report.say import say
     from taskray.run.train import train
 
     folder = arguments.out or Path("runs") / job.name
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"taskray: interrupted; {how} continues from {folder}", file=sys.stderr)
         return INTERRUPTED
     console.print(to_rich(comparison_table({job.name: result})))
-    say(console, f"run folder: {folder}   report: {folder / 'report.html'}")
+    print_plain(console, f"run folder: {folder}   report: {folder / 'report.html'}")
     if result["error"]:
         print(f"taskray: {result['error']} (log: {folder / ERRORS})", file=sys.stderr)
         return FAILED

@@ -23,8 +23,8 @@ from taskray.job.config import DataConfig
 from taskray.record.folder import atomic_write, make_folder
 from taskray.record.formatting import NOTHING, size
 from taskray.report.birds_eye import birds_eye, reach_of
+from taskray.report.console import print_plain
 from taskray.report.panels import paint
-from taskray.report.say import say
 from taskray.schema import IGNORE, QUANTITIES, frame_of, quantity_of
 
 SHEET_ROWS = 6
@@ -96,15 +96,15 @@ def show(
     looked = f", looked at the first {len(keys)}" if len(keys) < num_rows else ""
     lines = [f"{name}: {num_rows} rows, {size(stored)} in {path}{looked}"]
     lines += [f"keys {keys[0]} ... {keys[-1]}"] if keys else []
-    say(console, "\n".join(lines))
+    print_plain(console, "\n".join(lines))
     console.print(_table(source.info, ranges))
     skipped = [": ".join(error) for error in read_manifest(path).get("errors", [])]
-    say(console, "\n  ".join([f"{len(broken)} corrupt rows", *broken[:20]]))
+    print_plain(console, "\n  ".join([f"{len(broken)} corrupt rows", *broken[:20]]))
     for text in skipped[:20]:
-        say(console, f"left out when it was converted: {text}")
+        print_plain(console, f"left out when it was converted: {text}")
     if save is not None:
         write_sheet(save, kept, columns)
-        say(console, f"contact sheet: {save}")
+        print_plain(console, f"contact sheet: {save}")
 
 
 def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from taskray.record.formatting import NOTHING, duration
-from taskray.report.say import say
+from taskray.report.console import print_plain
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
@@ -107,7 +107,7 @@ class Live:
         if self._live:
             self.console.print(Text.assemble((f"{stamp:>12}  ", "dim"), (text, "yellow")))
         else:
-            say(self.console, f"[{stamp}] {text}")
+            print_plain(self.console, f"[{stamp}] {text}")
 
     def render(self) -> Table:
         """The table as it stands."""
@@ -165,7 +165,7 @@ class Live:
             part += f" consistency {p.consistency:.4f}" if p.consistency is not None else ""
             parts.append(part)
         stamp = duration(self._clock() - self._start)
-        say(self.console, f"[{stamp}] {' · '.join(parts)}")
+        print_plain(self.console, f"[{stamp}] {' · '.join(parts)}")
 
 
 def _number(value: float | None, decimals: int) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from taskray.report.say import say
+from taskray.report.console import print_plain
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def dataset_progress(console: Console, name: str) -> Iterator[Callable[[int, int
             bar.start()
             task = bar.add_task(name, total=total)
             if not console.is_terminal:
-                say(console, f"building dataset {name}: {total} rows")
+                print_plain(console, f"building dataset {name}: {total} rows")
         bar.update(task, completed=done)
 
     try:

@@ -15,9 +15,9 @@ from taskray.job.config import DataConfig, load_job, parse
 from taskray.job.validation import nearest
 from taskray.record.folder import make_folder
 from taskray.record.formatting import size
+from taskray.report.console import print_plain
 from taskray.report.dataset import check_sheet, show
 from taskray.report.progress import dataset_progress
-from taskray.report.say import say
 from taskray.run.backend import ray_session
 
 
@@ -42,9 +42,9 @@ def build_dataset(
     manifest = read_manifest(out)
     stored = sum(file.stat().st_size for file in out.glob("*.parquet"))
     rows, columns = manifest["num_rows"], ", ".join(manifest["columns"])
-    say(console, f"{out}: {rows} rows, {size(stored)}; columns: {columns}")
+    print_plain(console, f"{out}: {rows} rows, {size(stored)}; columns: {columns}")
     for where, reason in manifest["errors"]:
-        say(console, f"left out: {where}: {reason}")
+        print_plain(console, f"left out: {where}: {reason}")
 
 
 def show_dataset(

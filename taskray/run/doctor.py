@@ -19,7 +19,7 @@ from taskray.data.storage.store import build_reader
 from taskray.job.config import Job
 from taskray.loop.assembly import build_relations, build_tasks, wanted_quantities
 from taskray.record.formatting import NOTHING, count, size
-from taskray.report.say import say
+from taskray.report.console import print_plain
 from taskray.run.checks import check, check_location
 from taskray.run.requirements import Finding, Need, decide, inspect, needs_of, used_columns
 from taskray.runtime.member import load_initial
@@ -34,12 +34,12 @@ def doctor(job: Job, console: Console) -> None:
     tasks = build_tasks(job)
     for name, model in models.items():
         load_initial(job, name, model)
-    say(console, f"{job.name}: {job.description}".rstrip(": "))
+    print_plain(console, f"{job.name}: {job.description}".rstrip(": "))
     console.print(_task_table(job, tasks, models))
-    say(console, "\n".join(relations_of(job, tasks)))
+    print_plain(console, "\n".join(relations_of(job, tasks)))
     findings = [inspect(job, name, columns) for name, columns in used_columns(job, tasks).items()]
     console.print(_data_table(findings))
-    say(console, "\n".join(f"{f.name}: {f.where}" for f in findings))
+    print_plain(console, "\n".join(f"{f.name}: {f.where}" for f in findings))
     shares = None
     if job.runtime.address is None:  # a cluster's resources are known only after connecting
         shares = plan(job, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})
@@ -47,8 +47,8 @@ def doctor(job: Job, console: Console) -> None:
     console.print(_resource_table(job, shares, needs))
     warnings = [*decide(needs), *missing_labels(job, tasks)]
     for warning in warnings:
-        say(console, f"! {warning}")
-    say(console, "this job can run" + (", with the warnings above" if warnings else ""))
+        print_plain(console, f"! {warning}")
+    print_plain(console, "this job can run" + (", with the warnings above" if warnings else ""))
 
 
 def relations_of(job: Job, tasks: Mapping[str, Task]) -> list[str]:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from taskray.errors import InputError
 from taskray.job.config import load_job
-from taskray.report.say import say
+from taskray.report.console import print_plain
 from taskray.runtime import submission
 from taskray.runtime.submission import LEFT_BEHIND
 
@@ -57,15 +57,15 @@ def submit(
     command = entrypoint(file, overrides, out, python)
     client = submission.connect(url)
     name = submission.submit(client, command, folder)
-    say(console, f"submitted {name} to {url}")
-    say(console, f"run folder: {out}, where the job's driver runs")
+    print_plain(console, f"submitted {name} to {url}")
+    print_plain(console, f"run folder: {out}, where the job's driver runs")
     if not follow:
-        say(console, f"log: ray job logs --address {url} --follow {name}")
+        print_plain(console, f"log: ray job logs --address {url} --follow {name}")
         return 0
     try:
         return submission.follow(client, name)
     except KeyboardInterrupt:
-        say(console, f"the job goes on; to end it: ray job stop --address {url} {name}")
+        print_plain(console, f"the job goes on; to end it: ray job stop --address {url} {name}")
         raise
 
 

@@ -23,7 +23,7 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.stopper import Stopper
 
 from taskray.job.config import Job
-from taskray.report.say import say
+from taskray.report.console import print_plain
 from taskray.runtime.placement import plan
 from taskray.tuning.progress import Progress, Trial
 from taskray.tuning.runs import Run
@@ -162,7 +162,9 @@ class Interruption(Stopper):  # type: ignore[misc]
         if self.file.exists():
             raise KeyboardInterrupt
         self.file.touch()
-        say(self.console, "stopping: the runs write their checkpoints (again: leave at once)")
+        print_plain(
+            self.console, "stopping: the runs write their checkpoints (again: leave at once)"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its set-up to disk; what is bound to this process is left out."""

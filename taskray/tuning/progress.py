@@ -16,7 +16,7 @@ from rich.text import Text
 
 from taskray.data.storage.ray_data import application_error
 from taskray.record.formatting import describe, duration
-from taskray.report.say import say
+from taskray.report.console import print_plain
 
 REFRESH_SECONDS = 0.5
 
@@ -83,7 +83,7 @@ class Progress(Callback):  # type: ignore[misc]
         started = Trial(number, self.title_of(trial.config), dict(trial.config), self.clock())
         self.running[trial.trial_id] = started
         if not self.live:
-            say(self.console, f"[{started.number}/{self.total}] {started.title}: started")
+            print_plain(self.console, f"[{started.number}/{self.total}] {started.title}: started")
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **_: Any
@@ -138,7 +138,7 @@ class Progress(Callback):  # type: ignore[misc]
             parts.append(f"given up at step {trial.report.get('step', 0)}")
         parts += [error or "", self.time_left()]
         text = " · ".join(filter(None, parts))
-        say(self.console, f"[{len(self.trials)}/{self.total}] {trial.title}: {text}")
+        print_plain(self.console, f"[{len(self.trials)}/{self.total}] {trial.title}: {text}")
 
 
 def _reason(trial: Any) -> str:

@@ -42,7 +42,7 @@ class Run:
     job: Job
 
 
-class Fate(Enum):
+class RunState(Enum):
     """What to do with a run, given what its folder holds."""
 
     DONE = "done"
@@ -90,7 +90,7 @@ def resolve(
     return Run(folder.name, folder, job.model_copy(update=update))
 
 
-def fate(run: Run) -> Fate:
+def run_state(run: Run) -> RunState:
     """Done: finished, with this very job. Resume: begun with a job that trains the same way.
 
     What does not change a result (names, checkpoints, where it runs) may differ; a finished run
@@ -99,13 +99,13 @@ def fate(run: Run) -> Fate:
     """
     before = saved_config(run.folder)
     if before is None:
-        return Fate.RESUME
+        return RunState.RESUME
     now = yaml.safe_load(dump_yaml(run.job))
     if essence(before) != essence(now) or _is_outdated(run):
-        return Fate.START_OVER
+        return RunState.START_OVER
     result = _result(run.folder)
     same = _measured(before) == _measured(now)
-    return Fate.DONE if same and result.get("status") == "finished" else Fate.RESUME
+    return RunState.DONE if same and result.get("status") == "finished" else RunState.RESUME
 
 
 def _result(folder: Path) -> dict[str, Any]:

@@ -16,17 +16,26 @@ from rich.console import Console
 from taskray.errors import InputError
 from taskray.job.config import Job, dump_yaml, read_yaml
 from taskray.record.folder import claim, make_folder, read_result, write_text
+from taskray.report.console import print_plain
 from taskray.report.curves import read_curves, write_curves
 from taskray.report.html import write_report
 from taskray.report.render import to_rich
-from taskray.report.say import say
 from taskray.report.tables import Cell, Table, study_table, write_table
 from taskray.run.checks import check
 from taskray.run.datasets import prepare_datasets
 from taskray.tuning.gain import delta_m
 from taskray.tuning.progressive import changes_of, check_references, in_waves, references
 from taskray.tuning.record import record
-from taskray.tuning.runs import Fate, Layer, Run, check_metric, fate, is_about, resolve, value_of
+from taskray.tuning.runs import (
+    Layer,
+    Run,
+    RunState,
+    check_metric,
+    is_about,
+    resolve,
+    run_state,
+    value_of,
+)
 from taskray.tuning.settings import OF_EACH_RUN, GainConfig, StudyConfig, load_study
 
 FAILED = 1
@@ -74,11 +83,11 @@ def study(
             errors = run_in_waves(runs, folder.resolve(), config.max_concurrent, console)
         except KeyboardInterrupt:
             write_study(config, runs, {}, folder)
-            say(console, "stopped; the same command goes on from here")
+            print_plain(console, "stopped; the same command goes on from here")
             raise
         table = write_study(config, runs, errors, folder)
     console.print(to_rich(table))
-    say(console, f"study folder: {folder}   report: {folder / 'report.html'}")
+    print_plain(console, f"study folder: {folder}   report: {folder / 'report.html'}")
     holes = [r for r in runs if _finished(r.run) is None]
     if record_to is not None:
         facts = {
@@ -89,7 +98,7 @@ def study(
         }
         results = [result for r in runs if (result := _finished(r.run)) is not None]
         written = record(record_to, config.name, config.description, table, facts, results, path)
-        say(console, f"recorded in {written}")
+        print_plain(console, f"recorded in {written}")
     return FAILED if holes else 0
 
 
@@ -146,7 +155,7 @@ def run_in_waves(
     for number in range(max(r.wave for r in runs) + 1):
         ready = []
         for r in (r for r in runs if r.wave == number):
-            missing = [at[o].title for o in r.origins if fate(at[o]) is not Fate.DONE]
+            missing = [at[o].title for o in r.origins if run_state(at[o]) is not RunState.DONE]
             if missing:
                 errors[r.run.folder] = f"needs {missing[0]}, which did not finish"
             else:
@@ -159,9 +168,9 @@ def run_all(
     runs: Sequence[Run], folder: Path, max_concurrent: int | None, console: Console
 ) -> dict[Path, str]:
     """Do what is left of the runs, through Ray Tune. Returns why runs failed, by folder."""
-    left = [run for run in runs if fate(run) is not Fate.DONE]
+    left = [run for run in runs if run_state(run) is not RunState.DONE]
     if len(left) < len(runs):
-        say(console, f"{len(runs) - len(left)} of {len(runs)} runs are done already")
+        print_plain(console, f"{len(runs) - len(left)} of {len(runs)} runs are done already")
     if not left:
         return {}
     from taskray.runtime.session import session  # Ray is not needed to look at what is done
@@ -270,7 +279,7 @@ def gains_of(
 
 def _finished(run: Run) -> dict[str, Any] | None:
     """The result of a run that is done as it was asked for."""
-    return read_result(run.folder) if fate(run) is Fate.DONE else None
+    return read_result(run.folder) if run_state(run) is RunState.DONE else None
 
 
 def _steps(job: Job) -> int | dict[str, int]:

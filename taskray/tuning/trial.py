@@ -27,7 +27,7 @@ from taskray.errors import TaskrayError
 from taskray.job.config import Job
 from taskray.record.folder import RESULT, read_metrics, read_result
 from taskray.run.train import train
-from taskray.tuning.runs import Fate, Run, fate, value_of
+from taskray.tuning.runs import Run, RunState, run_state, value_of
 
 PROGRESS_SECONDS = 5.0
 """A report makes the trial wait for the driver, so those for the eye alone are rare."""
@@ -102,12 +102,14 @@ def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = 
 
 
 def _run_trial(run: Run, listener: ToTune, metric: Metric | None, early: bool) -> None:
-    what = fate(run)
-    if metric is not None and early and what is not Fate.START_OVER:
+    what = run_state(run)
+    if metric is not None and early and what is not RunState.START_OVER:
         for line in read_metrics(run.folder):
             if "values" in line:
                 listener.report_metric(line["task"], line["step"], line["values"])
-    result = (read_result(run.folder) or {}) if what is Fate.DONE else _train(run, what, listener)
+    result = (
+        (read_result(run.folder) or {}) if what is RunState.DONE else _train(run, what, listener)
+    )
     if result.get("error"):
         raise TaskrayError(result["error"])
     final: dict[str, Any] = {"done_part": 1.0, "seconds": result.get("seconds")}
@@ -119,13 +121,13 @@ def _run_trial(run: Run, listener: ToTune, metric: Metric | None, early: bool) -
     tune.report(final)
 
 
-def _train(run: Run, what: Fate, listener: Callable[..., None]) -> dict[str, Any]:
+def _train(run: Run, what: RunState, listener: Callable[..., None]) -> dict[str, Any]:
     (run.folder / RESULT).unlink(missing_ok=True)  # whatever it says is about to be untrue
     try:
         return train(
             run.job,
             run.folder,
-            resume="auto" if what is Fate.RESUME else "never",
+            resume="auto" if what is RunState.RESUME else "never",
             console=Console(file=StringIO(), quiet=True),
             listener=listener,
         )

@@ -21,8 +21,8 @@ from taskray.errors import InputError, TaskrayError
 from taskray.job.config import Job, dump_yaml, read_yaml
 from taskray.record.folder import claim, make_folder, plain, write_text
 from taskray.record.formatting import describe, format_change, relative_change
+from taskray.report.console import print_plain
 from taskray.report.html import write_report
-from taskray.report.say import say
 from taskray.run.checks import check
 from taskray.tuning.runs import Layer, Run, changed_job, check_metric, resolve
 from taskray.tuning.settings import SpaceConfig, load_space
@@ -120,15 +120,15 @@ def tune(
         table = write_trials(rows, config, short_names(list(config.parameters)), folder)
         write_report(folder)
     show(rows, best, config, short_names(list(config.parameters)), console)
-    say(console, verdict(best, rows[0], config.metric))
-    say(console, f"best job: {folder / 'best.yaml'}   report: {folder / 'report.html'}")
+    print_plain(console, verdict(best, rows[0], config.metric))
+    print_plain(console, f"best job: {folder / 'best.yaml'}   report: {folder / 'report.html'}")
     if record_to is not None:
         command = " ".join(
             ["taskray tune", str(space), *([f"--job {job}"] if job else []),
              *([f"--samples {samples}"] if samples else []), *(f"--set {o}" for o in overrides)]
         )  # fmt: skip
         written = record_search(record_to, config, table, rows, command, best, space)
-        say(console, f"recorded in {written}")
+        print_plain(console, f"recorded in {written}")
     return FAILED if any(row.error for row in rows) else 0
 
 
