@@ -1,4 +1,4 @@
-"""Measuring the checkpoints of a run, in this process and without Ray."""
+"""``taskray evaluate``: measures the checkpoints of a run, in this process and without Ray."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from taskray.runtime.member import NUM_SAMPLES, choose_device
 def evaluate_run(
     folder: Path, overrides: Sequence[str] = (), console: Console | None = None
 ) -> dict[str, Any]:
-    """Measure the latest checkpoint of every task of a run; returns its new ``result.json``.
+    """Evaluate the latest checkpoint of every task of a run; returns the new ``result.json``.
 
-    The evaluations are those of the run's ``config.yaml`` with the ``overrides``. They go into
-    the result beside whatever it holds. Raises InputError where the folder is no run or another
-    process is at work in it, where a task has no checkpoint, or where that is of another model.
+    The evaluations are those of the run's ``config.yaml`` with the ``overrides``. They are added
+    to the existing result. Raises InputError where the folder is no run folder or another process
+    uses it, and where a task has no checkpoint or one of another model.
     """
     config = folder / CONFIG
     if not config.is_file():
-        raise InputError(f"{folder}: not a run folder: no {CONFIG} in it")
+        raise InputError(str(folder), f"not a run folder: no {CONFIG} in it")
     job = parse_job(override(read_yaml(config), overrides), str(config))
     if not job.evaluation.data:
-        raise InputError(f"{config}: evaluation.data: empty, so there is nothing to measure")
+        raise InputError(f"{config}: evaluation.data", "empty, expected at least one evaluation")
     for name in job.evaluation.data.values():
         check_labels(name, build_reader(job.data[name], name), build_tasks(job).values())
     store = CheckpointStore(job.checkpoint.path or folder / "checkpoints")
     for name in job.tasks:
         if not store.steps(name):
-            raise InputError(f"{store.root}/{name}: no checkpoint of task {name!r}")
+            raise InputError(f"{store.root}/{name}", f"no checkpoint of task {name!r}")
     with claim(folder, "a run folder"), RunFolder(folder, tensorboard=False) as files:
-        # damaged files are found before the work, not after it
+        # read first, so that a damaged file is found before the evaluation and not after it
         before = read_result(folder) or {"name": job.name, "status": "interrupted"}
         pictures = read_panels(folder)
         data = open_evaluations(job, console or Console())
@@ -62,7 +62,7 @@ def evaluate_run(
 
 
 def open_evaluations(job: Job, console: Console) -> dict[str, Handle]:
-    """The job's evaluation datasets, by title, converted now where they were not yet."""
+    """The job's evaluation datasets, by title; those not in the cache are converted first."""
     paths = {}
     for name in dict.fromkeys(job.evaluation.data.values()):
         with dataset_progress(console, name) as progress:
@@ -74,14 +74,14 @@ def open_evaluations(job: Job, console: Console) -> dict[str, Handle]:
 def evaluate_task(
     job: Job, name: str, store: CheckpointStore, data: Mapping[str, Handle]
 ) -> tuple[int, dict[str, Evaluation]]:
-    """The step of a task's latest checkpoint, and what it measures, by title of the evaluation."""
+    """The step of a task's latest checkpoint, and its evaluations by title."""
     task = build_task(job, name)
     device = choose_device(job.tasks[name].gpus)
     trainer = build_trainer(
         job, name, task, dedicated=None, mediator=None, relations=[], peers=None, device=device
     )
     checkpoint = store.latest(name)
-    assert checkpoint is not None  # the caller has looked
+    assert checkpoint is not None  # evaluate_run has checked
     load_into(trainer.model, checkpoint)
     columns = tuple(dict.fromkeys((*task.inputs, *task.labels)))
     found = {}
@@ -99,7 +99,7 @@ def merge(
     evaluations: Mapping[str, Mapping[str, Evaluation]],
     steps: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The result with these evaluations in it, and all else as it was."""
+    """The result with these evaluations added and everything else unchanged."""
     main = next(iter(job.evaluation.data))
     tasks = dict(result.get("tasks") or {})
     for name, found in evaluations.items():

@@ -113,7 +113,7 @@ def _check_columns(job: Job, name: str, there: Sequence[str]) -> None:
     if missing:
         raise InputError(
             f"data.{name}",
-            f"has columns {', '.join(there)}; a task also needs {missing[0]!r}",
+            f"has no column {missing[0]!r}, which a task needs; it has {', '.join(there)}",
         )
 
 

@@ -1,12 +1,13 @@
-"""``taskray submit``: the same job on a cluster, through Ray's job submission.
+"""``taskray submit``: runs a job on a cluster, through Ray's job submission.
 
-The current folder travels to the cluster (with the job file and the modules beside it), and so
-does this taskray; the packages it needs (Ray, torch ...) must be installed there. What
-``.gitignore`` and ``.rayignore`` name stays here, and so do run folders and environments. Ray takes
-at most 512 MiB.
+The current folder (with the job file and the modules beside it) and this taskray package are sent
+to the cluster; other packages (Ray, torch ...) must be installed there. Files named in
+``.gitignore`` and ``.rayignore``, run folders and environments are not sent. Ray's limit is
+512 MiB.
 
-Tokens. A cluster may ask for one. We ask it whether it does before Ray is imported, and show ours
-only then: from ``RAY_AUTH_TOKEN``, the file ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``.
+Tokens: a cluster may require one. taskray asks the cluster before Ray is imported, and sends the
+token only if it is required: from ``RAY_AUTH_TOKEN``, the file ``RAY_AUTH_TOKEN_PATH`` or
+``~/.ray/auth_token``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from taskray.runtime import submission
 from taskray.runtime.submission import LEFT_BEHIND
 
 MOST_BYTES = 512 << 20
-"""Ray's limit on what may travel."""
+"""Ray's limit on the size of a folder sent to a cluster."""
 
 
 def submit(
@@ -41,10 +42,10 @@ def submit(
 ) -> int:
     """Submit a job to the cluster whose dashboard is at ``address``; returns an exit code.
 
-    With ``follow`` the log is printed until the job ends, and its exit code is returned. ``out``
-    is the run folder on the machine where the job's driver runs, and ``python`` its command for
-    the interpreter that Ray runs with. Raises InputError where the job
-    or the folder is wrong, where no cluster answers, or where it asks for another token.
+    With ``follow`` the log is printed until the job ends, and the job's exit code is returned.
+    ``out`` is the run folder on the machine where the job's driver runs, ``python`` the command
+    of the cluster's Python interpreter. Raises InputError for a wrong job or folder, where no
+    cluster answers, and where it requires another token.
     """
     console = console or Console()
     job = load_job(job_path, overrides)
@@ -58,44 +59,46 @@ def submit(
     client = submission.connect(url)
     name = submission.submit(client, command, folder)
     print_plain(console, f"submitted {name} to {url}")
-    print_plain(console, f"run folder: {out}, where the job's driver runs")
+    print_plain(console, f"run folder: {out}, on the machine of the job's driver")
     if not follow:
         print_plain(console, f"log: ray job logs --address {url} --follow {name}")
         return 0
     try:
         return submission.follow(client, name)
     except KeyboardInterrupt:
-        print_plain(console, f"the job goes on; to end it: ray job stop --address {url} {name}")
+        print_plain(console, f"the job still runs; to stop it: ray job stop --address {url} {name}")
         raise
 
 
 def working_folder(job: Path) -> Path:
-    """The folder that travels: the current one if the job lies in it, else the job's own.
+    """The folder that is sent: the current one if it contains the job file, else the job file's.
 
-    Raises InputError for a folder nobody means to send: a home folder, or a whole disk.
+    Raises InputError for a home folder or a whole disk, which would be sent by mistake.
     """
     here, file = Path.cwd(), Path(os.path.abspath(job))  # without '..'
     folder = here if file.is_relative_to(here) else file.parent
     if folder in (Path.home(), Path(folder.anchor)):
         raise InputError(
-            f"{folder}: this whole folder would be sent to the cluster; put the job into a folder "
-            "of its own, and start from there"
+            str(folder),
+            "this whole folder would be sent to the cluster; move the job file into another "
+            "folder and run the command there",
         )
     return folder
 
 
 def entrypoint(job: Path, overrides: Sequence[str], out: str, python: str = "python") -> str:
-    """The shell command that the cluster runs in the folder that travelled."""
+    """The shell command that the cluster runs in the folder that was sent."""
     given = [*overrides, "runtime.address=auto"]
     options = [part for text in given for part in ("--set", text)]
     words = [python, "-m", "taskray", "train", str(job), *options]
-    home, rest = ("~/", out[2:]) if out.startswith("~/") else ("", out)  # its shell expands ~
+    # outside the quotes, so that the cluster's shell expands it
+    home, rest = ("~/", out[2:]) if out.startswith("~/") else ("", out)
     return f"{shlex.join(words)} --out {home}{shlex.quote(rest)}"
 
 
 def check_size(folder: Path, most: int = MOST_BYTES) -> None:
-    """Refuse a folder that Ray would refuse, before it is packed: InputError names the largest
-    part of it."""
+    """Raise InputError for a folder that is larger than Ray's limit, before Ray packs it. The error
+    names the largest file or folder in it."""
     ignored = [*LEFT_BEHIND, *_ignore_patterns(folder)]
     sizes: dict[str, int] = {}
     for place, folders, files in os.walk(folder):
@@ -108,14 +111,16 @@ def check_size(folder: Path, most: int = MOST_BYTES) -> None:
         if sum(sizes.values()) > most:
             largest = max(sizes, key=lambda part: sizes[part])
             raise InputError(
-                f"{folder}: more than the {most >> 20} MiB that Ray sends to a cluster; "
-                f"the largest part is {largest!r}: leave it out with a line in .rayignore, "
-                "and let the job read its data from where the cluster has it"
+                str(folder),
+                f"more than the {most >> 20} MiB that Ray sends to a cluster; the largest part is "
+                f"{largest!r}: name it in .rayignore, and let the job read its data from a path "
+                "on the cluster",
             )
 
 
 def _ignore_patterns(folder: Path) -> list[str]:
-    """The simple lines of the ignore files: names and patterns for names, without a path."""
+    """The lines of the ignore files that are names or patterns of names; lines with a path are not
+    used."""
     patterns = []
     for name in (".gitignore", ".rayignore"):
         file = folder / name
