@@ -242,14 +242,14 @@ def test_the_report_has_all_sections(tmp_path: Path) -> None:
     run = make_run(tmp_path / "with")
     baseline = make_run(tmp_path / "without", consistency=False)
     page = write_report(run, baseline).read_text(encoding="utf-8")
-    for title in ("What it sees", "Metrics", "How it learned", "What passed between tasks",
-                  "Work done", "Events"):  # fmt: skip
+    for title in ("Predictions", "Metrics", "Training", "Exchanged predictions", "Steps",
+                  "Events"):  # fmt: skip
         assert f"<h2>{title}</h2>" in page
     for text in ("1 min 33 s", "2 CPU cores", "with consistency", "without consistency",
                  "over steps", "over seconds", "depth ← normals", "Hit rate", "41.0 MB",
                  "\N{MINUS SIGN}15.2 %", "<details><summary>Configuration"):  # fmt: skip
         assert text in page
-    work = page[page.index("Work done"):page.index("Events")]  # fmt: skip
+    work = page[page.index("<h2>Steps"):page.index("Events")]  # fmt: skip
     assert re.search(r"corrupt rows.*>2<", work, re.S)
     assert page.count("<img ") == 2 * 2 * 6  # tasks, samples, pictures a row
 
@@ -265,7 +265,7 @@ def test_the_report_works_on_a_run_that_has_not_finished(tmp_path: Path) -> None
     parse(page)
     assert "unfinished" in page
     assert "So far" in page
-    assert "How it learned" in page
+    assert "<h2>Training" in page
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "result.json"])
@@ -297,14 +297,14 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     [
         ("panels.npz", None, "cannot be read as .npz"),
         ("config.yaml", b"name: \xff", "not a text file in UTF-8"),
-        ("config.yaml", b"name: 2020-13-45", "holds values that taskray did not write"),
+        ("config.yaml", b"name: 2020-13-45", "contains values that taskray did not write"),
         ("study.yaml", b"name: \xff", "not a text file in UTF-8"),
         ("curves.json", b"[1, 2]", "not curves that taskray wrote"),
         ("curves.json", b'{"k": {"a": {"steps": [1], "times": ["x"]}}}', "not curves that"),
         ("table.json", b'{"columns": [], "rows": [{"name": "a", "label": "a", "cells": []}]}',
          "not a table that taskray wrote"),
         ("table.json", b'{"title": 3, "columns": [], "rows": [], "notes": [], '
-         b'"metrics_as_rows": false, "baseline": null}', "holds values that taskray did not"),
+         b'"metrics_as_rows": false, "baseline": null}', "contains values that taskray did not"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_named_in_one_line(

@@ -1,4 +1,4 @@
-"""Runs beside each other: what consistency bought."""
+"""The metrics of several runs side by side."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from taskray.report.tables import Cell, Column, Row, Table, heading_of
 def comparison_table(
     runs: Mapping[str, Mapping[str, Any]], title: str = "", baseline: str | None = None
 ) -> Table:
-    """Every metric of every task and evaluation, one column a run.
+    """Every metric of every task and evaluation, one column for each run.
 
-    ``runs``: label -> contents of its ``result.json``. The first run is the ``baseline`` unless
-    another is named; each other run is followed by its relative change from it.
+    ``runs``: label -> content of ``result.json``. ``baseline``: the label of a run, by default the
+    first; the column of every other run is followed by the relative change from the baseline.
     """
     cells = {label: metric_cells(result) for label, result in runs.items()}
     keys = sorted(dict.fromkeys(k for row in cells.values() for k in row), key=_order(cells))
@@ -48,7 +48,7 @@ def labels(run: Run, baseline: Run | None) -> tuple[str, str]:
 
 
 def metric_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
-    """``<task>/<evaluation>/<metric>`` -> figure, for all evaluations in a result."""
+    """``<task>/<evaluation>/<metric>`` -> value, for all evaluations in a result."""
     cells = {}
     for task, values in (result.get("tasks") or {}).items():
         for evaluation, metrics in evaluations_of(values).items():
@@ -58,7 +58,7 @@ def metric_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def _order(cells: Mapping[str, Mapping[str, Cell]]) -> Any:
-    """Tasks and evaluations in the order given, metrics in the order of ``metrics.METRICS``."""
+    """Tasks and evaluations in the order given, metrics in the order of ``formatting.METRICS``."""
     groups = list(dict.fromkeys(_group(key) for row in cells.values() for key in row))
     return lambda key: (groups.index(_group(key)), rank(describe(key).name))
 

@@ -1,4 +1,4 @@
-"""What went on in a run besides learning, as parts of its report: exchange, cache, work done."""
+"""The exchange of predictions, the cache and the steps of a run, as parts of its report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from taskray.report.page import facts, section, text_table
 
 
 def exchange(run: Run) -> str:
-    """How old the peers' predictions were, how often they were there, and the cache."""
+    """How old the peers' predictions were, how often one was found, and the cache."""
     stale: list[Line] = []
     seconds: list[Line] = []
     hits: list[Line] = []
@@ -32,7 +32,7 @@ def exchange(run: Run) -> str:
     body = f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
     body += _edge_table(run) + _cache_facts(run)
     lead = "Each edge reads: consumer ← producer of the prediction."
-    return section("What passed between tasks", body, lead)
+    return section("Exchanged predictions", body, lead)
 
 
 def _peers(run: Run, task: str) -> list[str]:
@@ -81,4 +81,4 @@ def work(run: Run) -> str:
               "waiting for data or peers", "corrupt rows"]  # fmt: skip
     if all(row[-1] == NOTHING for row in rows):
         header, rows = header[:-1], [row[:-1] for row in rows]
-    return section("Work done", text_table(header, rows))
+    return section("Steps", text_table(header, rows))

@@ -1,7 +1,7 @@
-"""What a person sees while a run trains: a live table, or quiet lines where there is no terminal.
+"""Progress of a run: a live table on a terminal, elsewhere a line every ten seconds.
 
-Drawing happens in the driver, from what the tasks report anyway, at most twice a second and
-without a thread of its own: the cores belong to training.
+The driver draws it when reports arrive, at most twice a second and without another thread, so
+that it takes no CPU time from training.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from taskray.report.console import print_plain
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
 WIDE = 116
-"""Terminals below this width are spared the less important columns."""
+"""Narrower terminals get short headings, and no progress bars."""
 
 
 @dataclass
 class Progress:
-    """What is known of one task: its last step and the last value of everything it reported."""
+    """The last step of one task, and the last value of everything that it reported."""
 
     total: int
     step: int = 0
@@ -89,7 +89,8 @@ class Live:
     def update(
         self, task: str, step: int, values: Mapping[str, float | None], restarts: int = 0
     ) -> None:
-        """What a task just reported; drawn if it is time. Values not given stay as they were."""
+        """Take a task's report, and draw if the last drawing is old enough. Values that are not in
+        the report keep their last value."""
         progress = self.tasks.setdefault(task, Progress(step))
         progress.step, progress.restarts = step, restarts
         progress.values.update({k: v for k, v in values.items() if v is not None})
@@ -102,7 +103,7 @@ class Live:
             self._line()
 
     def event(self, text: str) -> None:
-        """Something that people should know: printed at once, and it stays."""
+        """Print an event above the table at once."""
         stamp = duration(self._clock() - self._start)
         if self._live:
             self.console.print(Text.assemble((f"{stamp:>12}  ", "dim"), (text, "yellow")))
@@ -110,7 +111,7 @@ class Live:
             print_plain(self.console, f"[{stamp}] {text}")
 
     def render(self) -> Table:
-        """The table as it stands."""
+        """The table of the last reports."""
         wide = self.console.width >= WIDE
         table = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
         table.collapse_padding = not wide

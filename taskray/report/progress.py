@@ -1,4 +1,4 @@
-"""Progress of building a dataset: a bar on a terminal, two plain lines elsewhere."""
+"""Progress of building a dataset: a bar on a terminal, elsewhere one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taskray.report.console import print_plain
 
 @contextmanager
 def dataset_progress(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function to call with (rows done, rows in all). Silent if it is never called."""
+    """Yields a function to call with (rows done, total rows). Prints nothing until it is called."""
     bar = Progress(
         TextColumn("building dataset [bold]{task.description}"),
         BarColumn(),

@@ -38,7 +38,7 @@ def check(job: Job) -> dict[str, nn.Module]:
             job.tasks[name].augment != AugmentConfig()
         ):
             raise InputError(
-                f"tasks.{name}.augment", "the task has no image, only images are augmented"
+                f"tasks.{name}.augment", "only images are augmented, the task reads none"
             )
         models[name] = build_model(job, name, task)
     for dataset, config in job.data.items():
