@@ -145,7 +145,7 @@ def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
     [
         ({"seedz": 3}, "seedz: unknown key; did you mean 'seeds'?"),
         ({"seeds": 0}, "seeds"),
-        ({"seeds": [1, 1]}, "a seed stands there twice"),
+        ({"seeds": [1, 1]}, "duplicate seed 1"),
         ({"variants": {}}, "variants"),
         ({"job": "no.yaml"}, "no.yaml: no such file"),
         ({"variants": {"a": {"set": {"stepz": 3}}}}, "variants.a: stepz: unknown key"),
@@ -157,7 +157,7 @@ def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
         ({"metrics": ["dept/test/abs_rel"]}, "no task 'dept'; did you mean 'depth'?"),
         ({"metrics": ["depth/tset/abs_rel"]}, "no evaluation 'tset'; did you mean 'test'?"),
         ({"metrics": ["depth/test/abs_rell"]}, "measures no 'abs_rell'; did you mean 'abs_rel'?"),
-        ({"metrics": ["depth/abs_rel"]}, "which evaluation? expected depth/<evaluation>/abs_rel"),
+        ({"metrics": ["depth/abs_rel"]}, "has no evaluation, expected depth/<evaluation>/abs_rel"),
         ({"metrics": ["depth/stepz"]}, "no such figure; did you mean 'steps'?"),
         ({"metrics": ["cache/foo"]}, "no such figure; known: bytes, entries, "),
         ({"metrics": ["seconds/x"]}, "no such figure; known: seconds"),
@@ -168,10 +168,10 @@ def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
         ({"metrics": ["staleness/nonsense/x"]}, "no such figure"),
         (
             {"delta_m": {"baseline": "alone", "metrics": ["depth/steps"]}},
-            "delta_m.metrics: 'depth/steps': whether less or more of it is better",
+            "delta_m.metrics: 'depth/steps' has no known direction",
         ),
-        ({"set": {"seed": 9}}, "set.seed: the seeds are those of 'seeds'"),
-        ({"variants": {"a": {"set": {"name": "x"}}}}, "variants.a.set.name: each run is named"),
+        ({"set": {"seed": 9}}, "set.seed: the study sets it: change 'seeds' or give --seeds"),
+        ({"variants": {"a": {"set": {"name": "x"}}}}, "variants.a.set.name: the study sets it"),
         ({"variants": {"a": {}, "A": {}}}, "variants.A: differs from 'a' by case alone"),
         (
             {"paper": {"title": "P", "rows": {"alon": {"depth/test/abs_rel": 0.3}}}},
@@ -207,8 +207,11 @@ def test_a_wrong_study_is_refused_in_one_line_that_names_the_key(
             {"parameters": {"tasks.depth.model.base": {"choice": [9]}}},
             "parameters: tasks.depth.model",
         ),
-        ({"search": "grid"}, "a grid needs 'grid' or 'choice'"),
-        ({"search": "optuna", "parameters": {"steps": {"grid": [1]}}}, "'choice' instead"),
+        ({"search": "grid"}, "expected 'grid' or 'choice'"),
+        (
+            {"search": "optuna", "parameters": {"steps": {"grid": [1]}}},
+            "got 'grid', expected 'choice'",
+        ),
         ({"metric": "depth/test/abs_rel"}, "no evaluation 'test'"),
         ({"metric": "depth/test/abs_rel", "set": {}}, "'test' is a test split"),
         ({"metric": "seconds"}, "expected <task>/<evaluation>/<metric>"),
@@ -243,7 +246,7 @@ def test_a_metric_of_a_task_of_one_s_own_is_allowed_and_the_search_asks_what_is_
 
 def test_a_study_s_seed_is_not_for_the_command_line_either(tmp_path: Path) -> None:
     write(tmp_path, job=JOB, study=STUDY)
-    with pytest.raises(InputError, match="--set 'seed=9': the seeds are those of 'seeds'"):
+    with pytest.raises(InputError, match="--set 'seed=9': the study sets it"):
         study(tmp_path / "study.yaml", tmp_path / "out", None, ["seed=9"], silent())
 
 
@@ -261,9 +264,9 @@ def test_a_folder_in_which_another_study_runs_is_refused(tmp_path: Path, kind: A
 
 def test_zero_samples_or_seeds_are_refused(tmp_path: Path) -> None:
     write(tmp_path, job=JOB, space=SPACE, study=STUDY)
-    with pytest.raises(InputError, match="--samples 0: expected at least 1"):
+    with pytest.raises(InputError, match="--samples: got 0, expected at least 1"):
         tune(tmp_path / "space.yaml", None, tmp_path / "out", 0, [], silent())
-    with pytest.raises(InputError, match="--seeds 0: expected at least 1"):
+    with pytest.raises(InputError, match="--seeds: got 0, expected at least 1"):
         study(tmp_path / "study.yaml", tmp_path / "out", 0, [], silent())
 
 
@@ -397,7 +400,7 @@ def test_null_removes_a_task_or_a_relation(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"tasks.depth.checkpoint": "${alon}"}, "${alon}: no such variant; did you mean 'alone'?"),
-        ({"tasks.depth.checkpoint": "${b}"}, "variants: b refer to each other in a circle"),
+        ({"tasks.depth.checkpoint": "${b}"}, "variants: circular references: b"),
         ({"tasks.dept": None}, "variants.b: 'tasks.dept': there is no 'tasks.dept' to remove"),
         ({"tasks.depth": None}, "needs 'depth', which no task predicts"),
         (
@@ -536,7 +539,7 @@ def test_a_study_that_is_done_needs_no_ray_and_is_recorded(
     console = silent()
     arguments = (tmp_path / "study.yaml", tmp_path / "out", None, [], console, tmp_path / "[/kept]")
     assert study(*arguments) == 0
-    assert "4 of 4 runs are done already" in text_of(console)
+    assert "4 of 4 runs are already done" in text_of(console)
     assert f"recorded in {tmp_path}/[/kept]/small.md" in text_of(console)
     for name in ("table.md", "table.csv", "table.json", "table.png", "report.html"):
         assert (tmp_path / "out" / name).stat().st_size > 0
@@ -568,7 +571,7 @@ def test_the_best_trial_is_one_that_came_to_its_end() -> None:
         "depth/val/abs_rel: 0.400 with a, against 0.500 with the job's own values (−20.0 %)"
     )
     assert pick_best([row("b", 0.4), row("a", 0.4)], maximise=True).title == "b"
-    assert "nothing was better" in verdict(rows[0], rows[0], "depth/val/abs_rel")
+    assert "no trial beat" in verdict(rows[0], rows[0], "depth/val/abs_rel")
 
 
 def test_parameters_are_named_by_their_shortest_own_ending() -> None:
@@ -666,7 +669,7 @@ def test_progress_says_which_run_how_many_and_how_long() -> None:
         "[1/3] a: 1 min 00 s · depth/val/abs_rel 0.250 · about 2 min 00 s left",
         "[2/3] b: started",
     ]
-    assert "given up at step 20" in lines[3]
+    assert "stopped early at step 20" in lines[3]
     assert lines[-1] == "[3/3] c: 0.0 s · failed"
 
 
@@ -786,7 +789,7 @@ def test_a_search_beats_the_job_and_gives_up_what_is_worse(
     assert tune(tmp_path / "space.yaml", None, out, None, ["steps=30"], console) == 0
 
     trials = json.loads((out / "trials.json").read_text(encoding="utf-8"))
-    assert [t["status"] for t in trials] == ["finished", "finished", "given up"]
+    assert [t["status"] for t in trials] == ["finished", "finished", "stopped early"]
     assert [t["step"] for t in trials] == [30, 30, 10]
     assert trials[0]["trial"] == "default"
     assert trials[1]["metrics"]["depth/val/rmse"] > 0
