@@ -44,7 +44,7 @@ def run_page(run: Run, baseline: Run | None) -> str:
             sections.metrics(run, baseline),
             sections.curves(run, baseline),
             exchange.exchange(run),
-            exchange.work(run),
+            exchange.steps(run),
             sections.events(run),
             config_details(run.config_text),
         ],

@@ -102,8 +102,8 @@ def check_checkpoints(job: Job, location: str, models: Mapping[str, nn.Module]) 
         saved = checkpoint.state["optimizer"]["param_groups"]
         if own[0].keys() != saved[0].keys():
             raise InputError(
-                f"tasks.{name}.optimizer.name",
-                f"got {config.name!r}, {checkpoint.location} is of another optimizer",
+                str(checkpoint.location),
+                f"is of another optimizer than {config.name!r} (tasks.{name}.optimizer.name)",
             )
 
 
@@ -113,5 +113,5 @@ def check_gpus(job: Job) -> None:
     for name, task in job.tasks.items():
         if task.gpus > available:
             raise InputError(
-                f"tasks.{name}.gpus", f"{task.gpus:g} GPUs asked for, torch finds {available}"
+                f"tasks.{name}.gpus", f"{task.gpus:g} GPUs asked for, torch has {available}"
             )
