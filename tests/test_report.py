@@ -12,6 +12,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,9 @@ from taskray.report.charts import Line, line_chart
 from taskray.report.compare import comparison_table
 from taskray.report.curves import curve_charts, draw_curves, read_curves, write_curves
 from taskray.report.history import Run, Series
+from taskray.report.hit_rate import explain_hit_rate
 from taskray.report.html import write_report
-from taskray.report.live import Live, Progress
+from taskray.report.live import NARROW, WIDE, Live, Progress
 from taskray.report.render import to_markdown, to_rich
 from taskray.report.tables import Cell, grid, read_table, study_table, to_csv, write_table
 
@@ -65,11 +67,13 @@ def make_result(abs_rel: float) -> dict[str, object]:
     return {
         "name": f"run {NASTY}", "status": "finished", "seconds": 93.1, "hardware": "2 CPU cores",
         "tasks": {"depth": {"steps": 200, "restarts": 1, "corrupt_rows": 2, "evaluations": depth,
+                            "steps_per_second": 20.0, "replaced_by_supervised": 7,
                             "metrics": depth["real_test"]},
                   "normals": {"steps": 200, "restarts": 0, "evaluations": normals,
-                              "metrics": normals["real_test"]}},
+                              "steps_per_second": 5.0, "metrics": normals["real_test"]}},
         "staleness": {"depth<-normals": {"steps_mean": 20.0, "steps_max": 40, "seconds_mean": 1.5,
-                                         "hit_rate": 0.9}},
+                                         "hit_rate": 0.9, "bound": 128,
+                                         "misses": {"absent": 8, "stale": 2}}},
         "cache": {"entries": 150, "bytes": 41_000_000, "publishes": 400, "refused": 0},
         "events": [], "error": None,
     }  # fmt: skip
@@ -249,9 +253,75 @@ def test_the_report_has_all_sections(tmp_path: Path) -> None:
                  "over steps", "over seconds", "depth ← normals", "Hit rate", "41.0 MB",
                  "\N{MINUS SIGN}15.2 %", "<details><summary>Configuration"):  # fmt: skip
         assert text in page
-    work = page[page.index("<h2>Steps"):page.index("Events")]  # fmt: skip
-    assert re.search(r"corrupt rows.*>2<", work, re.S)
+    steps = page[page.index("<h2>Steps"):page.index("<h2>Events")]  # fmt: skip
+    assert re.search(r"replaced by supervised.*>7<.*>2<", steps, re.S)
+    assert re.search(r"corrupt rows.*>2<", steps, re.S)
+    exchanged = page[page.index("<h2>Exchanged"):page.index("<h2>Steps")]  # fmt: skip
+    assert re.search(r"bound.*>128<", exchanged, re.S)
+    assert ("depth found normals on 90 % of its look-ups: normals is 4.0 times slower, it had "
+            "not yet predicted on the batch in 8 %, and its prediction was too old in 2 %."
+            ) in exchanged  # fmt: skip
     assert page.count("<img ") == 2 * 2 * 6  # tasks, samples, pictures a row
+
+
+def test_the_report_of_an_older_result_has_no_empty_columns_and_invents_no_reason(
+    tmp_path: Path,
+) -> None:
+    edge = {"steps_mean": 20.0, "steps_max": 40, "seconds_mean": 1.5, "hit_rate": 0.9}
+    result = {"name": "x", "tasks": {"depth": {"steps": 9}}, "staleness": {"depth<-normals": edge}}
+    with RunFolder(tmp_path, tensorboard=False) as folder:
+        folder.write_result(result)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    body = page[page.index("<h2>Exchanged") :]
+    assert "this result has no reasons for the other 10 %" in body
+    for heading in ("bound", "replaced by supervised", "corrupt rows", "restarts"):
+        assert f">{heading}<" not in body
+
+
+@pytest.mark.parametrize(
+    ("edge", "speeds", "why"),
+    [
+        ({"hit_rate": 0.78, "misses": {"absent": 22}}, (41.0, 10.0),
+         " on 78 % of its look-ups: b is 4.1 times slower, and it had not yet predicted on the "
+         "batch in the other 22 %."),
+        ({"hit_rate": 0.9, "misses": {"absent": 10}}, (10.0, 9.0),
+         " on 90 % of its look-ups: b runs at about the same speed, and it had not yet predicted "
+         "on the batch in the other 10 %."),
+        ({"hit_rate": 0.5, "misses": {"stale": 50}}, (2.0, 20.0),
+         " on 50 % of its look-ups: b is 10.0 times faster, and its prediction was too old in the "
+         "other 50 %."),
+        ({"hit_rate": 0.6, "misses": {"stale": 10, "absent": 30}}, (None, 3.0),
+         " on 60 % of its look-ups: b had not yet predicted on the batch in 30 %, and its "
+         "prediction was too old in 10 %."),
+        ({"hit_rate": 0.6, "misses": {"absent": 4}}, (5.0, 0.0),  # a frozen task has no speed
+         " on 60 % of its look-ups: b had not yet predicted on the batch in the other 40 %."),
+        ({"hit_rate": 0.8, "misses": {"timeout": 2}}, (9.0, 1.0),  # not a matter of speed
+         " on 80 % of its look-ups: the wait for b timed out in the other 20 %."),
+        ({"hit_rate": 0.8, "misses": {"unavailable": 2}}, (9.0, 1.0),
+         " on 80 % of its look-ups: b's prediction could not be read in the other 20 %."),
+        ({"hit_rate": 0.995, "misses": {"unusable": 1}}, (9.0, 1.0),
+         " on more than 99 % of its look-ups: b's prediction gave no finite loss in the other "
+         "less than 1 %."),
+        ({"hit_rate": 0.75, "misses": {"lost": 1}}, (9.0, 1.0),
+         " on 75 % of its look-ups: b's prediction was missing (lost) in the other 25 %."),
+        ({"hit_rate": 0.0, "misses": {"absent": 9}}, (9.0, 3.0),
+         " on 0 % of its look-ups: b is 3.0 times slower, and it had not yet predicted on the "
+         "batch in all of them."),
+        ({"hit_rate": 1.0, "misses": {}}, (9.0, 1.0), " on 100 % of its look-ups."),
+        ({"hit_rate": 1.0}, (None, None), " on 100 % of its look-ups."),
+        ({"hit_rate": 0.9}, (9.0, 1.0),
+         " on 90 % of its look-ups; this result has no reasons for the other 10 %."),
+    ],
+)  # fmt: skip
+def test_a_sentence_explains_the_hit_rate_of_an_edge(
+    edge: dict[str, Any], speeds: tuple[float | None, float | None], why: str
+) -> None:
+    assert explain_hit_rate("a", "b", edge, *speeds) == f"a found b{why}"
+
+
+def test_an_edge_without_look_ups_has_no_hit_rate_to_explain() -> None:
+    assert explain_hit_rate("a", "b", {"hit_rate": 0.0, "misses": {}}) == "a made no look-ups of b."
+    assert explain_hit_rate("a", "b", {}) == ""
 
 
 def test_the_report_escapes_what_comes_from_data(tmp_path: Path) -> None:
@@ -550,9 +620,24 @@ def test_the_live_view_draws_at_most_twice_a_second() -> None:
     assert "task 'depth' [lost] its process" in drawn
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("width", [40, NARROW - 1, NARROW, WIDE - 1, WIDE, 200])
 def test_the_live_view_fits_every_terminal(width: int) -> None:
-    assert "1000" in run_live(terminal=True, seconds=1, width=width) or width == 40
+    """No line is longer than the terminal, no figure is cut, and columns that have no room go."""
+    console = Console(file=io.StringIO(), width=width)
+    live = Live({"depth": 1000, "normals": 1000}, "demo", console, clock=Clock())
+    for task, peer in (("depth", "normals"), ("normals", "depth")):
+        live.update(task, 250, {"loss/supervised": 0.5, "steps_per_second": 10.0,
+                                f"staleness/{peer}/steps_mean": 31.0,
+                                f"staleness/{peer}/steps_max": 75.0,
+                                f"hit_rate/{peer}": 0.97})  # fmt: skip
+    console.print(live.render())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for figure in ("depth", "normals", "250/1000", "0.5000", "1 min 15 s"):
+        assert figure in text
+    assert ("normals 31/75" in text) == ("97 %" in text) == (width >= NARROW)
+    assert ("steps/s" in text) == ("restarts" in text) == ("━" in text) == (width >= WIDE)
 
 
 # ---- pictures
