@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 from test_bad_input import parquet
 
-from taskray.cli import main
+from taskray.cli import COMMANDS, main
 from taskray.errors import InputError, TaskrayError
 from taskray.job.config import dump_yaml, load_job
 from taskray.record.folder import claim
@@ -33,7 +33,6 @@ from taskray.run.train import train
 from taskray.runtime import submission
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("train", "evaluate", "study", "tune", "submit", "report", "data", "doctor")
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -106,7 +105,7 @@ def test_a_wrong_command_line_ends_with_2(words, capsys):
 def test_errors_of_the_job_file_come_before_the_slow_imports(job):
     code = f"""
 import sys
-from taskray.cli import main
+from taskray.cli import COMMANDS, main
 for words in (["train", "nowhere.yaml"], ["doctor", {str(job)!r}, "--set", "stepps=3"],
               ["submit", {str(job)!r}, "--address", "http://127.0.0.1:1"]):
     assert main(words) == 2, words
