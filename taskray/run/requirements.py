@@ -39,7 +39,7 @@ class Finding:
     """One dataset of a job, before the run.
 
     ``ready``: already converted. ``decoded_bytes``: of the columns that the run reads, in memory.
-    ``materialized``: the run holds it in memory instead of streaming it.
+    ``materialized``: the run keeps it in memory instead of streaming it.
     """
 
     name: str
