@@ -181,7 +181,7 @@ def test_scalars_also_reach_tensorboard(tmp_path: Path) -> None:
     assert b"loss/supervised" in events.read_bytes()
 
 
-def test_panels_survive_the_way_to_disk(tmp_path: Path) -> None:
+def test_panels_are_read_as_they_were_written(tmp_path: Path) -> None:
     arrays = make_panels()
     RunFolder(tmp_path, tensorboard=False).write_panels(arrays)
     read = read_panels(tmp_path)
@@ -230,7 +230,7 @@ def test_a_folder_is_one_process_s_alone_until_it_ends_in_whatever_way(
 # ---- report
 
 
-def test_the_report_holds_everything_in_one_file(tmp_path: Path) -> None:
+def test_the_report_is_one_file_that_loads_nothing_else(tmp_path: Path) -> None:
     run = make_run(tmp_path / "with")
     baseline = make_run(tmp_path / "without", consistency=False)
     page = write_report(run, baseline).read_text(encoding="utf-8")
@@ -339,7 +339,7 @@ def test_the_report_works_on_a_run_that_has_not_finished(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "result.json"])
-def test_the_report_works_with_any_one_file_alone(tmp_path: Path, name: str) -> None:
+def test_the_report_works_with_only_one_file_of_a_run(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path / "run")
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -438,10 +438,14 @@ def test_a_study_draws_all_variants_in_one_plot_over_steps_and_over_seconds(tmp_
     assert picture.read_bytes().startswith(b"\x89PNG")
     page = write_report(tmp_path).read_text(encoding="utf-8")
     parse(page)
-    assert page.count("<svg") >= 2
+    charts = page[page.index("<h2>Training") : page.index("<h2>Spread")].split("<figure>")[1:]
+    assert len(charts) == 2
+    for chart, axis in zip(charts, ("steps", "seconds"), strict=True):
+        assert f"<figcaption>depth · real_test · AbsRel ↓, {axis}</figcaption>" in chart
+        assert re.findall(r'data-name="(\w)"', chart) == ["a", "b"]
 
 
-def test_a_variant_has_one_colour_in_all_curves_though_another_has_its_label() -> None:
+def test_a_variant_has_one_colour_in_all_curves_even_if_another_has_the_same_label() -> None:
     results = {name: {"depth/t/abs_rel": 0.1, "normals/t/miou": 0.2} for name in "abc"}
     table = study_table("", results, labels={"a": "same", "b": "same"})
     series = Series([1, 2], [1.0, 2.0], [0.5, 0.4])
@@ -459,7 +463,7 @@ def test_a_variant_has_one_colour_in_all_curves_though_another_has_its_label() -
     assert re.findall(r'class="line (c\d)"', page) == ["c1", "c2"] * 2 + ["c0", "c1", "c2"] * 2
 
 
-def test_dollars_are_no_mathematics(tmp_path: Path) -> None:
+def test_dollar_signs_are_not_read_as_mathematics(tmp_path: Path) -> None:
     dollars = "$5_ and 6^$"
     table = study_table(
         dollars, {"a": {f"t/{dollars}": 1.0}}, labels={"a": dollars}, notes=[dollars]
@@ -469,7 +473,7 @@ def test_dollars_are_no_mathematics(tmp_path: Path) -> None:
     assert write_curves(table, curves, tmp_path) is not None
 
 
-def test_charts_cope_with_one_point_constants_and_thousands_of_points() -> None:
+def test_charts_accept_one_point_constants_and_thousands_of_points() -> None:
     assert line_chart("empty", [Line("a", [], [])]) == ""
     for ys in ([1.0], [0.0] * 5, [2.5] * 5, [1e-9, 1e9], list(np.arange(5000.0)), [-1.0, 1.0]):
         chart = line_chart("a", [Line("a", list(range(1, len(ys) + 1)), ys)])
@@ -511,7 +515,7 @@ def test_nothing_is_bold_where_all_tie() -> None:
     assert "**" not in to_markdown(table)
 
 
-def test_csv_holds_fractions_and_seeds() -> None:
+def test_csv_contains_fractions_and_seeds() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(study_table("T", study())))))
     assert rows[0] == {"variant": "alone", "abs_rel": "0.5", "abs_rel std": "0.25",
                        "abs_rel seeds": "3", "delta_1": "0.5", "delta_1 std": "0.0",
@@ -664,7 +668,7 @@ def test_ignored_classes_have_no_colour_of_their_own() -> None:
     assert tuple(colours[2]) == panels.INVALID
 
 
-def test_pictures_of_other_images_are_not_set_beside_ours() -> None:
+def test_predictions_on_other_images_are_not_shown_beside_ours() -> None:
     ours, theirs = make_panels(), make_panels()
     theirs["depth/real_test/image"] = theirs["depth/real_test/image"] + 1
     rows = panels.compose(ours, "depth/real_test", "depth", ("without", "with"), theirs)

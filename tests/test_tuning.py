@@ -230,7 +230,7 @@ def test_a_wrong_space_is_refused_in_one_line_that_names_the_key(
     assert "\n" not in str(caught.value)
 
 
-def test_a_metric_of_a_task_of_one_s_own_is_allowed_and_the_search_asks_what_is_good(
+def test_a_metric_of_a_user_s_task_is_allowed_and_a_search_needs_its_direction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskray.tuning.runs.metric_names", lambda job, task: ["own", "iou/a"])
@@ -244,14 +244,14 @@ def test_a_metric_of_a_task_of_one_s_own_is_allowed_and_the_search_asks_what_is_
         check_space(space)
 
 
-def test_a_study_s_seed_is_not_for_the_command_line_either(tmp_path: Path) -> None:
+def test_the_seed_of_a_study_cannot_be_set_on_the_command_line(tmp_path: Path) -> None:
     write(tmp_path, job=JOB, study=STUDY)
     with pytest.raises(InputError, match="--set 'seed=9': the study sets it"):
         study(tmp_path / "study.yaml", tmp_path / "out", None, ["seed=9"], silent())
 
 
 @pytest.mark.parametrize("kind", [study, tune])
-def test_a_folder_in_which_another_study_runs_is_refused(tmp_path: Path, kind: Any) -> None:
+def test_a_folder_that_another_study_uses_is_refused(tmp_path: Path, kind: Any) -> None:
     write(tmp_path, job=JOB, study=STUDY, space=SPACE)
     file = tmp_path / ("study.yaml" if kind is study else "space.yaml")
     arguments = (file, *([None] if kind is tune else []), tmp_path / "out", None, [], silent())
@@ -278,7 +278,7 @@ def test_a_count_of_seeds_begins_with_the_study_s_own() -> None:
     assert StudyConfig(**STUDY).seed_list(3) == [0, 1, 2]
 
 
-def test_a_variant_has_the_last_word_and_every_seed_its_own_job(tmp_path: Path) -> None:
+def test_changes_of_a_variant_win_and_every_seed_has_its_own_job(tmp_path: Path) -> None:
     write(tmp_path, job=JOB, study=changed(STUDY, set={"steps": 7, "mediator.visits": 3}))
     path = tmp_path / "study.yaml"
     overrides = ["steps=9", "consistency.ties.weight=0.5"]
@@ -292,7 +292,7 @@ def test_a_variant_has_the_last_word_and_every_seed_its_own_job(tmp_path: Path) 
     assert runs[3].run.folder == tmp_path / "out/runs/together/seed_5"
 
 
-def test_runs_that_share_a_checkpoint_address_get_folders_of_their_own_there(
+def test_runs_that_share_a_checkpoint_address_get_separate_folders_there(
     tmp_path: Path,
 ) -> None:
     runs = planned(tmp_path, set={"checkpoint.path": "s3://bucket/checkpoints/"})
@@ -307,7 +307,7 @@ def test_runs_that_share_a_checkpoint_address_get_folders_of_their_own_there(
 # ---- what is left to do -------------------------------------------------------------------------
 
 
-def test_a_run_is_done_only_where_it_finished_with_this_very_job(tmp_path: Path) -> None:
+def test_a_run_is_done_only_if_it_finished_with_the_same_job(tmp_path: Path) -> None:
     job = parse_job(JOB, "job")
     run = Run("r", tmp_path / "r", job)
     assert run_state(run) is RunState.RESUME  # nothing there: begins
@@ -329,7 +329,7 @@ def test_a_run_is_done_only_where_it_finished_with_this_very_job(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", ['{"status": "interrupted"}', '{"status": "fail', ""])
-def test_a_run_that_did_not_finish_goes_on_from_its_checkpoints(
+def test_a_run_that_did_not_finish_continues_from_its_checkpoints(
     tmp_path: Path, content: str
 ) -> None:
     run = Run("r", tmp_path / "r", parse_job(JOB, "job"))
@@ -392,8 +392,8 @@ def test_null_removes_a_task_or_a_relation(tmp_path: Path) -> None:
     assert runs["depth_alone"].consistency == {}
     assert set(runs["together"].tasks) == {"depth", "normals"}
     # a field may still be null
-    nobody = {"a": {"set": {"tasks.depth.dedicated": None}}}
-    assert planned(tmp_path, variants=nobody)[0].run.job.tasks["depth"].dedicated is None
+    unlabelled = {"a": {"set": {"tasks.depth.dedicated": None}}}
+    assert planned(tmp_path, variants=unlabelled)[0].run.job.tasks["depth"].dedicated is None
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_a_wrong_reference_or_removal_is_named(
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_progressive_study_runs_in_order_and_again_only_what_is_outdated(
+def test_a_progressive_study_runs_in_order_and_repeats_only_outdated_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each wave in one process instead of through Ray Tune."""
@@ -448,12 +448,12 @@ def test_a_progressive_study_runs_in_order_and_again_only_what_is_outdated(
     assert len(order) == 3  # all is done
 
     begun_from = next((tmp_path / "out/runs/depth_alone").glob("**/depth/step_4/manifest.json"))
-    os.utime(begun_from)  # as if it had been trained anew
+    os.utime(begun_from)  # as if it had been trained again
     assert study(*arguments) == 0
     assert order[3:] == ["normals_by_depth"]
 
 
-def test_a_run_whose_origin_did_not_finish_is_a_hole_that_says_so(
+def test_a_run_whose_origin_did_not_finish_is_missing_with_that_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskray.tuning.study.run_all", lambda *arguments: {})
@@ -493,20 +493,22 @@ def test_a_metric_is_an_evaluation_s_or_a_path_of_the_result() -> None:
         check_metric(figure, [job], "study")
 
 
-def test_the_table_has_ours_beside_the_paper_s_and_names_its_holes(tmp_path: Path) -> None:
+def test_the_table_shows_the_paper_s_values_beside_ours_and_names_missing_runs(
+    tmp_path: Path,
+) -> None:
     paper = {"title": "Paper", "rows": {"alone": {"depth/test/abs_rel": 0.282}}, "note": "Other."}
     runs = planned(tmp_path, paper=paper)
     for r, value in zip(runs[:3], (0.40, 0.30, 0.50), strict=True):
         finish(r.run, depth__test__abs_rel=value, normals__test__within_30=0.5)
     config = load_study(tmp_path / "study.yaml")
-    table = table_of(config, runs, {runs[3].run.folder: "out of luck"})
+    table = table_of(config, runs, {runs[3].run.folder: "worker lost"})
     assert [row.label for row in table.rows] == ["alone", "with consistency"]
     cells = table.rows[0].cells
     assert cells["depth/test/abs_rel"].mean == pytest.approx(0.45)
     assert cells["depth/test/abs_rel"].values == (0.40, 0.50)
     assert cells["Paper: depth/test/abs_rel"].mean == 0.282
     assert table.rows[1].cells["depth/test/abs_rel"].missing == 1
-    assert "Missing: together, seed 1 (out of luck)" in table.notes
+    assert "Missing: together, seed 1 (worker lost)" in table.notes
     assert "Other" in table.notes
     assert "with consistency: tied" in table.notes
 
@@ -563,7 +565,7 @@ def row(name: str, value: float | None, finished: bool = True, **point: float) -
     return TrialRow(name, Path(name), point, point, value, 40, 1.0, finished=finished)
 
 
-def test_the_best_trial_is_one_that_came_to_its_end() -> None:
+def test_the_best_trial_is_a_finished_one() -> None:
     rows = [row("default", 0.5), row("a", 0.4, w=1.0), row("b", 0.1, finished=False, w=2.0)]
     assert pick_best(rows, maximise=False).title == "a"
     assert pick_best(rows, maximise=True).title == "default"
@@ -642,7 +644,7 @@ def test_trials_at_once_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> No
     assert share_threads(Run("r", Path("/r"), job), 1).job is job
 
 
-def test_progress_says_which_run_how_many_and_how_long() -> None:
+def test_progress_shows_the_run_the_count_and_the_time_left() -> None:
     now = [0.0]
     console = silent()
     progress = Progress(lambda p: p["run"], 3, console, "depth/val/abs_rel", lambda: now[0])
@@ -673,7 +675,7 @@ def test_progress_says_which_run_how_many_and_how_long() -> None:
     assert lines[-1] == "[3/3] c: 0.0 s · failed"
 
 
-class OfNoUse(Exception):
+class Unpicklable(Exception):
     """An exception that does not unpickle: its text is not its argument."""
 
     def __init__(self, a: int, b: int) -> None:
@@ -683,7 +685,7 @@ class OfNoUse(Exception):
 def test_an_exception_that_cannot_be_read_is_a_failure_and_trials_keep_their_numbers(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "error.pkl").write_bytes(pickle.dumps(OfNoUse(1, 2)))
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(Unpicklable(1, 2)))
     console = silent()
     progress = Progress(lambda p: p["run"], 2, console)
     a, b = (
@@ -728,7 +730,7 @@ def interrupt_when_it_trains(folder: Path) -> threading.Thread:
     return thread
 
 
-def test_a_study_goes_on_after_ctrl_c_and_a_failing_variant_leaves_a_hole(
+def test_a_study_continues_after_ctrl_c_and_a_failing_variant_is_missing(
     ray_session: ModuleType, stored_job: dict[str, Any], tmp_path: Path
 ) -> None:
     variants = {"good": {}, "broken": {"set": {"tasks.depth.task.loss": "operator:add"}}}
@@ -770,7 +772,7 @@ def test_a_study_goes_on_after_ctrl_c_and_a_failing_variant_leaves_a_hole(
     assert not list((tmp_path / "out").glob(".[st]*"))  # nothing of Tune's stays
 
 
-def test_a_search_beats_the_job_and_gives_up_what_is_worse(
+def test_a_search_beats_the_job_and_stops_worse_trials_early(
     ray_session: ModuleType, stored_job: dict[str, Any], tmp_path: Path
 ) -> None:
     alone = {"depth": {**stored_job["tasks"]["depth"], "cpus": 0.5, "optimizer": {"lr": 1e-5}}}

@@ -34,9 +34,7 @@ def study_page(folder: Path) -> str:
         [
             f'<header><h1>{escape(title)}</h1><p class="lead">{lead}</p></header>',
             section("Results", html_table(table), "The best of each column is bold."),
-            section(
-                "During training", curve_charts(table, saved_curves(folder)), "Means over seeds."
-            ),
+            section("Training", curve_charts(table, saved_curves(folder)), "Means over seeds."),
             section("Spread over seeds", _charts(table), "Dots: seeds. Bars: ± one deviation."),
             section("Runs", _runs(folder, runs)),
             config_details(text, config.name if config else ""),
