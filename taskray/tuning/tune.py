@@ -161,7 +161,7 @@ def check_space(space: Space) -> None:
     if reader.arguments.get("split") == "test":
         raise InputError(
             f"{source}: metric",
-            f"{title!r} is a test split: values chosen on it give results that are too good; add "
+            f"{title!r} is a test split: values chosen on it look too good; add "
             "an evaluation on a validation split under 'set'",
         )
     if config.mode is None and describe(config.metric).higher_is_better is None:
