@@ -1,8 +1,8 @@
 """Asynchronous collective training of vision tasks on Ray.
 
-Each task is an actor with a model, optimizer and labelled dataset of its own. Tasks are tied
-together by consistency losses on a shared unlabelled dataset, against each other's stale
-predictions. Start with ``taskray.loop.trainer`` and ``taskray.exchange.cache``.
+Each task is an actor with its own model, optimizer and labelled dataset. Consistency losses connect
+the tasks: each task compares its predictions on a shared unlabelled dataset with the stale
+predictions of its peers. Start with ``taskray.loop.trainer`` and ``taskray.exchange.cache``.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
 
     for name in ("World.index", "World.load"):
         monkeypatch.setattr(f"taskray.data.world.{name}", work)
-    monkeypatch.setattr("taskray.commands.data_show.show", work)
+    monkeypatch.setattr("taskray.run.data.show", work)
     monkeypatch.chdir(tmp_path)
     parquet(tmp_path / "data")
     (tmp_path / "afile").touch()
@@ -378,7 +378,7 @@ def test_a_run_of_another_job_is_never_gone_on_from(train, tmp_path):
         ("runtime.publisher=forward_server", "runtime.publisher"),
         ("steps=3", "tasks.depth.steps"),
     ):
-        line = told(train(setting), 2, f"run holds a run of another job ({key} differs): ")
+        line = told(train(setting), 2, f"run: is of another job ({key} differs): ")
         assert "another --out, or --resume never" in line
     assert before == {f: (tmp_path / "run" / f).read_bytes() for f in before}
 
@@ -386,11 +386,11 @@ def test_a_run_of_another_job_is_never_gone_on_from(train, tmp_path):
 def test_checkpoints_that_are_kept_apart_say_of_which_job_they_are(train, tmp_path):
     apart = f"checkpoint.path={tmp_path / 'apart'}"
     assert train(apart)[0] == 0
-    told(train(apart, "seed=1", out="other"), 2, "apart holds a run of another job (seed differs)")
+    told(train(apart, "seed=1", out="other"), 2, "apart: is of another job (seed differs)")
     assert train(apart, "steps=6", out="moved")[0] == 0  # of the same job, from another place
     own = f"checkpoint.path={tmp_path / 'mine'}"
     assert train(own, "seed=1", out="mine")[0] == 0
-    told(train(apart, "steps=6", out="mine"), 2, "mine holds a run of another job (seed differs)")
+    told(train(apart, "steps=6", out="mine"), 2, "mine: is of another job (seed differs)")
     told(train("checkpoint.path=/proc/none", out="new"), 2, "checkpoint.path: cannot write to /pro")
 
 

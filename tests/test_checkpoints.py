@@ -123,7 +123,7 @@ def test_weights_of_another_model_are_refused_with_the_first_that_differs(store)
         load_into(nn.Sequential(nn.Linear(3, 8)), store.latest("depth"))
 
 
-class LearnedRelation(Relation, nn.Module):
+class LearnedRelation(nn.Module, Relation):
     """Has a weight and a buffer, and is never called here."""
 
     quantities = ("depth",)

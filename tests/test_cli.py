@@ -23,17 +23,16 @@ from PIL import Image
 from rich.console import Console
 from test_bad_input import parquet
 
-from taskray.cli import main
-from taskray.commands.submit import check_size, entrypoint, working_folder
+from taskray.cli import COMMANDS, main
 from taskray.errors import InputError, TaskrayError
 from taskray.files import lock_folder
 from taskray.job.config import dump_yaml, load_job
 from taskray.run.paths import absolute_paths
+from taskray.run.submit import check_size, entrypoint, working_folder
 from taskray.run.train import train
 from taskray.runtime import submission
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("train", "evaluate", "study", "tune", "submit", "report", "data", "doctor")
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -71,7 +70,7 @@ def in_new_process(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_on_all_its_words_and_the_exit_codes(command, capsys):
+def test_every_command_has_help_on_each_argument_and_on_the_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
@@ -81,10 +80,12 @@ def test_every_command_has_help_on_all_its_words_and_the_exit_codes(command, cap
     assert not re.search(
         r"^  [A-Z_.a-z]+\n(?! {4})", text, re.M
     )  # an argument, and nothing said of it
-    assert command != "train" or "never: delete them and start over" in " ".join(text.split())
+    assert command != "train" or "never: delete them and start from step 0" in " ".join(
+        text.split()
+    )
 
 
-def test_help_is_plain_text_and_the_version_is_told(capsys):
+def test_help_and_version_are_plain_text(capsys):
     for option, expected in (("--help", "Collective training"), ("--version", "taskray 0.")):
         with pytest.raises(SystemExit):
             main([option])
@@ -104,7 +105,7 @@ def test_a_wrong_command_line_ends_with_2(words, capsys):
 def test_errors_of_the_job_file_come_before_the_slow_imports(job):
     code = f"""
 import sys
-from taskray.cli import main
+from taskray.cli import COMMANDS, main
 for words in (["train", "nowhere.yaml"], ["doctor", {str(job)!r}, "--set", "stepps=3"],
               ["submit", {str(job)!r}, "--address", "http://127.0.0.1:1"]):
     assert main(words) == 2, words
@@ -115,13 +116,13 @@ assert not {{"torch", "ray"}} & set(sys.modules)
     assert len(done.stderr.splitlines()) == 3
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly(job):
+def test_a_closed_pipe_ends_the_command_without_an_error(job):
     pipe = f"{sys.executable} -m taskray doctor {job} | head -n 1"
     done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("tiny\n", "")
 
 
-def test_a_study_given_as_a_job_is_told_its_command(call):
+def test_the_error_for_a_study_given_as_a_job_names_the_right_command(call):
     study = ROOT / "jobs" / "studies" / "table3_domain_shift.yaml"
     code, _, stderr = call("train", study)
     assert code == 2
@@ -131,7 +132,7 @@ def test_a_study_given_as_a_job_is_told_its_command(call):
 # ---- train and evaluate -------------------------------------------------------------------
 
 
-def test_train_leaves_a_complete_run_folder_and_goes_on_when_called_again(call, job, tmp_path):
+def test_train_writes_a_complete_run_folder_and_continues_when_called_again(call, job, tmp_path):
     run = tmp_path / "[/run]"  # which is no markup
     code, out, _ = call("train", job, "--inline", "--out", run)
     assert code == 0
@@ -148,7 +149,7 @@ def test_train_leaves_a_complete_run_folder_and_goes_on_when_called_again(call, 
     assert "goes on from step" not in (run / "metrics.jsonl").read_text()
 
 
-def test_a_folder_in_which_another_run_is_at_work_is_left_alone(call, job, tmp_path):
+def test_a_folder_that_another_run_uses_is_not_changed(call, job, tmp_path):
     run = tmp_path / "run"
     assert call("train", job, "--inline", "--out", run)[0] == 0
     files = {file for file in run.rglob("*") if file.is_file()}
@@ -167,7 +168,7 @@ def test_tasks_that_differ_by_case_alone_would_share_a_folder(call, job):
     assert "tasks.Depth: differs from 'depth' by case alone" in stderr
 
 
-def test_relative_paths_are_those_of_the_folder_where_the_command_was_given(tmp_path, monkeypatch):
+def test_relative_paths_are_made_absolute_in_the_folder_of_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for folder in ("frames", "runs/old", "world", "sim"):
@@ -199,20 +200,20 @@ def test_relative_paths_are_those_of_the_folder_where_the_command_was_given(tmp_
 
 
 @pytest.mark.parametrize("settings", [[], ["checkpoint.path=~/elsewhere"]])
-def test_actors_are_told_where_checkpoints_lie_by_an_absolute_path(tmp_path, monkeypatch, settings):
-    class Told(Exception):
+def test_actors_get_the_checkpoint_folder_as_an_absolute_path(tmp_path, monkeypatch, settings):
+    class Called(Exception):
         pass
 
-    def tell(job, checkpoints, *arguments):
-        raise Told(checkpoints)
+    def stop(job, checkpoints, *arguments):
+        raise Called(checkpoints)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("taskray.run.train.make_collective", tell)
-    with pytest.raises(Told) as told:
+    monkeypatch.setattr("taskray.run.train.make_collective", stop)
+    with pytest.raises(Called) as called:
         train(tiny_job(*settings), Path("run"), inline=True, console=Console(quiet=True))
     expected = "elsewhere" if settings else "run/checkpoints"
-    assert str(told.value) == str(tmp_path / expected)
+    assert str(called.value) == str(tmp_path / expected)
 
 
 def test_evaluate_measures_the_checkpoints_again_and_keeps_the_rest(call, job, tmp_path):
@@ -259,7 +260,7 @@ def test_a_damaged_file_is_found_before_the_evaluation_and_not_after_it(
 ):
     run = tmp_path / "run"
     assert call("train", job, "--inline", "--out", run)[0] == 0
-    monkeypatch.setattr("taskray.commands.evaluate.evaluate_task", None)  # or it would be called
+    monkeypatch.setattr("taskray.run.evaluate.evaluate_task", None)  # or it would be called
     for name in ("panels.npz", "result.json", "metrics.jsonl"):
         whole = (run / name).read_bytes()
         (run / name).write_bytes(b"PK" + whole[: len(whole) // 2] + b"\n")
@@ -311,7 +312,7 @@ def test_data_show_takes_a_dataset_of_a_job(call, job):
     assert "test: 8 rows" in text
 
 
-def test_data_show_counts_corrupt_rows_and_says_why(call, tmp_path):
+def test_data_show_counts_corrupt_rows_and_prints_the_reason(call, tmp_path):
     text = call("data", "show", parquet(tmp_path / "data", image=b"no picture"))[1]
     assert "4 corrupt rows" in text
     assert "k1: image is not a picture in any known format" in text
@@ -322,7 +323,7 @@ def test_data_show_counts_corrupt_rows_and_says_why(call, tmp_path):
     [
         (["show", "nowhere"], "nowhere: no such file"),
         (["show", "."], "no *.parquet files in this folder"),
-        (["show", "JOB"], "has several datasets; name one: --dataset labelled|unlabelled|test"),
+        (["show", "JOB"], "has several datasets, expected --dataset labelled|unlabelled|test"),
         (["show", "JOB", "--dataset", "tset"], "no dataset 'tset'; did you mean 'test'?"),
         (
             ["show", "JOB", "--dataset", "test", "--save", "sheet.txt"],
@@ -338,7 +339,7 @@ def test_data_show_counts_corrupt_rows_and_says_why(call, tmp_path):
         (["convert", "world", "num_samples=2", "--inline", "--out", "."], "is never replaced"),
     ],
 )
-def test_data_tells_what_is_wrong_in_one_line(call, job, tmp_path, monkeypatch, words, problem):
+def test_errors_of_data_are_one_line(call, job, tmp_path, monkeypatch, words, problem):
     monkeypatch.chdir(tmp_path)
     code, _, stderr = call("data", *[str(job) if word == "JOB" else word for word in words])
     assert (code, stderr.count("\n")) == (2, 1), stderr
@@ -349,7 +350,7 @@ def test_data_tells_what_is_wrong_in_one_line(call, job, tmp_path, monkeypatch, 
 # ---- doctor -------------------------------------------------------------------------------
 
 
-def test_doctor_says_what_a_job_is_made_of_and_needs(call, job):
+def test_doctor_prints_the_parts_of_a_job_and_its_needs(call, job):
     code, out, _ = call("doctor", job)
     assert code == 0
     assert "depth_normals: depth <- normals (normals)" in out
@@ -376,14 +377,14 @@ def test_doctor_ends_with_2_where_a_job_cannot_work(call, job, setting, problem)
     assert problem in stderr
 
 
-def test_doctor_warns_of_an_evaluation_that_measures_nothing(call, job, tmp_path):
+def test_doctor_warns_of_an_evaluation_that_skips_a_task(call, job, tmp_path):
     file = parquet(tmp_path / "data") / "part-00000.parquet"
     pq.write_table(pq.read_table(file).drop(["normals"]), file)
     setting = f"data.test.reader={{name: parquet, path: {file.parent}}}"
     code, out, _ = call("doctor", job, "--set", setting)
     assert code == 0
-    assert "! evaluation 'test' has no normals: task 'normals' is not measured on it" in out
-    assert "this job can run, with the remarks above" in out
+    assert "! evaluation 'test' has no normals: it skips task 'normals'" in out
+    assert "this job can run, with the warnings above" in out
     mediator = f"data.unlabelled.reader={{name: parquet, path: {file.parent}}}"
     code, out, _ = call("doctor", job, "--set", mediator, "--set", "evaluation.data.own=unlabelled")
     assert code == 0
@@ -422,7 +423,7 @@ def test_the_cluster_runs_the_same_job_with_its_own_ray():
     assert entrypoint(Path("j.yaml"), [], "s3://x", "/opt/py").startswith("/opt/py -m")
 
 
-def test_what_travels_is_the_folder_of_the_project_and_never_a_home(tmp_path, monkeypatch):
+def test_submit_sends_the_folder_of_the_project_and_never_a_home_folder(tmp_path, monkeypatch):
     (tmp_path / "jobs").mkdir()
     job = tmp_path / "jobs" / "job.yaml"
     job.touch()
@@ -443,7 +444,7 @@ def test_what_travels_is_the_folder_of_the_project_and_never_a_home(tmp_path, mo
     assert {"runs", ".venv", ".git"} <= set(excluded)
 
 
-def test_a_folder_that_ray_would_refuse_is_refused_first_with_its_largest_part(tmp_path):
+def test_a_folder_that_is_too_large_for_ray_is_refused_with_its_largest_part(tmp_path):
     for name in ("data/a.bin", "runs/x/b.bin", ".venv/c.bin", "big/d.bin", "job.yaml"):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -524,7 +525,7 @@ def test_following_a_job_ends_with_its_exit_code(capsys):
         (404, None, None, "expected Ray's dashboard, got HTTP status 404"),
     ],
 )
-def test_client_and_cluster_agree_on_tokens_or_say_why_not(
+def test_client_and_cluster_agree_on_tokens_or_the_error_gives_the_reason(
     monkeypatch, tmp_path, status, mode, token, problem
 ):
     monkeypatch.setenv("HOME", str(tmp_path))

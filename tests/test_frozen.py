@@ -14,7 +14,6 @@ from collectives import Watch, kill, run, tiny_job
 from rich.console import Console
 
 from taskray.cli import main
-from taskray.commands.doctor import doctor
 from taskray.data.streams.batch import Batch
 from taskray.data.streams.order import Place
 from taskray.errors import InputError
@@ -24,6 +23,7 @@ from taskray.job.config import Job, dump_yaml
 from taskray.loop.assembly import build_learned, build_task
 from taskray.loop.report import ChunkReport
 from taskray.run.checks import check, check_checkpoints
+from taskray.run.doctor import doctor
 from taskray.runtime.answering import RECENT, Answering, Request
 from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint
 from taskray.runtime.member import load_initial
@@ -111,7 +111,7 @@ def test_a_wrong_checkpoint_is_refused_in_one_line_before_anything_runs(
 
 def test_the_doctor_shows_what_is_frozen(taught: Path) -> None:
     console = Console(file=StringIO(), width=120)
-    assert doctor(frozen(taught), console) == 0
+    doctor(frozen(taught), console)
     assert isinstance(console.file, StringIO)
     assert "frozen" in console.file.getvalue()
     with pytest.raises(InputError, match=r"tasks\.normals\.checkpoint: /nowhere"):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ from taskray.report.charts import Line, line_chart
 from taskray.report.compare import comparison_table
 from taskray.report.curves import curve_charts, draw_curves, read_curves, write_curves
 from taskray.report.history import Run, Series
+from taskray.report.hit_rate import explain_hit_rate
 from taskray.report.html import write_report
-from taskray.report.live import Live, Progress
+from taskray.report.live import NARROW, WIDE, Live, Progress
 from taskray.report.render import to_markdown, to_rich
 from taskray.report.tables import Cell, grid, read_table, study_table, to_csv, write_table
 
@@ -66,11 +68,13 @@ def make_result(abs_rel: float) -> dict[str, object]:
     return {
         "name": f"run {NASTY}", "status": "finished", "seconds": 93.1, "hardware": "2 CPU cores",
         "tasks": {"depth": {"steps": 200, "restarts": 1, "corrupt_rows": 2, "evaluations": depth,
+                            "steps_per_second": 20.0, "replaced_by_supervised": 7,
                             "metrics": depth["real_test"]},
                   "normals": {"steps": 200, "restarts": 0, "evaluations": normals,
-                              "metrics": normals["real_test"]}},
+                              "steps_per_second": 5.0, "metrics": normals["real_test"]}},
         "staleness": {"depth<-normals": {"steps_mean": 20.0, "steps_max": 40, "seconds_mean": 1.5,
-                                         "hit_rate": 0.9}},
+                                         "hit_rate": 0.9, "bound": 128,
+                                         "misses": {"absent": 8, "stale": 2}}},
         "cache": {"entries": 150, "bytes": 41_000_000, "publishes": 400, "refused": 0},
         "events": [], "error": None,
     }  # fmt: skip
@@ -178,7 +182,7 @@ def test_scalars_also_reach_tensorboard(tmp_path: Path) -> None:
     assert b"loss/supervised" in events.read_bytes()
 
 
-def test_panels_survive_the_way_to_disk(tmp_path: Path) -> None:
+def test_panels_are_read_as_they_were_written(tmp_path: Path) -> None:
     arrays = make_panels()
     RunFolder(tmp_path, tensorboard=False).write_panels(arrays)
     read = read_panels(tmp_path)
@@ -227,7 +231,7 @@ def test_a_folder_is_one_process_s_alone_until_it_ends_in_whatever_way(
 # ---- report
 
 
-def test_the_report_holds_everything_in_one_file(tmp_path: Path) -> None:
+def test_the_report_is_one_file_that_loads_nothing_else(tmp_path: Path) -> None:
     run = make_run(tmp_path / "with")
     baseline = make_run(tmp_path / "without", consistency=False)
     page = write_report(run, baseline).read_text(encoding="utf-8")
@@ -243,16 +247,82 @@ def test_the_report_has_all_sections(tmp_path: Path) -> None:
     run = make_run(tmp_path / "with")
     baseline = make_run(tmp_path / "without", consistency=False)
     page = write_report(run, baseline).read_text(encoding="utf-8")
-    for title in ("What it sees", "Metrics", "How it learned", "What passed between tasks",
-                  "Work done", "Events"):  # fmt: skip
+    for title in ("Predictions", "Metrics", "Training", "Exchanged predictions", "Steps",
+                  "Events"):  # fmt: skip
         assert f"<h2>{title}</h2>" in page
     for text in ("1 min 33 s", "2 CPU cores", "with consistency", "without consistency",
                  "over steps", "over seconds", "depth ← normals", "Hit rate", "41.0 MB",
                  "\N{MINUS SIGN}15.2 %", "<details><summary>Configuration"):  # fmt: skip
         assert text in page
-    work = page[page.index("Work done"):page.index("Events")]  # fmt: skip
-    assert re.search(r"corrupt rows.*>2<", work, re.S)
+    steps = page[page.index("<h2>Steps"):page.index("<h2>Events")]  # fmt: skip
+    assert re.search(r"replaced by supervised.*>7<.*>2<", steps, re.S)
+    assert re.search(r"corrupt rows.*>2<", steps, re.S)
+    exchanged = page[page.index("<h2>Exchanged"):page.index("<h2>Steps")]  # fmt: skip
+    assert re.search(r"bound.*>128<", exchanged, re.S)
+    assert ("depth found normals on 90 % of its look-ups: normals is 4.0 times slower, it had "
+            "not yet predicted on the batch in 8 %, and its prediction was too old in 2 %."
+            ) in exchanged  # fmt: skip
     assert page.count("<img ") == 2 * 2 * 6  # tasks, samples, pictures a row
+
+
+def test_the_report_of_an_older_result_has_no_empty_columns_and_invents_no_reason(
+    tmp_path: Path,
+) -> None:
+    edge = {"steps_mean": 20.0, "steps_max": 40, "seconds_mean": 1.5, "hit_rate": 0.9}
+    result = {"name": "x", "tasks": {"depth": {"steps": 9}}, "staleness": {"depth<-normals": edge}}
+    with RunFolder(tmp_path, tensorboard=False) as folder:
+        folder.write_result(result)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    body = page[page.index("<h2>Exchanged") :]
+    assert "this result has no reasons for the other 10 %" in body
+    for heading in ("bound", "replaced by supervised", "corrupt rows", "restarts"):
+        assert f">{heading}<" not in body
+
+
+@pytest.mark.parametrize(
+    ("edge", "speeds", "why"),
+    [
+        ({"hit_rate": 0.78, "misses": {"absent": 22}}, (41.0, 10.0),
+         " on 78 % of its look-ups: b is 4.1 times slower, and it had not yet predicted on the "
+         "batch in the other 22 %."),
+        ({"hit_rate": 0.9, "misses": {"absent": 10}}, (10.0, 9.0),
+         " on 90 % of its look-ups: b runs at about the same speed, and it had not yet predicted "
+         "on the batch in the other 10 %."),
+        ({"hit_rate": 0.5, "misses": {"stale": 50}}, (2.0, 20.0),
+         " on 50 % of its look-ups: b is 10.0 times faster, and its prediction was too old in the "
+         "other 50 %."),
+        ({"hit_rate": 0.6, "misses": {"stale": 10, "absent": 30}}, (None, 3.0),
+         " on 60 % of its look-ups: b had not yet predicted on the batch in 30 %, and its "
+         "prediction was too old in 10 %."),
+        ({"hit_rate": 0.6, "misses": {"absent": 4}}, (5.0, 0.0),  # a frozen task has no speed
+         " on 60 % of its look-ups: b had not yet predicted on the batch in the other 40 %."),
+        ({"hit_rate": 0.8, "misses": {"timeout": 2}}, (9.0, 1.0),  # not a matter of speed
+         " on 80 % of its look-ups: the wait for b timed out in the other 20 %."),
+        ({"hit_rate": 0.8, "misses": {"unavailable": 2}}, (9.0, 1.0),
+         " on 80 % of its look-ups: b's prediction could not be read in the other 20 %."),
+        ({"hit_rate": 0.995, "misses": {"unusable": 1}}, (9.0, 1.0),
+         " on more than 99 % of its look-ups: b's prediction gave no finite loss in the other "
+         "less than 1 %."),
+        ({"hit_rate": 0.75, "misses": {"lost": 1}}, (9.0, 1.0),
+         " on 75 % of its look-ups: b's prediction was missing (lost) in the other 25 %."),
+        ({"hit_rate": 0.0, "misses": {"absent": 9}}, (9.0, 3.0),
+         " on 0 % of its look-ups: b is 3.0 times slower, and it had not yet predicted on the "
+         "batch in all of them."),
+        ({"hit_rate": 1.0, "misses": {}}, (9.0, 1.0), " on 100 % of its look-ups."),
+        ({"hit_rate": 1.0}, (None, None), " on 100 % of its look-ups."),
+        ({"hit_rate": 0.9}, (9.0, 1.0),
+         " on 90 % of its look-ups; this result has no reasons for the other 10 %."),
+    ],
+)  # fmt: skip
+def test_a_sentence_explains_the_hit_rate_of_an_edge(
+    edge: dict[str, Any], speeds: tuple[float | None, float | None], why: str
+) -> None:
+    assert explain_hit_rate("a", "b", edge, *speeds) == f"a found b{why}"
+
+
+def test_an_edge_without_look_ups_has_no_hit_rate_to_explain() -> None:
+    assert explain_hit_rate("a", "b", {"hit_rate": 0.0, "misses": {}}) == "a made no look-ups of b."
+    assert explain_hit_rate("a", "b", {}) == ""
 
 
 def test_the_report_escapes_what_comes_from_data(tmp_path: Path) -> None:
@@ -266,11 +336,11 @@ def test_the_report_works_on_a_run_that_has_not_finished(tmp_path: Path) -> None
     parse(page)
     assert "unfinished" in page
     assert "So far" in page
-    assert "How it learned" in page
+    assert "<h2>Training" in page
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "result.json"])
-def test_the_report_works_with_any_one_file_alone(tmp_path: Path, name: str) -> None:
+def test_the_report_works_with_only_one_file_of_a_run(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path / "run")
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -298,14 +368,14 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     [
         ("panels.npz", None, "cannot be read as .npz"),
         ("config.yaml", b"name: \xff", "not a text file in UTF-8"),
-        ("config.yaml", b"name: 2020-13-45", "holds values that taskray did not write"),
+        ("config.yaml", b"name: 2020-13-45", "contains values that taskray did not write"),
         ("study.yaml", b"name: \xff", "not a text file in UTF-8"),
         ("curves.json", b"[1, 2]", "not curves that taskray wrote"),
         ("curves.json", b'{"k": {"a": {"steps": [1], "times": ["x"]}}}', "not curves that"),
         ("table.json", b'{"columns": [], "rows": [{"name": "a", "label": "a", "cells": []}]}',
          "not a table that taskray wrote"),
         ("table.json", b'{"title": 3, "columns": [], "rows": [], "notes": [], '
-         b'"metrics_as_rows": false, "baseline": null}', "holds values that taskray did not"),
+         b'"metrics_as_rows": false, "baseline": null}', "contains values that taskray did not"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_named_in_one_line(
@@ -369,10 +439,14 @@ def test_a_study_draws_all_variants_in_one_plot_over_steps_and_over_seconds(tmp_
     assert picture.read_bytes().startswith(b"\x89PNG")
     page = write_report(tmp_path).read_text(encoding="utf-8")
     parse(page)
-    assert page.count("<svg") >= 2
+    charts = page[page.index("<h2>Training") : page.index("<h2>Spread")].split("<figure>")[1:]
+    assert len(charts) == 2
+    for chart, axis in zip(charts, ("steps", "seconds"), strict=True):
+        assert f"<figcaption>depth · real_test · AbsRel ↓, {axis}</figcaption>" in chart
+        assert re.findall(r'data-name="(\w)"', chart) == ["a", "b"]
 
 
-def test_a_variant_has_one_colour_in_all_curves_though_another_has_its_label() -> None:
+def test_a_variant_has_one_colour_in_all_curves_even_if_another_has_the_same_label() -> None:
     results = {name: {"depth/t/abs_rel": 0.1, "normals/t/miou": 0.2} for name in "abc"}
     table = study_table("", results, labels={"a": "same", "b": "same"})
     series = Series([1, 2], [1.0, 2.0], [0.5, 0.4])
@@ -390,7 +464,7 @@ def test_a_variant_has_one_colour_in_all_curves_though_another_has_its_label() -
     assert re.findall(r'class="line (c\d)"', page) == ["c1", "c2"] * 2 + ["c0", "c1", "c2"] * 2
 
 
-def test_dollars_are_no_mathematics(tmp_path: Path) -> None:
+def test_dollar_signs_are_not_read_as_mathematics(tmp_path: Path) -> None:
     dollars = "$5_ and 6^$"
     table = study_table(
         dollars, {"a": {f"t/{dollars}": 1.0}}, labels={"a": dollars}, notes=[dollars]
@@ -400,7 +474,7 @@ def test_dollars_are_no_mathematics(tmp_path: Path) -> None:
     assert write_curves(table, curves, tmp_path) is not None
 
 
-def test_charts_cope_with_one_point_constants_and_thousands_of_points() -> None:
+def test_charts_accept_one_point_constants_and_thousands_of_points() -> None:
     assert line_chart("empty", [Line("a", [], [])]) == ""
     for ys in ([1.0], [0.0] * 5, [2.5] * 5, [1e-9, 1e9], list(np.arange(5000.0)), [-1.0, 1.0]):
         chart = line_chart("a", [Line("a", list(range(1, len(ys) + 1)), ys)])
@@ -442,7 +516,7 @@ def test_nothing_is_bold_where_all_tie() -> None:
     assert "**" not in to_markdown(table)
 
 
-def test_csv_holds_fractions_and_seeds() -> None:
+def test_csv_contains_fractions_and_seeds() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(study_table("T", study())))))
     assert rows[0] == {"variant": "alone", "abs_rel": "0.5", "abs_rel std": "0.25",
                        "abs_rel seeds": "3", "delta_1": "0.5", "delta_1 std": "0.0",
@@ -551,9 +625,24 @@ def test_the_live_view_draws_at_most_twice_a_second() -> None:
     assert "task 'depth' [lost] its process" in drawn
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("width", [40, NARROW - 1, NARROW, WIDE - 1, WIDE, 200])
 def test_the_live_view_fits_every_terminal(width: int) -> None:
-    assert "1000" in run_live(terminal=True, seconds=1, width=width) or width == 40
+    """No line is longer than the terminal, no figure is cut, and columns that have no room go."""
+    console = Console(file=io.StringIO(), width=width)
+    live = Live({"depth": 1000, "normals": 1000}, "demo", console, clock=Clock())
+    for task, peer in (("depth", "normals"), ("normals", "depth")):
+        live.update(task, 250, {"loss/supervised": 0.5, "steps_per_second": 10.0,
+                                f"staleness/{peer}/steps_mean": 31.0,
+                                f"staleness/{peer}/steps_max": 75.0,
+                                f"hit_rate/{peer}": 0.97})  # fmt: skip
+    console.print(live.render())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for figure in ("depth", "normals", "250/1000", "0.5000", "1 min 15 s"):
+        assert figure in text
+    assert ("normals 31/75" in text) == ("97 %" in text) == (width >= NARROW)
+    assert ("steps/s" in text) == ("restarts" in text) == ("━" in text) == (width >= WIDE)
 
 
 # ---- pictures
@@ -580,7 +669,7 @@ def test_ignored_classes_have_no_colour_of_their_own() -> None:
     assert tuple(colours[2]) == panels.INVALID
 
 
-def test_pictures_of_other_images_are_not_set_beside_ours() -> None:
+def test_predictions_on_other_images_are_not_shown_beside_ours() -> None:
     ours, theirs = make_panels(), make_panels()
     theirs["depth/real_test/image"] = theirs["depth/real_test/image"] + 1
     rows = panels.compose(ours, "depth/real_test", "depth", ("without", "with"), theirs)

@@ -27,7 +27,7 @@ from taskray.report.tables import read_table
 from taskray.run.train import train
 from taskray.tuning.fit import concurrency, footprint, quiet, share_threads
 from taskray.tuning.progress import Progress
-from taskray.tuning.runs import Fate, Run, check_metric, fate, resolve, value_of
+from taskray.tuning.runs import Run, RunState, check_metric, resolve, run_state, value_of
 from taskray.tuning.searching import domains, tune_settings
 from taskray.tuning.settings import StudyConfig, load_space, load_study
 from taskray.tuning.study import plan_study, run_in_waves, study, table_of
@@ -146,7 +146,7 @@ def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
     [
         ({"seedz": 3}, "seedz: unknown key; did you mean 'seeds'?"),
         ({"seeds": 0}, "seeds"),
-        ({"seeds": [1, 1]}, "a seed stands there twice"),
+        ({"seeds": [1, 1]}, "duplicate seed 1"),
         ({"variants": {}}, "variants"),
         ({"job": "no.yaml"}, "no.yaml: no such file"),
         ({"variants": {"a": {"set": {"stepz": 3}}}}, "variants.a: stepz: unknown key"),
@@ -158,7 +158,7 @@ def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
         ({"metrics": ["dept/test/abs_rel"]}, "no task 'dept'; did you mean 'depth'?"),
         ({"metrics": ["depth/tset/abs_rel"]}, "no evaluation 'tset'; did you mean 'test'?"),
         ({"metrics": ["depth/test/abs_rell"]}, "measures no 'abs_rell'; did you mean 'abs_rel'?"),
-        ({"metrics": ["depth/abs_rel"]}, "which evaluation? expected depth/<evaluation>/abs_rel"),
+        ({"metrics": ["depth/abs_rel"]}, "has no evaluation, expected depth/<evaluation>/abs_rel"),
         ({"metrics": ["depth/stepz"]}, "no such figure; did you mean 'steps'?"),
         ({"metrics": ["cache/foo"]}, "no such figure; known: bytes, entries, "),
         ({"metrics": ["seconds/x"]}, "no such figure; known: seconds"),
@@ -169,10 +169,10 @@ def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
         ({"metrics": ["staleness/nonsense/x"]}, "no such figure"),
         (
             {"delta_m": {"baseline": "alone", "metrics": ["depth/steps"]}},
-            "delta_m.metrics: 'depth/steps': whether less or more of it is better",
+            "delta_m.metrics: 'depth/steps' has no known direction",
         ),
-        ({"set": {"seed": 9}}, "set.seed: the seeds are those of 'seeds'"),
-        ({"variants": {"a": {"set": {"name": "x"}}}}, "variants.a.set.name: each run is named"),
+        ({"set": {"seed": 9}}, "set.seed: the study sets it: change 'seeds' or give --seeds"),
+        ({"variants": {"a": {"set": {"name": "x"}}}}, "variants.a.set.name: the study sets it"),
         ({"variants": {"a": {}, "A": {}}}, "variants.A: differs from 'a' by case alone"),
         (
             {"paper": {"title": "P", "rows": {"alon": {"depth/test/abs_rel": 0.3}}}},
@@ -208,8 +208,11 @@ def test_a_wrong_study_is_refused_in_one_line_that_names_the_key(
             {"parameters": {"tasks.depth.model.base": {"choice": [9]}}},
             "parameters: tasks.depth.model",
         ),
-        ({"search": "grid"}, "a grid needs 'grid' or 'choice'"),
-        ({"search": "optuna", "parameters": {"steps": {"grid": [1]}}}, "'choice' instead"),
+        ({"search": "grid"}, "expected 'grid' or 'choice'"),
+        (
+            {"search": "optuna", "parameters": {"steps": {"grid": [1]}}},
+            "got 'grid', expected 'choice'",
+        ),
         ({"metric": "depth/test/abs_rel"}, "no evaluation 'test'"),
         ({"metric": "depth/test/abs_rel", "set": {}}, "'test' is a test split"),
         ({"metric": "seconds"}, "expected <task>/<evaluation>/<metric>"),
@@ -228,7 +231,7 @@ def test_a_wrong_space_is_refused_in_one_line_that_names_the_key(
     assert "\n" not in str(caught.value)
 
 
-def test_a_metric_of_a_task_of_one_s_own_is_allowed_and_the_search_asks_what_is_good(
+def test_a_metric_of_a_user_s_task_is_allowed_and_a_search_needs_its_direction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskray.tuning.runs.metric_names", lambda job, task: ["own", "iou/a"])
@@ -242,14 +245,14 @@ def test_a_metric_of_a_task_of_one_s_own_is_allowed_and_the_search_asks_what_is_
         check_space(space)
 
 
-def test_a_study_s_seed_is_not_for_the_command_line_either(tmp_path: Path) -> None:
+def test_the_seed_of_a_study_cannot_be_set_on_the_command_line(tmp_path: Path) -> None:
     write(tmp_path, job=JOB, study=STUDY)
-    with pytest.raises(InputError, match="--set 'seed=9': the seeds are those of 'seeds'"):
+    with pytest.raises(InputError, match="--set 'seed=9': the study sets it"):
         study(tmp_path / "study.yaml", tmp_path / "out", None, ["seed=9"], silent())
 
 
 @pytest.mark.parametrize("kind", [study, tune])
-def test_a_folder_in_which_another_study_runs_is_refused(tmp_path: Path, kind: Any) -> None:
+def test_a_folder_that_another_study_uses_is_refused(tmp_path: Path, kind: Any) -> None:
     write(tmp_path, job=JOB, study=STUDY, space=SPACE)
     file = tmp_path / ("study.yaml" if kind is study else "space.yaml")
     arguments = (file, *([None] if kind is tune else []), tmp_path / "out", None, [], silent())
@@ -262,9 +265,9 @@ def test_a_folder_in_which_another_study_runs_is_refused(tmp_path: Path, kind: A
 
 def test_zero_samples_or_seeds_are_refused(tmp_path: Path) -> None:
     write(tmp_path, job=JOB, space=SPACE, study=STUDY)
-    with pytest.raises(InputError, match="--samples 0: expected at least 1"):
+    with pytest.raises(InputError, match="--samples: got 0, expected at least 1"):
         tune(tmp_path / "space.yaml", None, tmp_path / "out", 0, [], silent())
-    with pytest.raises(InputError, match="--seeds 0: expected at least 1"):
+    with pytest.raises(InputError, match="--seeds: got 0, expected at least 1"):
         study(tmp_path / "study.yaml", tmp_path / "out", 0, [], silent())
 
 
@@ -276,7 +279,7 @@ def test_a_count_of_seeds_begins_with_the_study_s_own() -> None:
     assert StudyConfig(**STUDY).seed_list(3) == [0, 1, 2]
 
 
-def test_a_variant_has_the_last_word_and_every_seed_its_own_job(tmp_path: Path) -> None:
+def test_changes_of_a_variant_win_and_every_seed_has_its_own_job(tmp_path: Path) -> None:
     write(tmp_path, job=JOB, study=changed(STUDY, set={"steps": 7, "mediator.visits": 3}))
     path = tmp_path / "study.yaml"
     overrides = ["steps=9", "consistency.ties.weight=0.5"]
@@ -290,7 +293,7 @@ def test_a_variant_has_the_last_word_and_every_seed_its_own_job(tmp_path: Path) 
     assert runs[3].run.folder == tmp_path / "out/runs/together/seed_5"
 
 
-def test_runs_that_share_a_checkpoint_address_get_folders_of_their_own_there(
+def test_runs_that_share_a_checkpoint_address_get_separate_folders_there(
     tmp_path: Path,
 ) -> None:
     runs = planned(tmp_path, set={"checkpoint.path": "s3://bucket/checkpoints/"})
@@ -305,35 +308,35 @@ def test_runs_that_share_a_checkpoint_address_get_folders_of_their_own_there(
 # ---- what is left to do -------------------------------------------------------------------------
 
 
-def test_a_run_is_done_only_where_it_finished_with_this_very_job(tmp_path: Path) -> None:
+def test_a_run_is_done_only_if_it_finished_with_the_same_job(tmp_path: Path) -> None:
     job = parse_job(JOB, "job")
     run = Run("r", tmp_path / "r", job)
-    assert fate(run) is Fate.RESUME  # nothing there: begins
+    assert run_state(run) is RunState.RESUME  # nothing there: begins
     finish(run)
-    assert fate(run) is Fate.DONE
+    assert run_state(run) is RunState.DONE
 
-    def now(**changes: Any) -> Fate:
-        return fate(resolve(JOB, [changes], "job", run.folder))
+    def now(**changes: Any) -> RunState:
+        return run_state(resolve(JOB, [changes], "job", run.folder))
 
-    assert now(name="other", description="x") is Fate.DONE
-    assert now(**{"checkpoint.every": 3}) is Fate.DONE
-    assert now(**{"tasks.depth.threads": 1}) is Fate.DONE
-    assert now(**{"evaluation.data": {"val": "val"}}) is Fate.RESUME
-    assert now(**{"data.test.limit": 3, "evaluation.batch_size": 4}) is Fate.RESUME
-    assert now(seed=1) is Fate.START_OVER
-    assert now(**{"tasks.depth.optimizer.lr": 0.1}) is Fate.START_OVER
-    assert now(**{"data.sim.reader.num_samples": 17}) is Fate.START_OVER
-    assert now(**{"mediator.visits": 9}) is Fate.START_OVER
+    assert now(name="other", description="x") is RunState.DONE
+    assert now(**{"checkpoint.every": 3}) is RunState.DONE
+    assert now(**{"tasks.depth.threads": 1}) is RunState.DONE
+    assert now(**{"evaluation.data": {"val": "val"}}) is RunState.RESUME
+    assert now(**{"data.test.limit": 3, "evaluation.batch_size": 4}) is RunState.RESUME
+    assert now(seed=1) is RunState.START_OVER
+    assert now(**{"tasks.depth.optimizer.lr": 0.1}) is RunState.START_OVER
+    assert now(**{"data.sim.reader.num_samples": 17}) is RunState.START_OVER
+    assert now(**{"mediator.visits": 9}) is RunState.START_OVER
 
 
 @pytest.mark.parametrize("content", ['{"status": "interrupted"}', '{"status": "fail', ""])
-def test_a_run_that_did_not_finish_goes_on_from_its_checkpoints(
+def test_a_run_that_did_not_finish_continues_from_its_checkpoints(
     tmp_path: Path, content: str
 ) -> None:
     run = Run("r", tmp_path / "r", parse_job(JOB, "job"))
     finish(run)
     (run.folder / "result.json").write_text(content, encoding="utf-8")
-    assert fate(run) is Fate.RESUME
+    assert run_state(run) is RunState.RESUME
 
 
 def test_of_two_trials_of_one_point_the_second_finds_the_work_of_the_first(
@@ -390,15 +393,15 @@ def test_null_removes_a_task_or_a_relation(tmp_path: Path) -> None:
     assert runs["depth_alone"].consistency == {}
     assert set(runs["together"].tasks) == {"depth", "normals"}
     # a field may still be null
-    nobody = {"a": {"set": {"tasks.depth.dedicated": None}}}
-    assert planned(tmp_path, variants=nobody)[0].run.job.tasks["depth"].dedicated is None
+    unlabelled = {"a": {"set": {"tasks.depth.dedicated": None}}}
+    assert planned(tmp_path, variants=unlabelled)[0].run.job.tasks["depth"].dedicated is None
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tasks.depth.checkpoint": "${alon}"}, "${alon}: no such variant; did you mean 'alone'?"),
-        ({"tasks.depth.checkpoint": "${b}"}, "variants: b refer to each other in a circle"),
+        ({"tasks.depth.checkpoint": "${b}"}, "variants: circular references: b"),
         ({"tasks.dept": None}, "variants.b: 'tasks.dept': there is no 'tasks.dept' to remove"),
         ({"tasks.depth": None}, "needs 'depth', which no task predicts"),
         (
@@ -416,7 +419,7 @@ def test_a_wrong_reference_or_removal_is_named(
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_progressive_study_runs_in_order_and_again_only_what_is_outdated(
+def test_a_progressive_study_runs_in_order_and_repeats_only_outdated_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each wave in one process instead of through Ray Tune."""
@@ -426,9 +429,9 @@ def test_a_progressive_study_runs_in_order_and_again_only_what_is_outdated(
         runs: list[Run], folder: Path, max_concurrent: int | None, console: Console
     ) -> dict[Path, str]:
         for run in runs:
-            if (what := fate(run)) is not Fate.DONE:
+            if (what := run_state(run)) is not RunState.DONE:
                 order.append(run.folder.parent.name)
-                resume: Any = "auto" if what is Fate.RESUME else "never"
+                resume: Any = "auto" if what is RunState.RESUME else "never"
                 train(run.job, run.folder, resume=resume, inline=True, console=console)
         return {}
 
@@ -446,12 +449,12 @@ def test_a_progressive_study_runs_in_order_and_again_only_what_is_outdated(
     assert len(order) == 3  # all is done
 
     begun_from = next((tmp_path / "out/runs/depth_alone").glob("**/depth/step_4/manifest.json"))
-    os.utime(begun_from)  # as if it had been trained anew
+    os.utime(begun_from)  # as if it had been trained again
     assert study(*arguments) == 0
     assert order[3:] == ["normals_by_depth"]
 
 
-def test_a_run_whose_origin_did_not_finish_is_a_hole_that_says_so(
+def test_a_run_whose_origin_did_not_finish_is_missing_with_that_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskray.tuning.study.run_all", lambda *arguments: {})
@@ -491,20 +494,22 @@ def test_a_metric_is_an_evaluation_s_or_a_path_of_the_result() -> None:
         check_metric(figure, [job], "study")
 
 
-def test_the_table_has_ours_beside_the_paper_s_and_names_its_holes(tmp_path: Path) -> None:
+def test_the_table_shows_the_paper_s_values_beside_ours_and_names_missing_runs(
+    tmp_path: Path,
+) -> None:
     paper = {"title": "Paper", "rows": {"alone": {"depth/test/abs_rel": 0.282}}, "note": "Other."}
     runs = planned(tmp_path, paper=paper)
     for r, value in zip(runs[:3], (0.40, 0.30, 0.50), strict=True):
         finish(r.run, depth__test__abs_rel=value, normals__test__within_30=0.5)
     config = load_study(tmp_path / "study.yaml")
-    table = table_of(config, runs, {runs[3].run.folder: "out of luck"})
+    table = table_of(config, runs, {runs[3].run.folder: "worker lost"})
     assert [row.label for row in table.rows] == ["alone", "with consistency"]
     cells = table.rows[0].cells
     assert cells["depth/test/abs_rel"].mean == pytest.approx(0.45)
     assert cells["depth/test/abs_rel"].values == (0.40, 0.50)
     assert cells["Paper: depth/test/abs_rel"].mean == 0.282
     assert table.rows[1].cells["depth/test/abs_rel"].missing == 1
-    assert "Missing: together, seed 1 (out of luck)" in table.notes
+    assert "Missing: together, seed 1 (worker lost)" in table.notes
     assert "Other" in table.notes
     assert "with consistency: tied" in table.notes
 
@@ -537,7 +542,7 @@ def test_a_study_that_is_done_needs_no_ray_and_is_recorded(
     console = silent()
     arguments = (tmp_path / "study.yaml", tmp_path / "out", None, [], console, tmp_path / "[/kept]")
     assert study(*arguments) == 0
-    assert "4 of 4 runs are done already" in text_of(console)
+    assert "4 of 4 runs are already done" in text_of(console)
     assert f"recorded in {tmp_path}/[/kept]/small.md" in text_of(console)
     for name in ("table.md", "table.csv", "table.json", "table.png", "report.html"):
         assert (tmp_path / "out" / name).stat().st_size > 0
@@ -561,7 +566,7 @@ def row(name: str, value: float | None, finished: bool = True, **point: float) -
     return TrialRow(name, Path(name), point, point, value, 40, 1.0, finished=finished)
 
 
-def test_the_best_trial_is_one_that_came_to_its_end() -> None:
+def test_the_best_trial_is_a_finished_one() -> None:
     rows = [row("default", 0.5), row("a", 0.4, w=1.0), row("b", 0.1, finished=False, w=2.0)]
     assert pick_best(rows, maximise=False).title == "a"
     assert pick_best(rows, maximise=True).title == "default"
@@ -569,7 +574,7 @@ def test_the_best_trial_is_one_that_came_to_its_end() -> None:
         "depth/val/abs_rel: 0.400 with a, against 0.500 with the job's own values (−20.0 %)"
     )
     assert pick_best([row("b", 0.4), row("a", 0.4)], maximise=True).title == "b"
-    assert "nothing was better" in verdict(rows[0], rows[0], "depth/val/abs_rel")
+    assert "no trial beat" in verdict(rows[0], rows[0], "depth/val/abs_rel")
 
 
 def test_parameters_are_named_by_their_shortest_own_ending() -> None:
@@ -640,7 +645,7 @@ def test_trials_at_once_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> No
     assert share_threads(Run("r", Path("/r"), job), 1).job is job
 
 
-def test_progress_says_which_run_how_many_and_how_long() -> None:
+def test_progress_shows_the_run_the_count_and_the_time_left() -> None:
     now = [0.0]
     console = silent()
     progress = Progress(lambda p: p["run"], 3, console, "depth/val/abs_rel", lambda: now[0])
@@ -667,11 +672,11 @@ def test_progress_says_which_run_how_many_and_how_long() -> None:
         "[1/3] a: 1 min 00 s · depth/val/abs_rel 0.250 · about 2 min 00 s left",
         "[2/3] b: started",
     ]
-    assert "given up at step 20" in lines[3]
+    assert "stopped early at step 20" in lines[3]
     assert lines[-1] == "[3/3] c: 0.0 s · failed"
 
 
-class OfNoUse(Exception):
+class Unpicklable(Exception):
     """An exception that does not unpickle: its text is not its argument."""
 
     def __init__(self, a: int, b: int) -> None:
@@ -681,7 +686,7 @@ class OfNoUse(Exception):
 def test_an_exception_that_cannot_be_read_is_a_failure_and_trials_keep_their_numbers(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "error.pkl").write_bytes(pickle.dumps(OfNoUse(1, 2)))
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(Unpicklable(1, 2)))
     console = silent()
     progress = Progress(lambda p: p["run"], 2, console)
     a, b = (
@@ -726,7 +731,7 @@ def interrupt_when_it_trains(folder: Path) -> threading.Thread:
     return thread
 
 
-def test_a_study_goes_on_after_ctrl_c_and_a_failing_variant_leaves_a_hole(
+def test_a_study_continues_after_ctrl_c_and_a_failing_variant_is_missing(
     ray_session: ModuleType, stored_job: dict[str, Any], tmp_path: Path
 ) -> None:
     variants = {"good": {}, "broken": {"set": {"tasks.depth.task.loss": "operator:add"}}}
@@ -763,12 +768,12 @@ def test_a_study_goes_on_after_ctrl_c_and_a_failing_variant_leaves_a_hole(
     assert table.rows[1].cells["depth/test/abs_rel"].missing == 1
     hole = next(note for note in table.notes if note.startswith("Missing: broken, seed 0"))
     assert "task 'depth' failed at step 0" in hole
-    assert fate(Run("good", good, load_job(good / "config.yaml"))) is Fate.DONE
+    assert run_state(Run("good", good, load_job(good / "config.yaml"))) is RunState.DONE
     assert "[2/2]" in text_of(console)
     assert not list((tmp_path / "out").glob(".[st]*"))  # nothing of Tune's stays
 
 
-def test_a_search_beats_the_job_and_gives_up_what_is_worse(
+def test_a_search_beats_the_job_and_stops_worse_trials_early(
     ray_session: ModuleType, stored_job: dict[str, Any], tmp_path: Path
 ) -> None:
     alone = {"depth": {**stored_job["tasks"]["depth"], "cpus": 0.5, "optimizer": {"lr": 1e-5}}}
@@ -787,7 +792,7 @@ def test_a_search_beats_the_job_and_gives_up_what_is_worse(
     assert tune(tmp_path / "space.yaml", None, out, None, ["steps=30"], console) == 0
 
     trials = json.loads((out / "trials.json").read_text(encoding="utf-8"))
-    assert [t["status"] for t in trials] == ["finished", "finished", "given up"]
+    assert [t["status"] for t in trials] == ["finished", "finished", "stopped early"]
     assert [t["step"] for t in trials] == [30, 30, 10]
     assert trials[0]["trial"] == "default"
     assert trials[1]["metrics"]["depth/val/rmse"] > 0

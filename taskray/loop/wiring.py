@@ -57,6 +57,8 @@ class Wiring:
     """The roster: every task's role, by name."""
 
     roles: Mapping[str, Role]
+    mediator: str | None = None
+    """Name of the mediator dataset."""
 
     def asks(self, name: str) -> list[str]:
         """The peers that may be asked to predict for this task."""
@@ -69,14 +71,14 @@ class Wiring:
         read = {c for peer in (name, *self.asks(name)) for c in self.roles[peer].reads}
         return sorted(read)
 
-    def columns_of_datasets(self, mediator: str | None) -> dict[str, tuple[str, ...]]:
+    def columns_of_datasets(self) -> dict[str, tuple[str, ...]]:
         """For each dataset that the collective trains on, the columns to read from it."""
         columns: dict[str, set[str]] = {}
         for role in self.roles.values():
             if role.labels is not None:
                 columns.setdefault(role.labels, set()).update(role.label_columns)
-            if mediator is not None and role.tied:
-                columns.setdefault(mediator, set()).update(role.reads)
+            if self.mediator is not None and role.tied:
+                columns.setdefault(self.mediator, set()).update(role.reads)
         return {name: tuple(sorted(names)) for name, names in columns.items()}
 
     @property
@@ -89,7 +91,8 @@ def wire(job: Job, tasks: Mapping[str, Task] | None = None) -> Wiring:
     """The wiring of a job. InputError where a relation does not find its quantities."""
     tasks = tasks or build_tasks(job)
     check_relations(job, tasks)
-    return Wiring({name: _role(job, name, task) for name, task in tasks.items()})
+    roles = {name: _role(job, name, task) for name, task in tasks.items()}
+    return Wiring(roles, job.mediator.data if job.mediator else None)
 
 
 def check_relations(job: Job, tasks: Mapping[str, Task]) -> None:

@@ -9,15 +9,15 @@ from taskray.geometry.boxes import ground_corners
 from taskray.report.panels import INVALID, PALETTE
 
 GROUND, SKY = -2.0, 1.0
-"""Heights over the sensor, in metres, between which points go from dark to bright."""
+"""Heights over the sensor in metres: points at GROUND are dark, points at SKY are bright."""
 
 
 def birds_eye(points: np.ndarray, boxes: np.ndarray | None, reach: float, size: int) -> np.ndarray:
     """uint8 RGB ``[size, size, 3]`` of a sweep ``[P, 4]`` and its boxes ``[M, 9]``, with the
     sensor in the middle, forward up, and ``reach`` metres to each side.
 
-    Points are brighter the higher they are; boxes have the colour of their class and a line from
-    their centre to their front. Rows of NaN are left out.
+    Higher points are brighter. Boxes have the colour of their class and a line from the centre to
+    the front. Rows of NaN are left out.
     """
     from PIL import Image, ImageDraw
 
@@ -26,7 +26,7 @@ def birds_eye(points: np.ndarray, boxes: np.ndarray | None, reach: float, size: 
 
     picture = np.full((size, size, 3), np.array(INVALID) // 2, np.uint8)
     points = points[np.isfinite(points).all(axis=1)]
-    points = points[points[:, 2].argsort()]  # the highest is painted last
+    points = points[points[:, 2].argsort()]  # so that the highest point of a pixel is on top
     place = np.floor(pixel(points[:, :2])).astype(int)
     inside = ((place >= 0) & (place < size)).all(axis=1)
     height = np.clip((points[inside, 2:3] - GROUND) / (SKY - GROUND), 0, 1)
@@ -45,7 +45,7 @@ def birds_eye(points: np.ndarray, boxes: np.ndarray | None, reach: float, size: 
 
 
 def reach_of(points: np.ndarray) -> float:
-    """Metres from the sensor within which lie 98 of 100 points ``[..., P, 4]``."""
+    """The distance from the sensor in metres that contains 98 % of the points ``[..., P, 4]``."""
     distance = np.abs(points[..., :2]).max(axis=-1)
     distance = distance[np.isfinite(distance)]
     return max(float(np.percentile(distance, 98)), 1.0) if distance.size else 1.0

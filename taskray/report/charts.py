@@ -1,4 +1,4 @@
-"""Charts as inline SVG: light, sharp on every screen, coloured by the page's style sheet."""
+"""Charts as inline SVG, coloured by the page's style sheet."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ MAX_POINTS = 240
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. ``style`` is a CSS class: ``c0`` … ``c5``, or ``base`` for the baseline; ``faint``
-    is drawn in the background. ``peak`` keeps maxima, not means, where points are thinned out."""
+    """One curve. ``style`` is a CSS class: ``c0`` … ``c5``, or ``base`` for the baseline. ``faint``
+    draws it in the background. ``peak``: thinning keeps the maximum of each group of points
+    instead of the mean."""
 
     name: str
     xs: Sequence[float]
@@ -35,7 +36,7 @@ class Axis:
     log: bool = False
 
     def place(self, value: float) -> float:
-        """Where a value lies: 0 at ``low``, 1 at ``high``."""
+        """The position of a value: 0 at ``low``, 1 at ``high``."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
@@ -50,7 +51,7 @@ def line_chart(
     zero: bool = False,
     note: str = "",
 ) -> str:
-    """A ``<figure>`` with a legend where there are several curves.
+    """A ``<figure>``, with a legend if there are several curves.
 
     ``x``: ``steps`` or ``seconds``. ``percent``: fractions on an axis from 0 to 100 %.
     ``zero``: the axis starts at 0. Empty where no line has a point.
@@ -85,7 +86,7 @@ def line_chart(
 
 
 def smoothed(line: Line) -> list[Line]:
-    """A noisy curve as two: itself, faint, under its running mean. Short ones stay as they are."""
+    """A noisy curve as two: the curve, faint, and its running mean. Short curves are unchanged."""
     window = len(line.ys) // 24
     if window < 2:
         return [line]
@@ -97,7 +98,7 @@ def smoothed(line: Line) -> list[Line]:
 
 
 def _thin(line: Line) -> Line:
-    """At most MAX_POINTS points: means (or maxima) of neighbours."""
+    """The line with at most MAX_POINTS points: means (or maxima) of neighbours."""
     size = math.ceil(len(line.xs) / MAX_POINTS)
     if size < 2:
         return line
@@ -167,7 +168,7 @@ def _polyline(line: Line, points: Sequence[tuple[float, float]]) -> str:
         return f'<circle class="dot {kind}" cx="{cx:.1f}" cy="{cy:.1f}" r="3"/>'
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
     data = ""
-    if not line.faint:  # what the pointer reads off
+    if not line.faint:  # the values shown under the pointer
         xs = " ".join(compact(v) for v in line.xs)
         ys = " ".join(compact(v) for v in line.ys)
         data = f' data-name="{escape(line.name)}" data-xs="{xs}" data-ys="{ys}"'
@@ -189,8 +190,8 @@ def _legend(lines: Sequence[Line]) -> str:
 def dot_chart(
     title: str, rows: Sequence[tuple[str, Sequence[float], bool]], *, percent: bool = False
 ) -> str:
-    """One line a variant: its seeds as faint dots, their mean as a dot, ± one standard deviation
-    as a bar. ``rows``: label, values, whether it is the best."""
+    """One row for each variant: seeds as faint dots, the mean as a dot, ± one standard deviation as
+    a bar. ``rows``: label, values, whether it is the best."""
     shown = [(label, values, best) for label, values, best in rows if values]
     if not shown:
         return ""
@@ -232,7 +233,7 @@ def dot_chart(
 
 
 def compact(value: float) -> str:
-    """A short number for axes and read-outs: ``0.0123``, ``1.5k``, ``-3``."""
+    """A short number for axes and tool tips: ``0.0123``, ``1.5k``, ``-3``."""
     if abs(value) >= 10_000:
         return f"{value / 1000:.4g}k"
     if value and abs(value) < 1e-3:

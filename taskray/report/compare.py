@@ -1,22 +1,24 @@
-"""Runs beside each other: what consistency bought."""
+"""The metrics of several runs side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from taskray.record.folder import read_result
 from taskray.record.formatting import describe, rank
-from taskray.report.history import evaluations_of
+from taskray.report.history import Run, evaluations_of
 from taskray.report.tables import Cell, Column, Row, Table, heading_of
 
 
 def comparison_table(
     runs: Mapping[str, Mapping[str, Any]], title: str = "", baseline: str | None = None
 ) -> Table:
-    """Every metric of every task and evaluation, one column a run.
+    """Every metric of every task and evaluation, one column for each run.
 
-    ``runs``: label -> contents of its ``result.json``. The first run is the ``baseline`` unless
-    another is named; each other run is followed by its relative change from it.
+    ``runs``: label -> content of ``result.json``. ``baseline``: the label of a run, by default the
+    first; the column of every other run is followed by the relative change from the baseline.
     """
     cells = {label: metric_cells(result) for label, result in runs.items()}
     keys = sorted(dict.fromkeys(k for row in cells.values() for k in row), key=_order(cells))
@@ -26,8 +28,27 @@ def comparison_table(
     return Table(title, columns, rows, metrics_as_rows=True, baseline=baseline)
 
 
+def compare_folders(folder: Path, baseline: Path) -> Table:
+    """The comparison table of two run folders, each under the name of its folder."""
+    folders = (baseline, folder)
+    names = tuple(f.resolve().name for f in folders)
+    if names[0] == names[1]:  # two runs of a study: .../alone/seed_0, .../collective/seed_0
+        names = labels(Run(folder), Run(baseline))
+    results = [read_result(f) or {} for f in folders]
+    return comparison_table(dict(zip(names, results, strict=True)))
+
+
+def labels(run: Run, baseline: Run | None) -> tuple[str, str]:
+    """The names of the baseline and of the run in a comparison."""
+    if baseline and run.uses_consistency and not baseline.uses_consistency:
+        return "without consistency", "with consistency"
+    if baseline and baseline.name != run.name:
+        return baseline.name, run.name
+    return "baseline", "this run"
+
+
 def metric_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
-    """``<task>/<evaluation>/<metric>`` -> figure, for all evaluations in a result."""
+    """``<task>/<evaluation>/<metric>`` -> value, for all evaluations in a result."""
     cells = {}
     for task, values in (result.get("tasks") or {}).items():
         for evaluation, metrics in evaluations_of(values).items():
@@ -37,7 +58,7 @@ def metric_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def _order(cells: Mapping[str, Mapping[str, Cell]]) -> Any:
-    """Tasks and evaluations in the order given, metrics in the order of ``metrics.METRICS``."""
+    """Tasks and evaluations in the order given, metrics in the order of ``formatting.METRICS``."""
     groups = list(dict.fromkeys(_group(key) for row in cells.values() for key in row))
     return lambda key: (groups.index(_group(key)), rank(describe(key).name))
 

@@ -22,8 +22,9 @@ Curves = dict[str, dict[str, Series]]
 
 
 def read_curves(table: Table, runs_of: Mapping[str, Sequence[Path]]) -> Curves:
-    """What the runs of a study, by variant, logged of the table's metrics on their way
-    (``evaluation.every``); metrics of which no run logged at least two values are left out."""
+    """The table's metrics as the runs of a study logged them during training
+    (``evaluation.every``). ``runs_of``: variant -> run folders, one for each seed. Metrics with
+    fewer than two common steps are left out."""
     found: Curves = {}
     for row in table.rows:
         runs = [run for folder in runs_of.get(row.name, ()) if (run := _read(folder))]
@@ -39,8 +40,8 @@ def read_curves(table: Table, runs_of: Mapping[str, Sequence[Path]]) -> Curves:
 
 
 def curve_charts(table: Table, curves: Curves) -> str:
-    """Two charts a metric for the report: against steps, and against seconds of the run. In all
-    of them a variant has the colour of its row."""
+    """Two charts for each metric: against steps, and against seconds of the run. A variant has the
+    same colour in all of them."""
     charts = []
     for key, variants in curves.items():
         percent = describe(key).percent
@@ -57,8 +58,8 @@ def curve_charts(table: Table, curves: Curves) -> str:
 
 
 def write_curves(table: Table, curves: Curves, folder: Path) -> Path | None:
-    """Write ``curves.json`` for the report and ``curves.png``, the same as a picture, a row for
-    each metric; None where there is no curve."""
+    """Write ``curves.json`` for the report and the same curves as ``curves.png``, a row for each
+    metric; returns the picture's path, None where there is no curve."""
     plain = {key: {name: vars(s) for name, s in rows.items()} for key, rows in curves.items()}
     write_text(folder / CURVES, json.dumps(plain, ensure_ascii=False))
     if not curves:
@@ -69,7 +70,7 @@ def write_curves(table: Table, curves: Curves, folder: Path) -> Path | None:
 
 
 def draw_curves(table: Table, curves: Curves) -> Any:
-    """The curves as a matplotlib figure, with one legend for all plots in it."""
+    """The curves as a matplotlib figure with one legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -93,13 +94,13 @@ def draw_curves(table: Table, curves: Curves) -> Any:
         [drawn[row.name] for row in rows], [row.label for row in rows], fontsize=8
     )
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a label may hold dollars
+        text.set_parse_math(False)  # a label may contain a dollar sign
     return figure
 
 
 def saved_curves(folder: Path) -> Curves:
-    """What :func:`write_curves` wrote; nothing where it did not. InputError where the file holds
-    something else."""
+    """The curves that :func:`write_curves` wrote; empty without a file. Raises InputError for a
+    file that taskray did not write."""
     file = folder / CURVES
     if not file.exists():
         return {}
@@ -107,7 +108,7 @@ def saved_curves(folder: Path) -> Curves:
         plain = json.loads(file.read_text(encoding="utf-8"))
         return {key: {name: _series(s) for name, s in rows.items()} for key, rows in plain.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: not curves that taskray wrote: {error!r}") from None
+        raise InputError(str(file), f"not curves that taskray wrote: {error!r}") from None
 
 
 def _series(plain: Mapping[str, Any]) -> Series:

@@ -1,15 +1,18 @@
-"""What went on in a run besides learning, as parts of its report: exchange, cache, work done."""
+"""Exchange of predictions, cache and steps of a run: parts of its report, as HTML."""
 
 from __future__ import annotations
+
+from html import escape
 
 from taskray.record.formatting import NOTHING, count, fixed, percent, size
 from taskray.report.charts import Line, line_chart
 from taskray.report.history import Run
+from taskray.report.hit_rate import explain_hit_rate
 from taskray.report.page import facts, section, text_table
 
 
 def exchange(run: Run) -> str:
-    """How old the peers' predictions were, how often they were there, and the cache."""
+    """How old the peers' predictions were, how often one was found, and the cache."""
     stale: list[Line] = []
     seconds: list[Line] = []
     hits: list[Line] = []
@@ -30,9 +33,9 @@ def exchange(run: Run) -> str:
         line_chart("Hit rate", hits, percent=True),
     ]
     body = f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
-    body += _edge_table(run) + _cache_facts(run)
+    body += _edge_table(run) + _why(run) + _cache_facts(run)
     lead = "Each edge reads: consumer ← producer of the prediction."
-    return section("What passed between tasks", body, lead)
+    return section("Exchanged predictions", body, lead)
 
 
 def _peers(run: Run, task: str) -> list[str]:
@@ -45,10 +48,22 @@ def _edge_table(run: Run) -> str:
     for edge, v in (run.result.get("staleness") or {}).items():
         rows.append(
             [edge.replace("<-", " ← "), fixed(v.get("steps_mean"), 1), fixed(v.get("steps_max"), 0),
-             fixed(v.get("seconds_mean"), 2), percent(v.get("hit_rate"))]
+             fixed(v.get("bound"), 0), fixed(v.get("seconds_mean"), 2),
+             percent(v.get("hit_rate"))]
         )  # fmt: skip
-    header = ["edge", "staleness, mean steps", "largest", "mean age (s)", "hit rate"]
-    return text_table(header, rows)
+    header = ["edge", "staleness, mean steps", "largest", "bound", "mean age (s)", "hit rate"]
+    return text_table(*_without_empty_columns(header, rows))
+
+
+def _why(run: Run) -> str:
+    """A sentence for each edge on why its hit rate is what it is."""
+    items = []
+    for edge, values in (run.result.get("staleness") or {}).items():
+        consumer, _, producer = edge.partition("<-")
+        speeds = [run.task_result(t).get("steps_per_second") for t in (consumer, producer)]
+        if sentence := explain_hit_rate(consumer, producer, values, *speeds):
+            items.append(f"<li>{escape(sentence)}</li>")
+    return f'<ul class="soft">{"".join(items)}</ul>' if items else ""
 
 
 def _cache_facts(run: Run) -> str:
@@ -61,7 +76,7 @@ def _cache_facts(run: Run) -> str:
     return facts([(name.replace("_", " "), text) for name, text in shown])
 
 
-def work(run: Run) -> str:
+def steps(run: Run) -> str:
     """Steps, speed and waiting of each task."""
     rows = []
     for task in run.tasks:
@@ -71,14 +86,21 @@ def work(run: Run) -> str:
         rows.append(
             [task,
              *(count(values.get(k)) for k in
-               ("steps", "supervised_steps", "consistency_steps", "skipped_consistency_steps",
-                "restarts")),
+               ("steps", "supervised_steps", "consistency_steps", "replaced_by_supervised",
+                "skipped_consistency_steps", "restarts")),
              fixed(values.get("steps_per_second"), 1),
              percent(values.get("data_wait_fraction")),
              count(values.get("corrupt_rows") or None)]
         )  # fmt: skip
-    header = ["task", "steps", "supervised", "consistency", "skipped", "restarts", "steps/s",
-              "waiting for data or peers", "corrupt rows"]  # fmt: skip
-    if all(row[-1] == NOTHING for row in rows):
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    return section("Work done", text_table(header, rows))
+    header = ["task", "steps", "supervised", "consistency", "replaced by supervised", "skipped",
+              "restarts", "steps/s", "waiting for data or peers", "corrupt rows"]  # fmt: skip
+    lead = "A consistency step that finds no peer is replaced by a supervised one, or skipped."
+    return section("Steps", text_table(*_without_empty_columns(header, rows)), lead)
+
+
+def _without_empty_columns(
+    header: list[str], rows: list[list[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """The table without columns that no run or an older taskray has filled."""
+    kept = [i for i in range(len(header)) if any(row[i] != NOTHING for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]

@@ -1,4 +1,4 @@
-"""A run read back: what the report asks of a run folder, finished or not."""
+"""A run folder as the report reads it, finished or not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskray.record.folder import CONFIG, read_metrics, read_panels, read_result
 
 @dataclass(frozen=True)
 class Series:
-    """One value of one task over time; equally long lists, steps rising."""
+    """One value of one task over time: three lists of equal length, steps increasing."""
 
     steps: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -30,13 +30,13 @@ class Series:
 class Run:
     """A run folder, read once. Any file may be missing.
 
-    Raises InputError for a folder that holds none of a run's files.
+    Raises InputError for a folder that contains none of a run's files.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise InputError(f"{path}: no such folder")
+            raise InputError(str(path), "no such folder")
         self.lines = read_metrics(self.path)
         self.finished = read_result(self.path)
         self.result: dict[str, Any] = self.finished or {}
@@ -44,7 +44,7 @@ class Run:
         self.config_text = read_text(config) if config.exists() else ""
         if not (self.lines or self.result or self.config_text):
             raise InputError(
-                f"{path}: not a run folder: expected config.yaml, metrics.jsonl or result.json"
+                str(path), "not a run folder: expected config.yaml, metrics.jsonl or result.json"
             )
 
     @cached_property
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def uses_consistency(self) -> bool:
-        """Whether some relation acts, by the job file."""
+        """Whether the job has a relation with a weight above 0 and consistency steps."""
         mediator = self.config.get("mediator") or {}
         relations = self.config.get("consistency") or {}
         active = any((r or {}).get("weight", 1.0) > 0 for r in relations.values())
@@ -91,13 +91,13 @@ class Run:
         return dict((self.result.get("tasks") or {}).get(task) or {})
 
     def keys(self, task: str, prefix: str) -> list[str]:
-        """Names of the logged values of a task that start with ``prefix``, as first seen."""
+        """Names of the logged values of a task with this prefix, in order of appearance."""
         values = [line["values"] for line in self.lines if _reports(line, task)]
         return list(dict.fromkeys(k for v in values for k in v if k.startswith(prefix)))
 
     def series(self, task: str, key: str) -> Series:
-        """One value over time. Where a restarted task went back and did steps again, only
-        what it logged last counts."""
+        """One value over time. A restarted task repeats the steps since its last checkpoint: only
+        the last value of each step counts."""
         series = Series()
         for line in self.lines:
             if not _reports(line, task):
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Event lines in order, and those that only the result names."""
+        """Event lines in order, then those that are only in the result."""
         logged = [line for line in self.lines if "event" in line]
         known = {line["event"] for line in logged}
         for event in self.result.get("events") or []:
@@ -139,13 +139,13 @@ class Run:
         return found
 
     def as_result(self) -> dict[str, Any]:
-        """The result as far as it is known, in the shape of ``result.json``."""
+        """The known part of the result, in the shape of ``result.json``."""
         tasks = {t: {**self.task_result(t), "evaluations": self.evaluations(t)} for t in self.tasks}
         return {**self.result, "name": self.name, "tasks": tasks}
 
 
 def evaluations_of(task_result: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """All evaluations in one task's part of a result; older ones hold ``metrics`` alone."""
+    """All evaluations in one task's part of a result; older results only have ``metrics``."""
     evaluations = task_result.get("evaluations")
     if evaluations:
         return {str(title): dict(values) for title, values in evaluations.items()}

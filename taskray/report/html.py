@@ -1,4 +1,4 @@
-"""``report.html``: one file that shows what a run or a study did. Works on unfinished runs."""
+"""``report.html``: the report of a run or a study in one file. Unfinished runs have one too."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from taskray.report.page import config_details, page
 def write_report(folder: str | Path, baseline: str | Path | None = None) -> Path:
     """Write ``report.html`` into a run or study folder and return its path.
 
-    ``baseline`` is the folder of a run to compare with; its curves, metrics and pictures stand
-    beside those of the run. A folder with a ``table.json`` is a study. Raises InputError for a
-    folder that is neither, and for a study with a baseline.
+    ``baseline`` is a run folder to compare with: the report shows its curves, metrics and pictures
+    beside those of the run. A folder with a ``table.json`` is a study. Raises InputError for any
+    other folder, for a damaged file, and for a study with a baseline.
     """
     folder = Path(folder)
     is_study = (folder / study.TABLE).exists()
     if is_study and baseline:
-        raise InputError(
-            f"--baseline {baseline}: expected a run to compare with it; {folder} is a study"
-        )
+        raise InputError(f"--baseline {baseline}", f"{folder} is a study, expected a run")
     try:
         if is_study:
             text = study.study_page(folder)
         else:
             text = run_page(Run(folder), Run(baseline) if baseline else None)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder}: holds values that taskray did not write: {error!r}") from error
+        raise InputError(
+            str(folder), f"contains values that taskray did not write: {error!r}"
+        ) from error
     return write_text(folder / "report.html", text)
 
 
@@ -44,7 +44,7 @@ def run_page(run: Run, baseline: Run | None) -> str:
             sections.metrics(run, baseline),
             sections.curves(run, baseline),
             exchange.exchange(run),
-            exchange.work(run),
+            exchange.steps(run),
             sections.events(run),
             config_details(run.config_text),
         ],

@@ -1,7 +1,7 @@
-"""What a person sees while a run trains: a live table, or quiet lines where there is no terminal.
+"""Progress of a run: a live table on a terminal, elsewhere a line every ten seconds.
 
-Drawing happens in the driver, from what the tasks report anyway, at most twice a second and
-without a thread of its own: the cores belong to training.
+The driver draws it when reports arrive, at most twice a second and without another thread, so
+that it takes no CPU time from training.
 """
 
 from __future__ import annotations
@@ -11,24 +11,40 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.live import Live as RichLive
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from taskray.record.formatting import NOTHING, duration
-from taskray.report.say import say
+from taskray.report.console import print_plain
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
-WIDE = 116
-"""Terminals below this width are spared the less important columns."""
+WIDE, NARROW = 124, 76
+"""Terminals narrower than WIDE get short headings and no progress bars; those narrower than NARROW
+only steps, loss and time."""
+TITLES = {
+    "task": ("task", "task"),
+    "bar": ("", ""),
+    "steps": ("steps", "steps"),
+    "rate": ("steps/s", "/s"),
+    "loss": ("supervised", "loss"),
+    "consistency": ("consistency", "cons."),
+    "staleness": ("staleness", "stale"),
+    "hits": ("hits", "hits"),
+    "restarts": ("restarts", "restarts"),
+    "left": ("left", "left"),
+}
+"""The columns in order, with their headings on wide and on other terminals."""
+LEFT = ("task", "bar", "staleness")
+"""Columns that are left-aligned."""
 
 
 @dataclass
 class Progress:
-    """What is known of one task: its last step and the last value of everything it reported."""
+    """The last step of one task, and the last value of everything that it reported."""
 
     total: int
     step: int = 0
@@ -89,7 +105,8 @@ class Live:
     def update(
         self, task: str, step: int, values: Mapping[str, float | None], restarts: int = 0
     ) -> None:
-        """What a task just reported; drawn if it is time. Values not given stay as they were."""
+        """Take a task's report, and draw if the last drawing is old enough. Values that are not in
+        the report keep their last value."""
         progress = self.tasks.setdefault(task, Progress(step))
         progress.step, progress.restarts = step, restarts
         progress.values.update({k: v for k, v in values.items() if v is not None})
@@ -102,58 +119,38 @@ class Live:
             self._line()
 
     def event(self, text: str) -> None:
-        """Something that people should know: printed at once, and it stays."""
+        """Print an event above the table at once."""
         stamp = duration(self._clock() - self._start)
         if self._live:
             self.console.print(Text.assemble((f"{stamp:>12}  ", "dim"), (text, "yellow")))
         else:
-            say(self.console, f"[{stamp}] {text}")
+            print_plain(self.console, f"[{stamp}] {text}")
 
     def render(self) -> Table:
-        """The table as it stands."""
+        """The table of the last reports, with the columns that the terminal has room for."""
         wide = self.console.width >= WIDE
         table = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
         table.collapse_padding = not wide
         elapsed = duration(self._clock() - self._start)
         table.title = f"{self.title}  ·  {elapsed}" if self.title else elapsed
-        table.add_column("task", style="bold", no_wrap=True)
-        if wide:
-            table.add_column("", width=16)
-        losses = ("supervised", "consistency") if wide else ("loss", "cons.")
-        for title in ("steps", "steps/s" if wide else "/s", *losses):
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("staleness" if wide else "stale", no_wrap=True)
-        table.add_column("hits", justify="right", no_wrap=True)
-        if wide or any(p.restarts for p in self.tasks.values()):
-            table.add_column("restarts", justify="right")
-        table.add_column("left", justify="right", no_wrap=True)
-        for name, p in self.tasks.items():
-            table.add_row(*self._cells(name, p, wide, len(table.columns)))
+        shown = self._columns()
+        for column in shown:
+            style = "bold" if column == "task" else None
+            justify: JustifyMethod = "left" if column in LEFT else "right"
+            table.add_column(TITLES[column][not wide], justify=justify, style=style, no_wrap=True)
+        for name, progress in self.tasks.items():
+            cells = _cells(name, progress)
+            table.add_row(*(cells[column] for column in shown))
         return table
 
-    def _cells(
-        self, name: str, p: Progress, wide: bool, num_columns: int
-    ) -> list[str | Text | ProgressBar]:
-        bar = ProgressBar(
-            max(p.total, 1), p.step, width=16, complete_style="cyan", finished_style="green"
-        )
-        left = "done" if p.step >= p.total else duration(p.seconds_left)
-        left = left if p.total else "frozen"
-        cells: list[str | Text | ProgressBar] = [
-            Text(name),
-            *([bar] if wide else []),
-            f"{p.step}/{p.total}",
-            _number(p.values.get("steps_per_second"), 1),
-            _number(p.values.get("loss/supervised"), 4),
-            _number(p.consistency, 4),
-            Text("\n".join(_staleness(p, peer) for peer in p.edges()) or NOTHING),
-            "\n".join(_percent(p.values.get(f"hit_rate/{peer}")) for peer in p.edges()) or NOTHING,
-            left,
-        ]
-        if len(cells) < num_columns:
-            restarts = Text(str(p.restarts), "red" if p.restarts else "dim")
-            cells.insert(len(cells) - 1, restarts)
-        return cells
+    def _columns(self) -> list[str]:
+        if self.console.width >= WIDE:
+            return list(TITLES)
+        if self.console.width < NARROW:
+            return ["task", "steps", "loss", "left"]
+        restarted = any(progress.restarts for progress in self.tasks.values())
+        left_out = {"bar"} if restarted else {"bar", "restarts"}
+        return [column for column in TITLES if column not in left_out]
 
     def _line(self) -> None:
         parts = []
@@ -165,7 +162,28 @@ class Live:
             part += f" consistency {p.consistency:.4f}" if p.consistency is not None else ""
             parts.append(part)
         stamp = duration(self._clock() - self._start)
-        say(self.console, f"[{stamp}] {' · '.join(parts)}")
+        print_plain(self.console, f"[{stamp}] {' · '.join(parts)}")
+
+
+def _cells(name: str, progress: Progress) -> dict[str, str | Text | ProgressBar]:
+    """The cells of a task's row, by column."""
+    values, total, step = progress.values, progress.total, progress.step
+    hits = [_percent(values.get(f"hit_rate/{peer}")) for peer in progress.edges()]
+    left = "done" if step >= total else duration(progress.seconds_left)
+    return {
+        "task": Text(name),
+        "bar": ProgressBar(
+            max(total, 1), step, width=16, complete_style="cyan", finished_style="green"
+        ),
+        "steps": f"{step}/{total}",
+        "rate": _number(values.get("steps_per_second"), 1),
+        "loss": _number(values.get("loss/supervised"), 4),
+        "consistency": _number(progress.consistency, 4),
+        "staleness": Text("\n".join(_staleness(progress, p) for p in progress.edges()) or NOTHING),
+        "hits": "\n".join(hits) or NOTHING,
+        "restarts": Text(str(progress.restarts), "red" if progress.restarts else "dim"),
+        "left": left if total else "frozen",
+    }
 
 
 def _number(value: float | None, decimals: int) -> str:

@@ -1,4 +1,4 @@
-"""The shell of a report: one HTML file with its own style and script, and nothing from outside."""
+"""The frame of a report: one HTML file with style and script inline, which loads nothing else."""
 
 from __future__ import annotations
 
@@ -141,13 +141,13 @@ def page(title: str, sections: Sequence[str]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
         + "\n".join(s for s in sections if s)
-        + "\n<footer>Written by taskray. Everything shown is in this one file.</footer>"
+        + "\n<footer>Written by taskray. This file contains everything it shows.</footer>"
         f"\n</main><script>{SCRIPT}</script></body></html>\n"
     )
 
 
 def section(title: str, body: str, lead: str = "") -> str:
-    """A titled part of the page; nothing where there is no body."""
+    """A titled part of the page; empty without a body."""
     if not body:
         return ""
     text = f'<p class="soft">{escape(lead)}</p>' if lead else ""
@@ -155,7 +155,7 @@ def section(title: str, body: str, lead: str = "") -> str:
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Short facts side by side; those without text are left out."""
+    """Short facts side by side; pairs without a text are left out."""
     items = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in pairs if text
     )
@@ -163,11 +163,11 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A :class:`Table` with the best figures bold and changes coloured; scrolls on a phone."""
+    """A :class:`Table`, the best values bold and changes coloured; scrolls on narrow screens."""
     laid = grid(table)
     if not laid.rows:
         return ""
-    start = 1 if table.metrics_as_rows else 0  # what heads a group becomes a line of its own
+    start = 1 if table.metrics_as_rows else 0  # the first column becomes a heading above its rows
     rows, group = [], None
     for row in laid.rows:
         if start and row[0].text != group:
@@ -194,7 +194,7 @@ def raw_table(header: Sequence[str], rows: Sequence[str], heads: Sequence[bool])
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts whose first column heads the rows; nothing without rows."""
+    """A table of texts whose first column contains the headings of the rows; empty without rows."""
     if not rows:
         return ""
     lines = [
@@ -215,7 +215,7 @@ def _cell(entry: Entry, first: bool) -> str:
 
 
 def config_details(text: str, name: str = "config.yaml") -> str:
-    """A configuration, folded away."""
+    """A configuration in a collapsed block."""
     if not text:
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Arrays as pictures: depth, normals, segmentation and the rest as RGB, and where they err."""
+"""Arrays as RGB pictures: depth, normals, segmentation and other quantities, and error maps."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PALETTE = np.array(
      (170, 140, 10), (109, 69, 137), (214, 39, 120), (94, 60, 40), (110, 110, 120)],
     dtype=np.uint8,
 )  # fmt: skip
-"""Colours of the first 20 classes; beyond, they repeat."""
+"""Colours of the first 20 classes; further classes repeat them."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: uint8 RGB ``[H, W, 3]`` and what stands under it."""
+    """One picture, uint8 RGB ``[H, W, 3]``, and its caption."""
 
     caption: str
     pixels: np.ndarray
@@ -55,7 +55,7 @@ def colour_normals(normals: np.ndarray) -> np.ndarray:
     """Normals ``[..., 3, H, W]`` in the camera axes of ``schema`` to uint8 RGB.
 
     The usual picture (n + 1) / 2 has y up and z towards the viewer, so y and z change sign:
-    floors are green, walls that face the camera blue. Zero vectors are INVALID.
+    floors are green, walls that face the camera are blue. Zero vectors are INVALID.
     """
     last = np.moveaxis(normals, -3, -1)
     length = np.linalg.norm(last, axis=-1, keepdims=True)
@@ -81,7 +81,8 @@ def colour_any(values: np.ndarray, scale: float) -> np.ndarray:
 
 
 def paint(quantity: str, truth: np.ndarray | None) -> Callable[[np.ndarray], np.ndarray]:
-    """How to colour arrays ``[N, C, H, W]`` of a quantity, on a scale that its truth fixes."""
+    """A function that colours arrays ``[N, C, H, W]`` of a quantity on the scale of the truth, so
+    that truth and predictions can be compared."""
     if quantity == "depth":
         near, far = depth_range(truth if truth is not None else np.zeros(0))
         return lambda a: colour_depth(a[:, 0], near, far)
@@ -95,7 +96,7 @@ def paint(quantity: str, truth: np.ndarray | None) -> Callable[[np.ndarray], np.
 
 
 def error_map(quantity: str, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray | None:
-    """Where a prediction ``[N, C, H, W]`` errs, as uint8 RGB ``[N, H, W, 3]``, dark for right:
+    """The error of a prediction ``[N, C, H, W]`` as uint8 RGB ``[N, H, W, 3]``, black for none:
     relative depth up to 50 %, normals up to 45 degrees; None for other quantities."""
     if quantity == "depth":
         valid = truth[:, 0] > 0
@@ -123,10 +124,10 @@ def compose(
     baseline: Mapping[str, np.ndarray] | None = None,
     limit: int = 4,
 ) -> list[list[Panel]]:
-    """The pictures of one quantity, a row per sample: input, truth, predictions, their errors.
+    """The pictures of one quantity, a row for each sample: input, truth, predictions, errors.
 
-    ``group`` is ``<task>/<evaluation>``; ``labels`` name the predictions of the baseline and
-    of the run. The baseline counts only where it saw the same images.
+    ``group`` is ``<task>/<evaluation>``; ``labels`` name the predictions of the baseline and of
+    the run. The baseline is shown only if it was evaluated on the same images.
     """
     image, truth = arrays.get(f"{group}/image"), arrays.get(f"{group}/{quantity}/truth")
     predictions = []
@@ -150,7 +151,7 @@ def compose(
 
 
 def png_data_uri(pixels: np.ndarray, max_width: int = 360) -> str:
-    """uint8 RGB ``[H, W, 3]`` as a ``data:`` address of a PNG no wider than ``max_width``."""
+    """uint8 RGB ``[H, W, 3]`` as a ``data:`` URI of a PNG, at most ``max_width`` pixels wide."""
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Progress of building a dataset: a bar on a terminal, two plain lines elsewhere."""
+"""Progress of building a dataset: a bar on a terminal, elsewhere one line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from taskray.report.say import say
+from taskray.report.console import print_plain
 
 
 @contextmanager
 def dataset_progress(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function to call with (rows done, rows in all). Silent if it is never called."""
+    """Yields a function to call with (rows done, total rows). Prints nothing until it is called."""
     bar = Progress(
         TextColumn("building dataset [bold]{task.description}"),
         BarColumn(),
@@ -30,7 +30,7 @@ def dataset_progress(console: Console, name: str) -> Iterator[Callable[[int, int
             bar.start()
             task = bar.add_task(name, total=total)
             if not console.is_terminal:
-                say(console, f"building dataset {name}: {total} rows")
+                print_plain(console, f"building dataset {name}: {total} rows")
         bar.update(task, completed=done)
 
     try:

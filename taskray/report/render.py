@@ -1,4 +1,4 @@
-"""How a table looks: as Markdown, in the terminal, as a picture."""
+"""A table as Markdown, in the terminal, and as a picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GOOD, BAD = "#0f7b55", "#b42318"
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table with its title above and its notes below, best figures in bold."""
+    """A GitHub table with its title above and its notes below, the best values bold."""
     laid = grid(table)
     lines = [f"**{_escape(table.title)}**", ""] if table.title else []
     headings = sum(entry.heading for entry in laid.rows[0]) if laid.rows else 1
@@ -30,8 +30,8 @@ def to_markdown(table: Table) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]], headings: int = 1) -> list[str]:
-    """Lines of texts as those of a GitHub table: the first is its header, and so many columns on
-    the left are headings; the others hold figures."""
+    """Rows of texts as the lines of a GitHub table. The first row is the header; the first
+    ``headings`` columns are left-aligned, the others right-aligned."""
     marks = ["---" if i < headings else "---:" for i in range(len(lines[0]))]
     header, *rows = [[_escape(text) for text in line] for line in lines]
     return [f"| {' | '.join(cells)} |" for cells in (header, marks, *rows)]
@@ -42,7 +42,7 @@ def _escape(text: str) -> str:
 
 
 def to_rich(table: Table) -> rich.table.Table:
-    """The table for a terminal: best figures bold, changes green or red."""
+    """The table for a terminal: the best values bold, changes green or red."""
     laid = grid(table)
     shown = rich.table.Table(
         title=Text(table.title) if table.title else None,
@@ -96,7 +96,7 @@ def write_png(table: Table, path: str | Path) -> Path:
     axes: Any = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    write = partial(axes.text, parse_math=False)  # a label may hold dollars
+    write = partial(axes.text, parse_math=False)  # a label may contain a dollar sign
 
     y = margin + row_height / 2
     write(margin, y, table.title, fontsize=11, weight="bold", va="center", color="#14181f")

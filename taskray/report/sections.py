@@ -1,4 +1,4 @@
-"""What a run learned, as parts of its report: each a function to HTML (empty: nothing there)."""
+"""What a run learned: parts of its report, each a function that returns HTML (or '')."""
 
 from __future__ import annotations
 
@@ -14,23 +14,14 @@ from taskray.record.formatting import (
     relative_change,
 )
 from taskray.report.charts import Line, line_chart, smoothed
-from taskray.report.compare import comparison_table
+from taskray.report.compare import comparison_table, labels
 from taskray.report.history import Run, Series
 from taskray.report.page import facts, html_table, section
 from taskray.report.panels import ERROR_SCALES, Panel, compose, png_data_uri
 
 
-def labels(run: Run, baseline: Run | None) -> tuple[str, str]:
-    """What the baseline and the run are called beside each other."""
-    if baseline and run.uses_consistency and not baseline.uses_consistency:
-        return "without consistency", "with consistency"
-    if baseline and baseline.name != run.name:
-        return baseline.name, run.name
-    return "baseline", "this run"
-
-
 def headline(run: Run, baseline: Run | None) -> str:
-    """Name, status, what it is, the main figures."""
+    """Name, status, description and the main metrics."""
     status = run.status
     kind = status if status in ("finished", "failed") else ""
     description = str(run.config.get("description") or "")
@@ -60,7 +51,7 @@ def _error(run: Run) -> str:
 
 
 def _cards(run: Run, baseline: Run | None) -> str:
-    """Two figures a task from its main evaluation: its first metric and its first ratio."""
+    """Two metrics of each task from its first evaluation: the first metric and the first ratio."""
     cards = []
     for task in run.tasks:
         evaluations = run.evaluations(task)
@@ -93,7 +84,7 @@ def _card(task: str, title: str, name: str, value: float | None, before: float |
 
 
 def pictures(run: Run, baseline: Run | None) -> str:
-    """Input, truth and predictions, of each task's main evaluation."""
+    """Input, truth and predictions of each task's first evaluation."""
     blocks = []
     groups = list(dict.fromkeys(tuple(key.split("/")[:2]) for key in run.panels))
     main: dict[str, str] = {}
@@ -111,7 +102,7 @@ def pictures(run: Run, baseline: Run | None) -> str:
             if not rows:
                 continue
             blocks.append(_tiles(task, title, quantity, rows))
-    return section("What it sees", "".join(blocks))
+    return section("Predictions", "".join(blocks))
 
 
 def _tiles(task: str, title: str, quantity: str, rows: list[list[Panel]]) -> str:
@@ -156,7 +147,7 @@ def curves(run: Run, baseline: Run | None) -> str:
         '<div class="tabs"><label for="steps">over steps</label>'
         '<label for="seconds">over seconds</label></div>'
     )
-    return section("How it learned", f'{switch}<div class="plots">{"".join(plots)}</div>')
+    return section("Training", f'{switch}<div class="plots">{"".join(plots)}</div>')
 
 
 def _task_curves(run: Run, baseline: Run | None, task: str, axis: str) -> str:
@@ -209,7 +200,7 @@ def _line(series: Series, name: str, axis: str, style: str, scale: float = 1.0) 
 
 
 def events(run: Run) -> str:
-    """Restarts, failures and whatever else was worth a line."""
+    """Restarts, failures and other events."""
     items = []
     for line in run.events:
         time = line.get("time")
@@ -218,11 +209,11 @@ def events(run: Run) -> str:
             f"<li><time>{escape(stamp)}</time><span>{escape(str(line['event']))}</span></li>"
         )
     body = f'<ol class="events">{"".join(items)}</ol>' if items else ""
-    return section("Events", body or "<p class=soft>Nothing happened: no restart, no failure.</p>")
+    return section("Events", body or "<p class=soft>No restart, no failure.</p>")
 
 
 def colour_of(run: Run, task: str) -> str:
-    """Each task keeps one colour all over the page."""
+    """The colour of a task, the same on the whole page."""
     return f"c{run.tasks.index(task) % 6}"
 
 

@@ -17,11 +17,11 @@ from taskray.report.tables import OURS, Table, grid, read_table
 TABLE = "table.json"
 CONFIGS = ("study.yaml", "config.yaml", "space.yaml")
 DEPTH = 3
-"""How many folders below the study its runs are looked for."""
+"""Runs are searched for in folders up to this depth below the study."""
 
 
 def study_page(folder: Path) -> str:
-    """The report of the study in ``folder``, which holds ``table.json``."""
+    """The report of the study in ``folder``, which contains a ``table.json``."""
     table = read_table(folder / TABLE)
     title = table.title or folder.name
     config = next((folder / c for c in CONFIGS if (folder / c).exists()), None)
@@ -35,7 +35,7 @@ def study_page(folder: Path) -> str:
         [
             f'<header><h1>{escape(title)}</h1><p class="lead">{lead}</p></header>',
             section("Results", html_table(table), "The best of each column is bold."),
-            section("On the way", curve_charts(table, saved_curves(folder)), "Means over seeds."),
+            section("Training", curve_charts(table, saved_curves(folder)), "Means over seeds."),
             section("Spread over seeds", _charts(table), "Dots: seeds. Bars: ± one deviation."),
             section("Runs", _runs(folder, runs)),
             config_details(text, config.name if config else ""),
@@ -44,7 +44,7 @@ def study_page(folder: Path) -> str:
 
 
 def _charts(table: Table) -> str:
-    """One chart for each metric of ours; the best variant is coloured."""
+    """One chart for each of our metrics; the best variant is coloured."""
     laid = grid(Table("", table.columns, table.rows))
     charts = []
     for i, column in enumerate(table.columns, start=1):

@@ -1,8 +1,8 @@
 """Tables of results: variants against metrics, mean ± std over seeds, in five formats.
 
-A :class:`Table` holds numbers; a :class:`Grid` is the same table laid out as text, which every
-format (Markdown, terminal, picture, report) draws. CSV and JSON hold the numbers themselves,
-ratios as fractions. The same table always gives the same bytes.
+A :class:`Table` contains numbers. A :class:`Grid` is the same table as text: Markdown, terminal,
+picture and report draw it. CSV and JSON contain the numbers, ratios as fractions. The same table
+always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: the value of each seed. ``missing`` counts seeds that gave no finite one."""
+    """One cell: the value of each seed. ``missing`` counts the seeds without a finite value."""
 
     values: tuple[float, ...] = ()
     missing: int = 0
 
     @classmethod
     def of(cls, values: float | Iterable[float | None] | None) -> Cell:
-        """From one value or one per seed; None and values that are not finite are missing."""
+        """From one value, or one for each seed; None and values that are not finite are missing."""
         given = list(values) if isinstance(values, Iterable) else [values]
         finite = tuple(float(v) for v in given if v is not None and math.isfinite(v))
         return cls(finite, len(given) - len(finite))
@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric from one source: ours, or a paper whose figures stand beside ours."""
+    """A metric from one source: our runs, or a paper."""
 
     key: str
     title: str
@@ -75,8 +75,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Variants as rows, metrics as columns. ``metrics_as_rows`` shows it the other way round;
-    then every variant after ``baseline`` is followed by its relative change from it."""
+    """Variants as rows, metrics as columns. ``metrics_as_rows`` transposes it: then every variant
+    but the ``baseline`` is followed by its relative change from the baseline."""
 
     title: str
     columns: tuple[Column, ...]
@@ -88,7 +88,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Entry:
-    """One laid-out cell. ``best`` of its metric; ``good``: a change for better or worse."""
+    """One cell as text. ``best``: the best of its metric. ``good``: a change for the better; None
+    where the cell is no change, or a change of a metric without a direction."""
 
     text: str
     best: bool = False
@@ -98,7 +99,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as text; titles in the header may run over several lines."""
+    """A table as text; titles in the header may have several lines."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
@@ -118,11 +119,11 @@ def study_table(
 ) -> Table:
     """A study's table.
 
-    ``results``: variant -> metric key -> one value per seed (in the units of ``result.json``).
-    ``metrics``: the keys shown, in order (all of them otherwise); a key may carry a path
+    ``results``: variant -> metric key -> one value for each seed (units of ``result.json``).
+    ``metrics``: the keys shown, in order (default: all); a key may be a path
     (``depth/real_test/abs_rel``). ``labels`` and ``titles`` rename variants and metrics.
-    ``paper``: variant -> metric key -> the paper's figure in the same unit; each such metric
-    gets a column of its own, named ``paper_title``, beside ours.
+    ``paper``: variant -> metric key -> the paper's value in the same unit; each such metric has a
+    second column, named ``paper_title``, beside ours.
     """
     paper = paper or {}
     keys = list(metrics or dict.fromkeys(k for row in results.values() for k in row))
@@ -152,7 +153,7 @@ def heading_of(key: str) -> str:
 
 
 def grid(table: Table) -> Grid:
-    """Lay the table out: figures as text, the best of each metric marked."""
+    """The table as text, with the best value of each metric marked."""
     body = _metric_rows(table) if table.metrics_as_rows else _variant_rows(table)
     return Grid(body[0], tuple(body[1]), (*table.notes, *_own_notes(table)))
 
@@ -200,7 +201,8 @@ def _text(cell: Cell, key: str) -> str:
 
 
 def _best(table: Table, column: Column) -> set[str]:
-    """The texts of the best figures of a column, ties as shown included; none where all tie."""
+    """The texts of the best values of a column, also of those equal to it once rounded; empty where
+    all are equal."""
     shown = [(r.cell(column).mean, _text(r.cell(column), column.key)) for r in table.rows]
     known = [(mean, text) for mean, text in shown if mean is not None]
     info = describe(column.key)
@@ -244,7 +246,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_json(table: Table) -> str:
-    """Everything, as :func:`read_table` reads it."""
+    """The whole table, as :func:`read_table` reads it."""
     columns = [
         {"key": c.key, "title": c.title, "source": c.source,
          "higher_is_better": describe(c.key).higher_is_better}
@@ -264,7 +266,7 @@ def to_json(table: Table) -> str:
 
 
 def read_table(path: str | Path) -> Table:
-    """A table from its ``table.json``; InputError where it is not one."""
+    """A table from its ``table.json``. Raises InputError for a file that taskray did not write."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         columns = [Column(c["key"], c["title"], c["source"]) for c in content["columns"]]
@@ -277,9 +279,9 @@ def read_table(path: str | Path) -> Table:
         return Table(content["title"], tuple(columns), tuple(rows), tuple(content["notes"]),
                      content["metrics_as_rows"], content["baseline"])  # fmt: skip
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a table that taskray wrote: {error!r}") from None
+        raise InputError(str(path), f"not a table that taskray wrote: {error!r}") from None
 
 
 def write_table(table: Table, folder: str | Path, stem: str = "table") -> list[Path]:

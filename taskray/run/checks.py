@@ -1,4 +1,4 @@
-"""What can be checked of a job before any of it runs."""
+"""What is checked of a job before any part of it runs."""
 
 from __future__ import annotations
 
@@ -27,67 +27,71 @@ from taskray.tasks.task import Task
 
 
 def check(job: Job) -> dict[str, Learned]:
-    """Everything about a job that can be checked without its data: the names, the arguments, the
-    relations. Returns what each task learns; raises InputError with one line."""
+    """Check what needs no data: names, arguments, relations, labels. Returns what each task learns;
+    raises InputError for the first problem."""
     tasks = build_tasks(job)
     wiring = wire(job, tasks)
     models = {}
     for name, task in tasks.items():
         role = wiring.roles[name]
         if not (role.learns_from_peers or role.labels or role.frozen):
-            raise InputError(f"tasks.{name}: neither labels nor a relation: nothing to train on")
+            raise InputError(f"tasks.{name}", "has no labels and no relation, expected one of them")
         if not any(quantity_of(c) == "image" for c in task.inputs) and (
             job.tasks[name].augment != AugmentConfig()
         ):
-            raise InputError(f"tasks.{name}.augment: only images are augmented; it has none")
+            raise InputError(
+                f"tasks.{name}.augment", "only images are augmented, the task reads none"
+            )
         models[name] = build_learned(job, name, task, build_relations(job, name, task))
     for dataset, config in job.data.items():
-        learning = [n for n in tasks if job.labels_of(n) == dataset]
-        measured = dataset in job.evaluation.data.values()
-        reader = build_reader(config, dataset)
-        check_labels(dataset, reader, [tasks[n] for n in (tasks if measured else learning)])
+        evaluated = dataset in job.evaluation.data.values()
+        users = [n for n in tasks if evaluated or job.labels_of(n) == dataset]
+        check_labels(dataset, build_reader(config, dataset), [tasks[n] for n in users])
     return models
 
 
 def check_location(job: Job) -> None:
-    """``checkpoint.path`` must be on a filesystem that there is; InputError otherwise. It may ask
-    an object store, so a study does not do it for each of its runs."""
+    """Raise InputError where ``checkpoint.path`` is on a filesystem that cannot be opened.
+
+    Apart from :func:`check`, because it may send requests to an object store: a study calls
+    :func:`check` for every run.
+    """
     if job.checkpoint.path:
         try:
             open_filesystem(job.checkpoint.path)
         except InputError as error:
-            raise InputError(f"checkpoint.path: {error}") from None
+            raise InputError("checkpoint.path", str(error)) from None
 
 
 def check_labels(dataset: str, reader: Reader, tasks: Iterable[Task]) -> None:
-    """What tasks would learn from or be measured on must be labels; InputError names the key."""
+    """Raise InputError where a task cannot use what the reader gives as its labels."""
     for task in tasks:
         try:
             task.check_labels(reader)
         except InputError as error:
-            raise InputError(f"data.{dataset}.reader.{error}") from None
+            raise InputError(f"data.{dataset}.reader.{error.key}", error.text) from None
 
 
 def check_origins(job: Job, location: str, models: Mapping[str, Learned]) -> None:
-    """A run that starts over begins from weights that are there, and are not the ones that it
-    removes; InputError otherwise."""
-    removed = Path(CheckpointStore(location).root).resolve()
+    """Check the initial weights of a run that starts from step 0: raises InputError where they
+    cannot be loaded, or are among the checkpoints that this run would delete first."""
+    deleted = Path(CheckpointStore(location).root).resolve()
     for name, model in models.items():
         load_initial(job, name, model)
         origin = job.tasks[name].checkpoint
         if origin is None:
             continue
         place = Path(find_checkpoint(origin, name).location).resolve()
-        if place.parent.parent == removed and place.parent.name in job.tasks:
+        if place.parent.parent == deleted and place.parent.name in job.tasks:
             raise InputError(
-                f"tasks.{name}.checkpoint: {origin} is of the run that --resume never removes: "
-                "another --out"
+                f"tasks.{name}.checkpoint",
+                f"{origin} is in the run folder that --resume never empties; give another --out",
             )
 
 
 def check_checkpoints(job: Job, location: str, models: Mapping[str, Learned]) -> None:
-    """Checkpoints that a run would begin or go on from must be of its networks and optimizers;
-    InputError otherwise."""
+    """Raise InputError where a checkpoint that the run would continue or begin from is of another
+    network or another optimizer."""
     store = CheckpointStore(location)
     for name, model in models.items():
         checkpoint = store.latest(name)
@@ -100,14 +104,16 @@ def check_checkpoints(job: Job, location: str, models: Mapping[str, Learned]) ->
         saved = checkpoint.state["optimizer"]["param_groups"]
         if own[0].keys() != saved[0].keys():
             raise InputError(
-                f"{checkpoint.location}: from another optimizer than {config.name!r} "
-                f"(tasks.{name}.optimizer.name)"
+                str(checkpoint.location),
+                f"is of another optimizer than {config.name!r} (tasks.{name}.optimizer.name)",
             )
 
 
 def check_gpus(job: Job) -> None:
-    """A run in this process uses this machine's GPUs: InputError where it asks for more."""
-    there = torch.cuda.device_count()
+    """Raise InputError where a task of an inline run asks for more GPUs than this machine has."""
+    available = torch.cuda.device_count()
     for name, task in job.tasks.items():
-        if task.gpus > there:
-            raise InputError(f"tasks.{name}.gpus: {task.gpus:g} GPUs asked for, torch has {there}")
+        if task.gpus > available:
+            raise InputError(
+                f"tasks.{name}.gpus", f"{task.gpus:g} GPUs asked for, torch has {available}"
+            )

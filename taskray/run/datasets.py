@@ -18,7 +18,7 @@ from taskray.report.progress import dataset_progress
 
 
 def prepare_datasets(job: Job, use_ray: bool, console: Console) -> dict[str, Path]:
-    """Every dataset of the job as Parquet, converted now where it was not yet."""
+    """Convert the job's datasets to Parquet, those not yet in the cache; returns name -> folder."""
     used = {job.labels_of(name) for name in job.tasks} | set(job.evaluation.data.values())
     if job.mediator and job.active_relations:
         used.add(job.mediator.data)
@@ -31,8 +31,11 @@ def prepare_datasets(job: Job, use_ray: bool, console: Console) -> dict[str, Pat
 
 
 class Opener:
-    """Opens the datasets of a job: those to train on first, those of the evaluations while the
-    training runs, each with the columns that somebody needs."""
+    """Opens the datasets of a job, each with the columns that its tasks need.
+
+    Training waits for the datasets it trains on; those of the evaluations are opened in the
+    background meanwhile.
+    """
 
     def __init__(self, job: Job, paths: Mapping[str, Path], use_ray: bool) -> None:
         self.job, self.paths, self.use_ray = job, paths, use_ray
@@ -41,8 +44,7 @@ class Opener:
 
     def for_training(self) -> dict[str, Handle]:
         """The dedicated datasets and the mediator, by name."""
-        mediator = self.job.mediator.data if self.job.mediator else None
-        needed = wire(self.job, self.tasks).columns_of_datasets(mediator)
+        needed = wire(self.job, self.tasks).columns_of_datasets()
         return {name: self._open(name, columns) for name, columns in needed.items()}
 
     def for_evaluation(self) -> Future[dict[str, Handle]]:
@@ -53,8 +55,8 @@ class Opener:
         wanted = {c for task in self.tasks.values() for c in (*task.inputs, *task.labels)}
         handles: dict[str, Handle] = {}
         for title, name in self.job.evaluation.data.items():
-            there = [c for c in columns_of(self.paths[name]) if c in wanted]
-            handles[title] = self._open(name, there)
+            columns = [c for c in columns_of(self.paths[name]) if c in wanted]
+            handles[title] = self._open(name, columns)
         return handles
 
     def _open(self, name: str, columns: Sequence[str]) -> Handle:

@@ -1,4 +1,4 @@
-"""The paths of a job, as processes that start in another folder need them."""
+"""Relative paths of a job, made absolute for processes that start in another folder."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from taskray.runtime import submission
 
 
 def with_paths_for_workers(job: Job) -> Job:
-    """The job with paths that mean in Ray's workers what they mean here: they start in our folder
-    only where we started Ray, or where the folder travelled with the job (``taskray submit``)."""
-    travelled = submission.folder_travelled()
-    return job if job.runtime.address is None or travelled else absolute_paths(job)
+    """The job with paths that are valid in Ray's workers.
+
+    Workers start in the current folder if this process started Ray, or if ``taskray submit``
+    sent the folder with the job. Workers of any other cluster need absolute paths.
+    """
+    same_folder = job.runtime.address is None or submission.folder_travelled()
+    return job if same_folder else absolute_paths(job)
 
 
 def absolute_paths(job: Job) -> Job:
-    """The job with every initial checkpoint, and every argument of a reader, task, model or
-    relation that names what is there, seen from the present folder, as an absolute path.
+    """The job with absolute paths in place of relative ones, for initial checkpoints and for the
+    arguments of readers, tasks, models and relations.
 
-    Whatever else stands there (a URI) is left alone. A bare word is a path only as ``path``:
-    elsewhere it is a name, whatever folder is called the same.
+    A text is a path if that file or folder exists in the current folder; other texts, such as
+    URIs, stay as they are. A bare word is a path only under the key ``path``: under any other key
+    it is a name, even if a folder has the same name.
     """
 
     def absolute(path: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run writes and shows while it trains."""
+"""What a run writes and prints while it trains."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from taskray.report.live import Live
 
 
 class Listener(Protocol):
-    """Somebody else who wants each task's reports as they come: a Tune trial, a benchmark."""
+    """A function that is called with every report of every task: a Tune trial, a benchmark."""
 
     def __call__(self, task: str, step: int, values: Mapping[str, float]) -> None: ...
 
 
 class Recorder:
-    """Looks on while the collective trains: writes files, draws the table, tells a listener."""
+    """Receives reports and events of the collective: writes them to the run folder, updates the
+    live table, and calls the listener."""
 
     def __init__(self, files: RunFolder, live: Live, listener: Listener | None = None) -> None:
         self.files, self.live, self.listener = files, live, listener
@@ -31,7 +32,7 @@ class Recorder:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training, those before a resumption included."""
+        """Seconds of training, including those before the run was resumed."""
         return self.files.elapsed + time.monotonic() - self.began
 
     def report(self, report: ChunkReport, restarts: int) -> None:
@@ -48,7 +49,7 @@ class Recorder:
 
 
 def hardware() -> str:
-    """What the run ran on, for whoever reads the result."""
+    """CPU, GPU and torch of this machine, in one line for ``result.json``."""
     gpus = torch.cuda.device_count()
     card = f", {gpus} x {torch.cuda.get_device_name(0)}" if gpus else ""
     return f"{os.cpu_count()} CPU cores ({platform.machine()}){card}, torch {torch.__version__}"

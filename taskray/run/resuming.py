@@ -1,4 +1,4 @@
-"""Whether what a run folder holds is a run of this very job."""
+"""Whether a run folder contains a run of the same job, so that a run may continue from it."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ from taskray.runtime.checkpoints import CheckpointStore
 
 
 def check_same_job(job: Job, folder: Path, checkpoints: str) -> None:
-    """A run goes on from its own checkpoints only: those of another job would be reported as
-    this one's. InputError names the key in which the two differ.
+    """Raise InputError where the run would continue from checkpoints of another job, whose results
+    would be reported as this job's. The error names the first key that differs.
 
-    ``steps`` may grow, and where and how it runs may change, besides what :func:`essence` leaves
-    out. Where there is no checkpoint is nothing to go on from, so any job may begin there.
-    Checkpoints that are kept apart say themselves of which job they are.
+    ``steps`` may grow, and the settings that :func:`essence` leaves out may change. A folder
+    without checkpoints accepts any job. A separate checkpoint folder (``checkpoint.path``)
+    contains a copy of its job.
     """
     store = CheckpointStore(checkpoints)
     places: list[tuple[str | Path, str, dict[str, Any] | None]]
     places = [(folder, "--out", saved_config(folder))]
     if job.checkpoint.path and (text := store.read_job()):
         places.append((checkpoints, "checkpoint.path", parsed_config(text, checkpoints)))
-    now = _to_go_on(job.model_dump(mode="json"))
+    now = _needed_to_continue(job.model_dump(mode="json"))
     for place, other, before in places:
         if before is None:
             continue
         names = dict.fromkeys([*job.tasks, *(before.get("tasks") or {})])
-        came_to = {name: steps[-1] for name in names if (steps := store.steps(name))}
-        if not came_to:
+        last_step = {name: steps[-1] for name in names if (steps := store.steps(name))}
+        if not last_step:
             continue
-        key = difference(_to_go_on(before), now)
-        own = [name for name in came_to if name in job.tasks]
-        too_far = [f"tasks.{n}.steps" for n in own if came_to[n] > job.steps_of(n)]
+        key = difference(_needed_to_continue(before), now)
+        shared = [name for name in last_step if name in job.tasks]
+        too_far = [f"tasks.{n}.steps" for n in shared if last_step[n] > job.steps_of(n)]
         if key or too_far:
             raise InputError(
-                f"{place} holds a run of another job ({key or too_far[0]} differs): "
-                f"another {other}, or --resume never"
+                str(place),
+                f"is of another job ({key or too_far[0]} differs): give another {other}, or "
+                "--resume never",
             )
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
-    """The ``config.yaml`` of a run folder as plain values; None where it has none to read.
+    """The ``config.yaml`` of a run folder as plain values; None where it cannot be read.
 
-    A setting that is newer than the run has its default there.
+    A setting that did not exist when the run was made has its default value.
     """
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
@@ -58,7 +59,7 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
 
 def parsed_config(text: str, source: str) -> dict[str, Any] | None:
-    """The text of a ``config.yaml`` as plain values; None where it holds none."""
+    """The text of a ``config.yaml`` as plain values; None where it is no mapping."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -67,29 +68,30 @@ def parsed_config(text: str, source: str) -> dict[str, Any] | None:
         return None
     try:
         return parse_job(values, source).model_dump(mode="json")
-    except InputError:  # what no longer is a job differs from every job, by its own values
+    except InputError:  # no longer a valid job: its values differ from those of any valid job
         return values
 
 
 def essence(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A job's plain values without what leaves its training as it is."""
-    beside = ("name", "description", "evaluation", "checkpoint")
-    kept = {k: v for k, v in values.items() if k not in beside}
+    """A job's plain values without the settings that do not change its training."""
+    ignored = ("name", "description", "evaluation", "checkpoint")
+    kept = {k: v for k, v in values.items() if k not in ignored}
     runtime = kept.get("runtime") or {}
     kept["runtime"] = {k: v for k, v in runtime.items() if k != "address"}
     kept["tasks"] = {
         name: {k: v for k, v in task.items() if k not in ("threads", "cpus")}
         for name, task in (kept.get("tasks") or {}).items()
     }
-    # datasets that only evaluations use may come and go
+    # datasets that only evaluations use do not change the training
     used = {task.get("dedicated") for task in kept["tasks"].values()}
     used.add((kept.get("mediator") or {}).get("data"))
     kept["data"] = {n: d for n, d in (kept.get("data") or {}).items() if n in used}
     return kept
 
 
-def _to_go_on(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same in a run that goes on: a person may let it train for longer."""
+def _needed_to_continue(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that must be the same for a run to continue: unlike :func:`essence` without the
+    numbers of steps, because a person may train a run for longer."""
     kept = essence(values)
     kept["runtime"] = {"publisher": kept["runtime"].get("publisher")}
     kept.pop("steps", None)
@@ -100,8 +102,8 @@ def _to_go_on(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def difference(before: Any, now: Any) -> str | None:
-    """The dotted path of the first value in which two jobs differ; None where they are the same.
-    What is absent in one of them is as null there."""
+    """The dotted path of the first value in which two jobs differ; None where they are equal.
+    A missing key equals null."""
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
         return None if before == now else ""
     for key in dict.fromkeys([*now, *before]):

@@ -1,5 +1,5 @@
-"""One run of a job, from its datasets to its report. The whole story is :func:`run`, which
-:func:`train` begins once all has been checked:
+"""One run of a job, from its datasets to its report. :func:`train` checks the job and calls
+:func:`run`, which does the steps in order:
 
 job ──▶ datasets (converted once, opened) ──▶ collective ──▶ result ──▶ run folder, report
 """
@@ -7,7 +7,7 @@ job ──▶ datasets (converted once, opened) ──▶ collective ──▶ r
 from __future__ import annotations
 
 import shutil
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +20,13 @@ from taskray.loop.evaluation import panels
 from taskray.record.folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
 from taskray.report.html import write_report
 from taskray.report.live import Live
+from taskray.run.backend import make_collective, ray_session
 from taskray.run.checks import check, check_checkpoints, check_gpus, check_location, check_origins
 from taskray.run.datasets import Opener, prepare_datasets
 from taskray.run.paths import with_paths_for_workers
 from taskray.run.recorder import Listener, Recorder, hardware
 from taskray.run.resuming import check_same_job
 from taskray.runtime.checkpoints import CheckpointStore
-from taskray.runtime.inline import InlineCollective
 
 Resume = Literal["auto", "never"]
 
@@ -42,16 +42,18 @@ def train(
 ) -> dict[str, Any]:
     """Run a job in a run folder and return the content of its ``result.json``.
 
-    ``resume="auto"`` goes on from the folder's checkpoints where there are some; ``"never"``
-    starts over. ``inline`` runs the same loop in this process, without Ray. Raises InputError
-    for what the job has wrong, or where the folder holds a run of another job or another process
-    is at work in it: before anything is placed, or at the end where only an actor with its data
-    could tell. An interrupt (Ctrl-C) leaves after the checkpoints are written.
+    ``resume="auto"`` continues from the folder's checkpoints, if there are any; ``"never"``
+    deletes them and starts from step 0. ``inline`` runs the same loop in this process, without
+    Ray. ``listener`` is called with every report.
+
+    Raises InputError for a wrong job, for a folder with a run of another job, and for a folder
+    that another process uses: before any actor starts, except for errors that only an actor with
+    its data can find. Raises KeyboardInterrupt after Ctrl-C, once the checkpoints are written.
     """
     console = console or Console()
     models = check(job)
     check_location(job)
-    folder = folder.resolve()  # processes of a cluster that is already there are at home elsewhere
+    folder = folder.resolve()  # the processes of a running cluster start in another folder
     checkpoints = job.checkpoint.path or str(folder / "checkpoints")
     if "://" not in checkpoints:
         checkpoints = CheckpointStore(checkpoints).root
@@ -62,7 +64,7 @@ def train(
     else:
         check_checkpoints(job, checkpoints, models)
         check_same_job(job, folder, checkpoints)
-    with ray_session(job, inline), lock_folder(folder, "a run folder"):
+    with ray_session(job.runtime.address, inline), lock_folder(folder, "a run folder"):
         if resume == "never":
             start_over(folder, checkpoints, job)
         if job.checkpoint.path:
@@ -78,12 +80,13 @@ def run(
     console: Console,
     listener: Listener | None,
 ) -> dict[str, Any]:
-    """Train, measure, write and report; see :func:`train`."""
+    """Train, evaluate, and write the run folder; see :func:`train`."""
     with RunFolder(folder) as files:
         files.write_config(job)
         if not inline:
             job = with_paths_for_workers(job)
-        (folder / RESULT).unlink(missing_ok=True)  # what is cut off from here on has no result
+        # a run that is killed from here on must not look finished
+        (folder / RESULT).unlink(missing_ok=True)
         live = Live({n: job.steps_of(n) for n in job.tasks}, job.name, console)
         recorder = Recorder(files, live, listener)
         with closing(make_collective(job, checkpoints, recorder, inline)) as collective:
@@ -100,37 +103,19 @@ def run(
                 finally:
                     result: dict[str, Any] = collective.result(recorder.elapsed)
                     result |= {"events": recorder.events, "hardware": hardware()}
-                    seen = {t: s.evaluations for t, s in collective.states.items()}
-                    files.write_panels(panels(seen))
+                    evaluated = {t: s.evaluations for t, s in collective.states.items()}
+                    files.write_panels(panels(evaluated))
                     files.write_errors({n: s.traceback for n, s in collective.states.items()})
                     files.write_result(result)
     write_report(folder)
     errors = [s.error for s in collective.states.values() if s.error is not None]
-    if errors and isinstance(errors[0], InputError):  # found by an actor: a wrong job all the same
+    if errors and isinstance(errors[0], InputError):  # a wrong job, found by an actor: exit code 2
         raise errors[0]
     return result
 
 
-def ray_session(job: Job, inline: bool) -> Any:
-    """Ray for the run; nothing where the run is inline."""
-    if inline:
-        return nullcontext()
-    from taskray.runtime.session import session
-
-    return session(job.runtime.address)
-
-
-def make_collective(job: Job, checkpoints: str, recorder: Recorder, inline: bool) -> Any:
-    """The tasks of the job as Ray actors, or all of them in this process."""
-    if inline:
-        return InlineCollective(job, checkpoints, recorder)
-    from taskray.runtime.collective import Collective
-
-    return Collective(job, checkpoints, recorder)
-
-
 def start_over(folder: Path, checkpoints: str, job: Job) -> None:
-    """Remove what an earlier run of the job left (only what taskray writes)."""
+    """Delete the checkpoints and results of an earlier run, and no other file in the folder."""
     for task in job.tasks:
         CheckpointStore(checkpoints).clear(task)
     for name in (METRICS, RESULT, PANELS, ERRORS, "report.html"):

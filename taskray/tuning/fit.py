@@ -1,4 +1,4 @@
-"""Ray Tune as the engine of studies and searches: resources, quiet output, progress, Ctrl-C."""
+"""Ray Tune as used by studies and searches: resources, quiet output, progress, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from typing import Any
 import ray
 from rich.console import Console
 
-# Before Tune is imported, so that Ray is configured as everywhere in taskray.
+# Before Tune is imported: it sets the environment variables that Ray reads on import.
 import taskray.runtime.session  # noqa: F401  isort: skip
 from ray import tune
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.stopper import Stopper
 
 from taskray.job.config import Job
-from taskray.report.say import say
+from taskray.report.console import print_plain
 from taskray.runtime.placement import plan
 from taskray.tuning.progress import Progress, Trial
 from taskray.tuning.runs import Run
 from taskray.tuning.trial import Metric, run_trial
 
 Point = dict[str, Any]
-"""A trial's place in its space, as Tune gives it."""
+"""The values of a trial: dotted path -> value, as Tune gives them."""
 MakeRun = Callable[[Point], Run]
 
 QUIET = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folder holds everything
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folder contains the same
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see Interruption
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "60",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a banner whatever the verbosity
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of a job are relative to where the command was given
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a banner at any verbosity
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a job's paths are relative to the command's folder
 }
 
 
 def footprint(job: Job, available: Mapping[str, float]) -> PlacementGroupFactory:
-    """The placement group of one trial: its own process, then a bundle for each task.
+    """The placement group of one trial: a bundle for its process, then one for each task.
 
-    InputError when a task asks for more than there is. Where tasks reserve nothing (on a small
-    machine, see ``placement.plan``) the group reserves a token amount of memory, because Ray
-    has no empty groups.
+    Raises InputError if a task asks for more than is available. If the tasks reserve nothing (on a
+    small machine, see ``placement.plan``), the group reserves a small amount of memory, because
+    Ray refuses empty groups.
     """
     shares = plan(job, dict(available)).values()
     bundles = [{"CPU": s.cpus, "GPU": s.gpus} for s in shares if s.cpus or s.gpus]
@@ -58,8 +58,8 @@ def footprint(job: Job, available: Mapping[str, float]) -> PlacementGroupFactory
 
 
 def concurrency(job: Job, available: Mapping[str, float], asked: int | None) -> int:
-    """How many trials run at once: what was asked for, or as many as leave each task a core
-    (and one CPU to read data where tasks reserve theirs)."""
+    """How many trials run at the same time: ``asked``, or as many as leave one core to each task
+    (and one CPU to reading data, if tasks reserve CPUs)."""
     if asked is not None:
         return asked
     shares = list(plan(job, dict(available)).values())
@@ -73,7 +73,7 @@ def concurrency(job: Job, available: Mapping[str, float], asked: int | None) -> 
 
 
 def share_threads(run: Run, at_once: int) -> Run:
-    """The run with the machine's cores divided among the tasks of all runs at once."""
+    """The run with the machine's cores divided among the tasks of all runs at the same time."""
     if at_once == 1:
         return run
     threads = max(1, (os.cpu_count() or 1) // (len(run.job.tasks) * at_once))
@@ -96,11 +96,11 @@ def fit(
     early: bool = True,
     **tune_config: Any,
 ) -> list[Trial]:
-    """Run every point of a space through Ray Tune, ``at_once`` at a time; Ray must be there.
+    """Run every point of a space through Ray Tune, ``at_once`` at a time; Ray must be running.
 
-    ``folder`` is the study's; ``total`` how many trials there will be; ``measure`` is what a
-    search looks at, reported ``early`` or only at the end. Returns how each trial ended, in the
-    order in which they began. Raises KeyboardInterrupt after Ctrl-C, when the running trials have
+    ``folder``: of the study. ``total``: number of trials. ``measure``: the metric of a search,
+    reported during training if ``early``, else only at the end. Returns the trials in the order
+    in which they began. Raises KeyboardInterrupt after Ctrl-C, once the running trials have
     written their checkpoints.
     """
     available = ray.cluster_resources()
@@ -138,10 +138,10 @@ def fit(
 
 
 class Interruption(Stopper):  # type: ignore[misc]
-    """Ctrl-C (or SIGTERM) while Tune runs: a file tells the running trials to write their
-    checkpoints and end; once they have, Tune stops. A second Ctrl-C leaves at once.
+    """Ctrl-C (or SIGTERM) while Tune runs: creates a file, at which the running trials write their
+    checkpoints and end; then Tune stops. A second Ctrl-C exits at once.
 
-    Tune's own handler would kill the trials where they stand.
+    Tune's own handler would kill the trials before they write checkpoints.
     """
 
     def __init__(self, file: Path, progress: Progress, console: Console) -> None:
@@ -162,10 +162,12 @@ class Interruption(Stopper):  # type: ignore[misc]
         if self.file.exists():
             raise KeyboardInterrupt
         self.file.touch()
-        say(self.console, "stopping: the runs write their checkpoints (again: leave at once)")
+        print_plain(
+            self.console, "stopping after the checkpoints are written (Ctrl-C again: stop at once)"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its set-up to disk; what is bound to this process is left out."""
+        """Nothing: Tune pickles its set-up, and signal handlers cannot be pickled."""
         return {}
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
@@ -177,7 +179,7 @@ class Interruption(Stopper):  # type: ignore[misc]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Tune without its own output, and without what would change the run."""
+    """Tune without its own output, and without settings that would change the run."""
     before = {name: os.environ.get(name) for name in QUIET}
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "optuna")]
     levels = [logger.level for logger in loggers]

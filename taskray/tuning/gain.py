@@ -1,4 +1,4 @@
-"""The multi-task gain: how much better than a baseline, over several metrics at once."""
+"""The multi-task gain over a baseline: the mean relative improvement of several metrics."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def delta_m(
     metrics: Mapping[str, bool],
 ) -> float | None:
     """``mean over metrics of s (value - baseline) / baseline``, a fraction; ``s`` is -1 where lower
-    is better (Maninis et al. 2019; XTasC-Net eq. 17; DenseMTL). Above 0 is better. ``metrics`` says
-    of each whether more of it is better.
+    is better (Maninis et al. 2019; XTasC-Net eq. 17; DenseMTL). Above 0 is better than the
+    baseline. ``metrics``: metric -> whether a higher value is better.
 
-    The papers average over different lists, so the list is always given. None where a value is
-    missing or a baseline is 0.
+    The papers average over different metrics, so ``metrics`` has no default. Returns None if a
+    value is missing or a baseline is 0.
     """
     changes = []
     for metric, higher_is_better in metrics.items():

@@ -1,4 +1,4 @@
-"""What a person sees while trials run: one line for each that ends, and how long is left."""
+"""Progress of trials: one line for each that ends, and the time left."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rich.text import Text
 
 from taskray.data.storage.ray_data import application_error
 from taskray.record.formatting import describe, duration
-from taskray.report.say import say
+from taskray.report.console import print_plain
 
 REFRESH_SECONDS = 0.5
 
 
 @dataclass
 class Trial:
-    """What the driver knows of one trial; ``number`` is its place in the order in which they began,
-    ``report`` its last one."""
+    """What the driver knows of one trial. ``number``: its place in the order in which trials began.
+    ``report``: its last report."""
 
     number: int
     title: str
@@ -32,16 +32,16 @@ class Trial:
     since: float
     report: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
-    """One line, where it failed."""
+    """One line, if it failed."""
 
     @property
     def done_part(self) -> float:
-        """How much of it is done, in [0, 1], as it last said."""
+        """The part of it that is done, in [0, 1], by its last report."""
         return float(self.report.get("done_part") or 0.0)
 
 
 class Progress(Callback):  # type: ignore[misc]
-    """Tune's callback, and a context: on a terminal a status line stands below the others.
+    """Tune's callback, and a context: on a terminal it draws a status line below the others.
 
     ``metric`` is the key of a search's metric, shown beside each trial. ``clock`` gives seconds.
     """
@@ -83,7 +83,7 @@ class Progress(Callback):  # type: ignore[misc]
         started = Trial(number, self.title_of(trial.config), dict(trial.config), self.clock())
         self.running[trial.trial_id] = started
         if not self.live:
-            say(self.console, f"[{started.number}/{self.total}] {started.title}: started")
+            print_plain(self.console, f"[{started.number}/{self.total}] {started.title}: started")
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **_: Any
@@ -105,19 +105,19 @@ class Progress(Callback):  # type: ignore[misc]
             self.live.update(self.status(), refresh=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its set-up to disk; what is bound to this process is left out."""
+        """Nothing: Tune pickles its set-up, and a console cannot be pickled."""
         return {}
 
-    # ---- what is shown --------------------------------------------------------------------
+    # ---- output --------------------------------------------------------------------
 
     def status(self) -> Text:
-        """The line that stands while trials run."""
+        """The status line while trials run."""
         parts = [f"{r.title} {r.done_part * 100:.0f} %" for r in self.running.values()]
         parts += [f"{len(self.trials)} of {self.total} done", self.time_left()]
         return Text(" · ".join(filter(None, parts)), style="dim")
 
     def time_left(self) -> str:
-        """``about 12 min left``, from the pace so far; empty while there is none."""
+        """``about 12 min left``, by the speed so far; empty until a trial has ended."""
         done = len(self.trials) + sum(r.done_part for r in self.running.values())
         if not self.trials or done >= self.total:
             return ""
@@ -135,10 +135,10 @@ class Progress(Callback):  # type: ignore[misc]
         if self.metric and value is not None:
             parts.append(f"{self.metric} {describe(self.metric).format(value)}")
         if error is None and trial.done_part < 1:
-            parts.append(f"given up at step {trial.report.get('step', 0)}")
+            parts.append(f"stopped early at step {trial.report.get('step', 0)}")
         parts += [error or "", self.time_left()]
         text = " · ".join(filter(None, parts))
-        say(self.console, f"[{len(self.trials)}/{self.total}] {trial.title}: {text}")
+        print_plain(self.console, f"[{len(self.trials)}/{self.total}] {trial.title}: {text}")
 
 
 def _reason(trial: Any) -> str:
@@ -146,7 +146,7 @@ def _reason(trial: Any) -> str:
     file = trial.pickled_error_file
     try:
         error = cloudpickle.loads(Path(file).read_bytes()) if file else None
-    except Exception:  # an exception of somebody's own may not unpickle, in any way
+    except Exception:  # unpickling an exception class of a user's may raise anything
         error = None
     if error is None:
         return "failed"

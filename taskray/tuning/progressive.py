@@ -1,11 +1,11 @@
-"""Studies whose variants build on each other: one begins from the checkpoints of another.
+"""Variants of a study that begin from the checkpoints of other variants.
 
     variants:
       B: {...}
       C: {set: {tasks.segmentation.frozen: true, tasks.segmentation.checkpoint: ${B}}}
 
-``${B}`` is the folder of the run of variant B with the same seed. So B runs before C, and C again
-whenever B has been trained anew.
+``${B}`` is the folder of the run of variant B with the same seed. So B runs before C, and C runs
+again if B has been trained again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 
 def references(value: Any) -> set[str]:
-    """The variants that a value refers to, however deep in it."""
+    """The variants that a value refers to, also in nested values."""
     if isinstance(value, str):
         return set(REFERENCE.findall(value))
     parts = value.values() if isinstance(value, Mapping) else value
@@ -32,7 +32,7 @@ def references(value: Any) -> set[str]:
 
 
 def resolved(value: Any, folders: Mapping[str, Path]) -> Any:
-    """The value with the folder of a run in place of each reference."""
+    """The value with each reference replaced by the folder of its run."""
     if isinstance(value, str):
         return REFERENCE.sub(lambda match: str(folders[match[1]]), value)
     if isinstance(value, Mapping):
@@ -41,48 +41,49 @@ def resolved(value: Any, folders: Mapping[str, Path]) -> Any:
 
 
 def in_waves(variants: Mapping[str, VariantConfig], source: str) -> list[list[str]]:
-    """The variants, so that each comes in a wave after those that it refers to.
+    """The variants in waves, each variant in a later wave than those it refers to.
 
-    Raises InputError for a reference to none of them, or round in a circle.
+    Raises InputError for a reference to an unknown variant, and for circular references.
     """
     needs = {name: references(variant.set) for name, variant in variants.items()}
     for name, needed in needs.items():
         for other in sorted(needed - variants.keys()):
             hint = nearest(other, list(variants))
-            raise InputError(f"{source}: variants.{name}: ${{{other}}}: no such variant; {hint}")
+            raise InputError(f"{source}: variants.{name}", f"${{{other}}}: no such variant; {hint}")
     waves: list[list[str]] = []
     done: set[str] = set()
     while len(done) < len(variants):
         wave = [name for name in variants if name not in done and needs[name] <= done]
         if not wave:
             left = ", ".join(name for name in variants if name not in done)
-            raise InputError(f"{source}: variants: {left} refer to each other in a circle")
+            raise InputError(f"{source}: variants", f"circular references: {left}")
         waves.append(wave)
         done.update(wave)
     return waves
 
 
 def changes_of(variant: VariantConfig, folders: Mapping[str, Path]) -> Changes:
-    """What a variant changes in the job, its references resolved."""
+    """The changes of a variant, with its references resolved."""
     changes: Changes = resolved(variant.set, folders)
     return changes
 
 
 def check_references(jobs: Mapping[str, Job], folders: Mapping[str, Path], source: str) -> None:
-    """A task that begins from a variant's checkpoint must be one of that variant's tasks."""
+    """Raise InputError for a task that begins from a variant without that task, and for references
+    outside a variant's ``set``."""
     names = {str(folder): name for name, folder in folders.items()}
     for name, job in jobs.items():
         for task, config in job.tasks.items():
             for reference in references(config.checkpoint):
                 raise InputError(
-                    f"{source}: variants.{name}: tasks.{task}.checkpoint: '${{{reference}}}' "
-                    "stands outside a variant's own 'set', where it means nothing"
+                    f"{source}: variants.{name}: tasks.{task}.checkpoint",
+                    f"got '${{{reference}}}', which is only valid in a variant's own 'set'",
                 )
     for name, job in jobs.items():
         for task, config in job.tasks.items():
             place, _, other = (config.checkpoint or "").partition("#")
             if place in names and (other or task) not in jobs[names[place]].tasks:
                 raise InputError(
-                    f"{source}: variants.{name}: tasks.{task}.checkpoint: variant "
-                    f"{names[place]!r} has no task {other or task!r}"
+                    f"{source}: variants.{name}: tasks.{task}.checkpoint",
+                    f"variant {names[place]!r} has no task {other or task!r}",
                 )

@@ -1,4 +1,4 @@
-"""What a study or a search found, kept beside its file: numbers, and how they came about."""
+"""The record of a study or a search, kept in the repository: results and how they were made."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def record(
 ) -> Path:
     """Write ``<name>.md`` and ``<name>.json`` into ``folder`` and return the first.
 
-    ``facts`` (the command, seeds, steps ...) are completed by the commit of ``source``'s
-    repository, the hardware and seconds of training that ``results`` tell, and the date.
+    To the ``facts`` (command, seeds, steps ...) it adds the commit of ``source``'s repository, the
+    hardware and seconds of training in the ``results``, and the date.
     """
     facts = {
         **facts,
@@ -54,7 +54,7 @@ def _text(value: Any) -> str:
 
 
 def commit_of(folder: Path) -> str:
-    """The commit that a folder is at, ``+ changes`` where files differ from it."""
+    """The commit of a folder, with ``+ changes`` if tracked files differ from it."""
     try:
         head = _git(folder, "rev-parse", "--short=12", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no")

@@ -1,4 +1,4 @@
-"""A run that a study or a search asks for: its job, its folder, and what is left to do of it."""
+"""One run of a study or a search: its job, its folder, what remains to do, and its metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from taskray.runtime.checkpoints import written_at
 RESULT_PATHS = ("seconds", "staleness", "cache")
 """Parts of a result file, besides its tasks, that a metric may name."""
 
-
 Layer = Mapping[str, Any] | Sequence[str]
 """Changes of a job: dotted path -> value, or a list of ``a.b=value``."""
 
@@ -42,8 +41,8 @@ class Run:
     job: Job
 
 
-class Fate(Enum):
-    """What to do with a run, given what its folder holds."""
+class RunState(Enum):
+    """What remains to do of a run, by the content of its folder."""
 
     DONE = "done"
     RESUME = "resume"
@@ -57,14 +56,14 @@ def change(values: Mapping[str, Any], changes: Mapping[str, Any], source: str) -
         try:
             changed = assign(changed, path.split("."), value, path)
         except InputError as error:
-            raise InputError(f"{source}: {str(error).removeprefix('--set ')}") from None
+            raise InputError(source, str(error).removeprefix("--set ")) from None
     return changed
 
 
 def changed_job(values: Mapping[str, Any], layers: Sequence[Layer], source: str) -> Job:
-    """The job that comes of plain values and layers of changes, the later ones winning.
+    """The job of plain values with layers of changes; later layers win.
 
-    Raises InputError, naming ``source`` and the key, for a path that no job has.
+    Raises InputError with ``source`` and the key for a path that no job has.
     """
     for layer in layers:
         if isinstance(layer, Mapping):
@@ -80,38 +79,39 @@ def resolve(
     source: str,
     folder: Path,
 ) -> Run:
-    """The run of such a job; InputError as there."""
+    """The run of such a job in ``folder``; see :func:`changed_job`."""
     job = changed_job(values, layers, source)
     update: dict[str, Any] = {}
-    if job.checkpoint.path:  # each run has checkpoints of its own, wherever its study lies
+    if job.checkpoint.path:  # shared by all runs: each needs another folder in it
         place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
         own = "/".join([job.checkpoint.path.rstrip("/"), *folder.parts[-4:]]) + f"-{place}"
         update["checkpoint"] = job.checkpoint.model_copy(update={"path": own})
     return Run(folder.name, folder, job.model_copy(update=update))
 
 
-def fate(run: Run) -> Fate:
-    """Done: finished, with this very job. Resume: begun with a job that trains the same way.
+def run_state(run: Run) -> RunState:
+    """DONE: finished with the same job. RESUME: not begun, or begun with a job that trains the same
+    way. START_OVER: the folder contains a run of another job.
 
-    What does not change a result (names, checkpoints, where it runs) may differ; a finished run
-    whose evaluations alone are others is resumed too, which measures its last checkpoint anew. A
-    run that began before a checkpoint that it begins from was written starts over.
+    Settings that do not change a result (names, checkpoints, where it runs) may differ. A finished
+    run with other evaluations is resumed, which evaluates its last checkpoint again. A run is
+    started over if a checkpoint that it began from has been written again since.
     """
     before = saved_config(run.folder)
     if before is None:
-        return Fate.RESUME
+        return RunState.RESUME
     now = yaml.safe_load(dump_yaml(run.job))
     if essence(before) != essence(now) or _is_outdated(run):
-        return Fate.START_OVER
+        return RunState.START_OVER
     result = _result(run.folder)
     same = _measured(before) == _measured(now)
-    return Fate.DONE if same and result.get("status") == "finished" else Fate.RESUME
+    return RunState.DONE if same and result.get("status") == "finished" else RunState.RESUME
 
 
 def _result(folder: Path) -> dict[str, Any]:
     try:
         return read_result(folder) or {}
-    except InputError:  # cut off by a crash: as good as none
+    except InputError:  # truncated by a crash
         return {}
 
 
@@ -123,7 +123,7 @@ def _is_outdated(run: Run) -> bool:
 
 
 def _measured(values: Mapping[str, Any]) -> Any:
-    """What a job evaluates, and on which data."""
+    """The evaluations of a job and their datasets."""
     evaluation = values.get("evaluation") or {}
     data = values.get("data") or {}
     return evaluation, {n: data.get(n) for n in (evaluation.get("data") or {}).values()}
@@ -148,15 +148,16 @@ def value_of(result: Mapping[str, Any], key: str) -> float | None:
 
 
 def is_about(key: str, job: Job) -> bool:
-    """Whether a metric is of the run as a whole, or of one of the job's tasks."""
+    """Whether a metric belongs to the whole run, or to one of the job's tasks."""
     return key.partition("/")[0] in (*job.tasks, *RESULT_PATHS)
 
 
 def check_metric(key: str, jobs: Sequence[Job], source: str) -> None:
-    """Refuse a metric that none of the jobs measures, as far as that can be told beforehand."""
+    """Raise InputError for a metric that no run of these jobs will have. Metrics whose names depend
+    on the data are accepted."""
     problems = [_problem(key, job) for job in jobs]
     if all(problems):
-        raise InputError(f"{source}: {key!r}: {problems[0]}")
+        raise InputError(source, f"{key!r}: {problems[0]}")
 
 
 def _problem(key: str, job: Job) -> str | None:
@@ -169,7 +170,7 @@ def _problem(key: str, job: Job) -> str | None:
         if key in known:
             return None
         if task in job.tasks and rest in metric_names(job, task):
-            return f"on which evaluation? expected {task}/<evaluation>/{rest}"
+            return f"has no evaluation, expected {task}/<evaluation>/{rest}"
         return f"no such figure; {nearest(rest, [k.removeprefix(f'{task}/') for k in known])}"
     if title not in job.evaluation.data:
         titles = list(job.evaluation.data)
@@ -182,7 +183,7 @@ def _problem(key: str, job: Job) -> str | None:
 
 
 def other_figures(job: Job) -> list[str]:
-    """The figures that the result file of a job's run holds besides its evaluations."""
+    """The numbers in the result file of a job's run, besides its evaluations."""
     states = {name: TaskState() for name in job.tasks}
     result = summarize(job, states, PredictionCache(1).statistics(), 0.0)
     edges = {f"staleness/{a}<-{b}": Edge().summary() for a, b in permutations(job.tasks, 2)}
@@ -197,7 +198,7 @@ def other_figures(job: Job) -> list[str]:
 
 
 def metric_names(job: Job, task: str) -> list[str]:
-    """What a task's evaluations give; empty where that shows only with data."""
+    """The metrics of a task's evaluations; empty if they depend on the data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchmetrics: compute() before update()
         try:

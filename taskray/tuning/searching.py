@@ -1,4 +1,4 @@
-"""A space in Ray Tune's words: domains, search algorithm, scheduler."""
+"""A space as Ray Tune's objects: domains, search algorithm, scheduler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _domain(parameter: ParameterConfig, search: str) -> Any:
 
 
 def tune_settings(config: SpaceConfig, job: Job, maximise: bool, at_once: int) -> dict[str, Any]:
-    """The arguments of ``TuneConfig``; the same seed draws the same points."""
+    """The arguments of ``TuneConfig``; the same seed gives the same points."""
     settings: dict[str, Any] = {
         "metric": config.metric,
         "mode": "max" if maximise else "min",

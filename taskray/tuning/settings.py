@@ -1,7 +1,7 @@
-"""The study file and the space file: every field, its default and what it means.
+"""The study file and the space file: every field, its default and its meaning.
 
-Both are YAML around a job file. Unknown keys are fatal, and every change of the job that they
-make is tried on it before anything runs.
+Both are YAML files that change a job file. Unknown keys are errors, and every change is applied to
+the job before the first run, so that a wrong one is found at once.
 """
 
 from __future__ import annotations
@@ -19,51 +19,51 @@ Changes = dict[str, Any]
 """Dotted path of the job -> value."""
 
 OF_EACH_RUN = {
-    "seed": "the seeds are those of 'seeds' (--seeds)",
-    "name": "each run is named after its variant and its seed",
+    "seed": "the study sets it: change 'seeds' or give --seeds",
+    "name": "the study sets it: to the variant and the seed",
 }
-"""What a study itself sets in the job, and why nobody else can."""
+"""Fields of the job that the study sets for each run, and the error for setting them."""
 
 
 class VariantConfig(Settings):
     """One row of a study's table: how it differs from the other rows."""
 
     label: str | None = None
-    """How people see it; null: its name."""
+    """Its name in the table; null: the name of the variant."""
     description: str = ""
-    """One line for people; stands below the table."""
+    """One line, printed below the table."""
     set: Changes = Field(default_factory=dict)
-    """What it changes in the job; wins over the study's ``set`` and over ``--set``. ``${other}``
-    in a value is the run folder of the variant ``other`` with the same seed, which then runs
-    first: ``tasks.depth.checkpoint: ${other}``. null removes a dataset, task, relation or
-    evaluation: ``tasks.depth: null``."""
+    """Its changes of the job; they win over the study's ``set`` and over ``--set``. ``${other}`` in
+    a value is the run folder of the variant ``other`` with the same seed, which then runs first:
+    ``tasks.depth.checkpoint: ${other}``. null removes a dataset, task, relation or evaluation:
+    ``tasks.depth: null``."""
 
 
 class PaperConfig(Settings):
-    """A paper's figures, shown beside ours."""
+    """The values of a paper, shown beside ours."""
 
     title: str
     """Name of the paper's columns."""
     rows: dict[str, dict[str, float]]
-    """Variant -> metric -> figure, in our units: ratios are fractions in [0, 1]."""
+    """Variant -> metric -> value, in our units: ratios are fractions in [0, 1]."""
     note: str = ""
-    """What a reader must know to compare: the paper's data and models."""
+    """What a reader must know to compare them: the paper's data and models."""
 
 
 class GainConfig(Settings):
     """The multi-task gain over one of the variants, as a column ``delta_m``."""
 
     baseline: str
-    """The variant that is compared with: its mean over seeds."""
+    """The variant to compare with: its mean over seeds."""
     metrics: Annotated[list[str], Field(min_length=1)]
-    """What the gain averages over (one metric for each task, or more); see ``gain.delta_m``."""
+    """The metrics that are averaged (at least one for each task); see ``gain.delta_m``."""
     higher_is_better: dict[str, bool] = Field(default_factory=dict)
-    """Which way the metrics go that taskray does not know: those of a task of your own."""
+    """The direction of metrics that taskray does not know, such as those of your own tasks."""
 
     def directions(self) -> dict[str, bool | None]:
-        """Whether more of each metric is better; None where nobody has said so."""
-        said = self.higher_is_better
-        return {m: said.get(m, describe(m).higher_is_better) for m in self.metrics}
+        """Whether a higher value of each metric is better; None if unknown."""
+        given = self.higher_is_better
+        return {m: given.get(m, describe(m).higher_is_better) for m in self.metrics}
 
 
 class StudyConfig(Settings):
@@ -74,24 +74,24 @@ class StudyConfig(Settings):
     title: str = ""
     """Heading of the table; empty: the name."""
     description: str = ""
-    """What the study asks, for people."""
+    """The question that the study answers."""
     job: str
     """The job file, relative to the study file."""
     seeds: Positive | Annotated[list[NonNegative], Field(min_length=1)] = 3
-    """Seeds of every variant, or how many (0, 1, ...)."""
+    """The seeds of every variant, or their number (then 0, 1, ...)."""
     set: Changes = Field(default_factory=dict)
-    """What all variants change in the job."""
+    """Changes of the job for all variants."""
     variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
     """The rows, by name."""
     metrics: Annotated[list[str], Field(min_length=1)]
-    """The columns: ``<task>/<evaluation>/<metric>``, or a path of the result file, such as
+    """The columns: ``<task>/<evaluation>/<metric>``, or a path of the result file such as
     ``seconds``, ``depth/steps_per_second`` or ``staleness/depth<-normals/steps_mean``."""
     delta_m: GainConfig | None = None
-    """The multi-task gain of the other variants over one of them; null: no such column."""
+    """The multi-task gain of the other variants over one variant; null: no such column."""
     paper: PaperConfig | None = None
-    """A paper's figures beside ours."""
+    """The values of a paper, beside ours."""
     max_concurrent: Positive | None = None
-    """Runs at once; null: as many as there are cores for one of each task."""
+    """Runs at the same time; null: as many as leave one core to each task."""
 
     @property
     def columns(self) -> list[str]:
@@ -121,11 +121,12 @@ class StudyConfig(Settings):
                     raise ValueError(f"@paper.rows.{variant}.{metric}@not in 'metrics'; {hint}")
         seeds = self.seeds
         if isinstance(seeds, list) and len({*seeds}) < len(seeds):
-            raise ValueError("@seeds@a seed stands there twice")
+            twice = next(s for s in seeds if seeds.count(s) > 1)
+            raise ValueError(f"@seeds@duplicate seed {twice}")
         return self
 
     def seed_list(self, count: int | None = None) -> list[int]:
-        """The seeds; with ``count`` the first so many, continued upwards where there are fewer."""
+        """The first ``count`` seeds, continued upwards if there are fewer; None: all of them."""
         seeds = list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
         if count is None:
             return seeds
@@ -137,7 +138,7 @@ class ParameterConfig(Settings):
     """The values of one searched field; exactly one key."""
 
     choice: Annotated[list[Any], Field(min_length=1)] | None = None
-    """One of these, each as likely."""
+    """One of these values, with equal probability."""
     grid: Annotated[list[Any], Field(min_length=1)] | None = None
     """Every one of these (``search: grid`` or ``random``)."""
     uniform: tuple[float, float] | None = None
@@ -157,20 +158,21 @@ class ParameterConfig(Settings):
 
     @property
     def examples(self) -> list[Any]:
-        """Its values, or its bounds."""
+        """The values, or the two bounds."""
         return [*(self.choice or self.grid or self.uniform or self.log_uniform or ())]
 
 
 class SchedulerConfig(Settings):
-    """Which trials are given up before their last step."""
+    """Which trials are stopped before their last step."""
 
     name: Literal["none", "asha"] = "none"
-    """``none``: none. ``asha``: at steps ``grace_steps``, times ``reduction_factor`` each, only
-    the best 1/``reduction_factor`` go on (Li et al. 2020); needs ``evaluation.every``."""
+    """``none``: none. ``asha``: at step ``grace_steps`` and at each ``reduction_factor`` times the
+    step before, only the best 1/``reduction_factor`` of the trials continue (Li et al. 2020);
+    needs ``evaluation.every``."""
     grace_steps: Positive | None = None
-    """No trial is given up before this step; null: ``evaluation.every``."""
+    """No trial is stopped before this step; null: ``evaluation.every``."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3
-    """Of so many trials one goes on."""
+    """One of this many trials continues."""
 
     @model_validator(mode="before")
     @classmethod
@@ -179,52 +181,54 @@ class SchedulerConfig(Settings):
 
 
 class SpaceConfig(Settings):
-    """A search: which fields of a job vary, and what is best."""
+    """A search: which fields of a job vary, and the metric to optimize."""
 
     name: str
     """Name of the search; also of its folder."""
     description: str = ""
-    """What the search asks, for people."""
+    """The question that the search answers."""
     job: str
     """The job file, relative to the space file."""
     metric: str
     """``<task>/<evaluation>/<metric>``, measured on a *validation* split."""
     mode: Literal["min", "max"] | None = None
-    """Which values of the metric are good; null: as is known of the metric."""
+    """Whether the metric is minimized or maximized; null: the metric's known direction."""
     metrics: list[str] = Field(default_factory=list)
-    """Further metrics that the table of trials shows."""
+    """Further metrics in the table of trials."""
     search: Literal["random", "grid", "optuna"] = "random"
-    """How points are chosen: at random, all of a grid, or by Optuna's TPE from those before."""
+    """How points are chosen: at random, every point of a grid, or by Optuna's TPE."""
     scheduler: SchedulerConfig = SchedulerConfig()
-    """Which trials are given up early."""
+    """Which trials are stopped early."""
     num_samples: Positive = 8
-    """Trials, besides the one of the job's own values; a grid has one for each of its points."""
+    """Number of trials, besides the one of the job's own values; a grid ignores it."""
     max_concurrent: Positive | None = None
-    """Trials at once; null: as many as there are cores for one of each task."""
+    """Trials at the same time; null: as many as leave one core to each task."""
     seed: NonNegative = 0
-    """Seed of the search (the trials have the job's)."""
+    """Seed of the search; the trials use the job's seed."""
     set: Changes = Field(default_factory=dict)
-    """What the search alone changes in the job, such as its evaluation; not in ``best.yaml``."""
+    """Changes of the job for the search only, such as its evaluation; not in ``best.yaml``."""
     parameters: Annotated[dict[str, ParameterConfig], Field(min_length=1)]
-    """What varies: dotted path of the job -> its values."""
+    """The searched fields: dotted path of the job -> values."""
 
     @model_validator(mode="after")
     def _kinds_fit_the_search(self) -> SpaceConfig:
         for path, parameter in self.parameters.items():
             if self.search == "grid" and not (parameter.grid or parameter.choice):
-                raise ValueError(f"@parameters.{path}@a grid needs 'grid' or 'choice'")
+                raise ValueError(
+                    f"@parameters.{path}@expected 'grid' or 'choice' for a grid search"
+                )
             if self.search == "optuna" and parameter.grid:
-                raise ValueError(f"@parameters.{path}@optuna needs 'choice' instead of 'grid'")
+                raise ValueError(f"@parameters.{path}@got 'grid', expected 'choice' for optuna")
         return self
 
 
 def load_study(path: Path) -> StudyConfig:
-    """A study file; InputError with one line for what is wrong with it."""
+    """Read a study file. Raises InputError for a wrong one."""
     config: StudyConfig = parse(StudyConfig, read_yaml(path), str(path))
     return config
 
 
 def load_space(path: Path) -> SpaceConfig:
-    """A space file; InputError with one line for what is wrong with it."""
+    """Read a space file. Raises InputError for a wrong one."""
     config: SpaceConfig = parse(SpaceConfig, read_yaml(path), str(path))
     return config

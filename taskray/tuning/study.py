@@ -1,7 +1,7 @@
-"""A study: variants x seeds of one job, and the table that comes of them.
+"""A study: variants x seeds of one job, and the table of their results.
 
-study file ──▶ runs ──▶ those left to do ──Ray Tune──▶ run folders ──▶ table, report
-                          (datasets converted once, here)
+study file ──▶ runs ──▶ those not done ──Ray Tune──▶ run folders ──▶ table, report
+                        (datasets converted once, here)
 """
 
 from __future__ import annotations
@@ -17,17 +17,26 @@ from taskray.errors import InputError
 from taskray.files import lock_folder, make_folder, write_text
 from taskray.job.config import Job, dump_yaml, read_yaml
 from taskray.record.folder import read_result
+from taskray.report.console import print_plain
 from taskray.report.curves import read_curves, write_curves
 from taskray.report.html import write_report
 from taskray.report.render import to_rich
-from taskray.report.say import say
 from taskray.report.tables import Cell, Table, study_table, write_table
 from taskray.run.checks import check
 from taskray.run.datasets import prepare_datasets
 from taskray.tuning.gain import delta_m
 from taskray.tuning.progressive import changes_of, check_references, in_waves, references
 from taskray.tuning.record import record
-from taskray.tuning.runs import Fate, Layer, Run, check_metric, fate, is_about, resolve, value_of
+from taskray.tuning.runs import (
+    Layer,
+    Run,
+    RunState,
+    check_metric,
+    is_about,
+    resolve,
+    run_state,
+    value_of,
+)
 from taskray.tuning.settings import OF_EACH_RUN, GainConfig, StudyConfig, load_study
 
 FAILED = 1
@@ -35,7 +44,7 @@ FAILED = 1
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One cell row's seed: a run, and where it belongs in the table."""
+    """One run of a study: the seed of a variant."""
 
     variant: str
     seed: int
@@ -43,7 +52,7 @@ class StudyRun:
     wave: int = 0
     """Runs of an earlier wave come first."""
     origins: tuple[Path, ...] = ()
-    """Folders of the runs that it begins from."""
+    """Folders of the runs whose checkpoints it begins from."""
 
 
 def study(
@@ -54,20 +63,20 @@ def study(
     console: Console,
     record_to: Path | None = None,
 ) -> int:
-    """Run what is left of a study and write its table; returns the exit code.
+    """Do the runs of a study that are not done, and write its table; returns the exit code.
 
-    ``seeds`` is how many, instead of the study's own; ``overrides`` change the job of all
-    variants. ``record_to`` is a folder that the findings are also written to, see
-    :func:`record`. A run that fails leaves a hole that the table names; the others run on, and
-    the code is 1. Raises InputError before anything runs for what the user has wrong, and
-    KeyboardInterrupt after Ctrl-C, with checkpoints and the table so far written.
+    ``seeds`` is the number of seeds, instead of the study's; ``overrides`` change the job of all
+    variants. ``record_to`` is a folder that the results are also written to, see :func:`record`.
+    If a run fails, the other runs continue, the table names the missing one, and the exit code is
+    1. Raises InputError before the first run for a wrong study, and KeyboardInterrupt after
+    Ctrl-C, once the checkpoints and the table so far are written.
     """
     config = load_study(path)
     if seeds is not None and seeds < 1:
-        raise InputError(f"--seeds {seeds}: expected at least 1")
+        raise InputError("--seeds", f"got {seeds}, expected at least 1")
     folder = out or Path("runs") / config.name
     runs = plan_study(config, path, folder.resolve(), config.seed_list(seeds), overrides)
-    if record_to is not None:  # or it would be found out after all the runs
+    if record_to is not None:  # checked now: an error after all the runs would come too late
         make_folder(record_to, "a folder of records")
     with lock_folder(folder, "a study folder"):
         write_text(folder / "study.yaml", dump_yaml(config))
@@ -75,35 +84,35 @@ def study(
             errors = run_in_waves(runs, folder.resolve(), config.max_concurrent, console)
         except KeyboardInterrupt:
             write_study(config, runs, {}, folder)
-            say(console, "stopped; the same command goes on from here")
+            print_plain(console, "stopped; the same command continues from here")
             raise
         table = write_study(config, runs, errors, folder)
     console.print(to_rich(table))
-    say(console, f"study folder: {folder}   report: {folder / 'report.html'}")
-    holes = [r for r in runs if _finished(r.run) is None]
+    print_plain(console, f"study folder: {folder}   report: {folder / 'report.html'}")
+    missing = [r for r in runs if _finished(r.run) is None]
     if record_to is not None:
         facts = {
             "command": _command(path, seeds, overrides),
             "seeds": sorted({r.seed for r in runs}),
-            "runs": f"{len(runs) - len(holes)} of {len(runs)} finished",
+            "runs": f"{len(runs) - len(missing)} of {len(runs)} finished",
             "steps": {r.variant: _steps(r.run.job) for r in runs},
         }
         results = [result for r in runs if (result := _finished(r.run)) is not None]
         written = record(record_to, config.name, config.description, table, facts, results, path)
-        say(console, f"recorded in {written}")
-    return FAILED if holes else 0
+        print_plain(console, f"recorded in {written}")
+    return FAILED if missing else 0
 
 
 def plan_study(
     config: StudyConfig, path: Path, folder: Path, seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[StudyRun]:
-    """Every run of the study, seed by seed, so that a study cut short still compares variants.
+    """Every run of the study, seed by seed, so that an interrupted study can compare variants.
 
-    Raises InputError, naming the variant and the key, for a change that no job has.
+    Raises InputError with the variant and the key for a change that fits no job.
     """
     for text in overrides:
         if (key := text.partition("=")[0]) in OF_EACH_RUN:
-            raise InputError(f"--set {text!r}: {OF_EACH_RUN[key]}")
+            raise InputError(f"--set {text!r}", OF_EACH_RUN[key])
     values = read_yaml(path.parent / config.job)
     wave_of = {n: k for k, wave in enumerate(in_waves(config.variants, str(path))) for n in wave}
     runs = []
@@ -124,15 +133,15 @@ def plan_study(
         try:
             check(job)
         except InputError as error:
-            raise InputError(f"{path}: variants.{name}: {error}") from None
+            raise InputError(f"{path}: variants.{name}", str(error)) from None
     for metric in config.metrics:
         check_metric(metric, jobs, f"{path}: metrics")
     for metric, higher_is_better in config.delta_m.directions().items() if config.delta_m else ():
         check_metric(metric, jobs, f"{path}: delta_m.metrics")
         if higher_is_better is None:
             raise InputError(
-                f"{path}: delta_m.metrics: {metric!r}: whether less or more of it is better is "
-                "not known: say so under delta_m.higher_is_better"
+                f"{path}: delta_m.metrics",
+                f"{metric!r} has no known direction: set it in delta_m.higher_is_better",
             )
     return runs
 
@@ -140,14 +149,14 @@ def plan_study(
 def run_in_waves(
     runs: Sequence[StudyRun], folder: Path, max_concurrent: int | None, console: Console
 ) -> dict[Path, str]:
-    """Do what is left of the runs, those that others begin from first. Returns why runs failed,
-    or could not begin, by folder."""
+    """Do the runs that are not done, in the order of their waves. Returns folder -> why the run
+    failed or could not begin."""
     errors: dict[Path, str] = {}
     at = {r.run.folder: r.run for r in runs}
     for number in range(max(r.wave for r in runs) + 1):
         ready = []
         for r in (r for r in runs if r.wave == number):
-            missing = [at[o].title for o in r.origins if fate(at[o]) is not Fate.DONE]
+            missing = [at[o].title for o in r.origins if run_state(at[o]) is not RunState.DONE]
             if missing:
                 errors[r.run.folder] = f"needs {missing[0]}, which did not finish"
             else:
@@ -159,13 +168,13 @@ def run_in_waves(
 def run_all(
     runs: Sequence[Run], folder: Path, max_concurrent: int | None, console: Console
 ) -> dict[Path, str]:
-    """Do what is left of the runs, through Ray Tune. Returns why runs failed, by folder."""
-    left = [run for run in runs if fate(run) is not Fate.DONE]
+    """Do the runs that are not done, through Ray Tune. Returns folder -> why the run failed."""
+    left = [run for run in runs if run_state(run) is not RunState.DONE]
     if len(left) < len(runs):
-        say(console, f"{len(runs) - len(left)} of {len(runs)} runs are done already")
+        print_plain(console, f"{len(runs) - len(left)} of {len(runs)} runs are already done")
     if not left:
         return {}
-    from taskray.runtime.session import session  # Ray is not needed to look at what is done
+    from taskray.runtime.session import session  # a study that is done imports no Ray
 
     with session(left[0].job.runtime.address):
         import ray
@@ -175,7 +184,7 @@ def run_all(
 
         available = ray.cluster_resources()
         for run in left:
-            footprint(run.job, available)  # refuses what could never be placed
+            footprint(run.job, available)  # raises InputError for a job that is too large
         prepare_all([run.job for run in left], console)
         at_once = min(concurrency(run.job, available, max_concurrent) for run in left)
         trials = fit(
@@ -191,7 +200,7 @@ def run_all(
 
 
 def prepare_all(jobs: Sequence[Job], console: Console) -> None:
-    """Convert the datasets of all jobs, each once, before a trial asks for them."""
+    """Convert the datasets of all jobs, each once, before the first trial starts."""
     seen: set[str] = set()
     for job in jobs:
         key = job.model_dump_json(include={"data", "evaluation", "mediator", "tasks"})
@@ -203,7 +212,7 @@ def prepare_all(jobs: Sequence[Job], console: Console) -> None:
 def write_study(
     config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, str], folder: Path
 ) -> Table:
-    """Write the table and the report of what the run folders hold."""
+    """Write the table, the curves and the report of the finished runs."""
     table = table_of(config, runs, errors)
     write_table(table, folder)
     runs_of: dict[str, list[Path]] = {}
@@ -216,7 +225,7 @@ def write_study(
 
 
 def table_of(config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, str]) -> Table:
-    """The study's table from the run folders as they are; holes are named below it."""
+    """The study's table of the finished runs; notes below it name the missing runs."""
     described = [(v.label or n, v.description) for n, v in config.variants.items()]
     notes = [f"{label}: {text}" for label, text in described if text]
     if config.paper and config.paper.note:
@@ -227,7 +236,7 @@ def table_of(config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, s
         result = _finished(r.run)
         found[r.variant].append(result)
         if result is None:
-            reason = errors.get(r.run.folder, "not run to its end")
+            reason = errors.get(r.run.folder, "not finished")
             notes.append(f"Missing: {r.run.title} ({reason})")
     results = {
         name: {
@@ -254,7 +263,7 @@ def table_of(config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, s
 def gains_of(
     config: GainConfig, found: Mapping[str, Sequence[dict[str, Any] | None]]
 ) -> dict[str, list[float | None]]:
-    """The gain of every seed of every variant but the baseline."""
+    """The gain of every seed of every variant except the baseline."""
 
     def values(result: dict[str, Any]) -> dict[str, float | None]:
         return {metric: value_of(result, metric) for metric in config.metrics}
@@ -270,8 +279,8 @@ def gains_of(
 
 
 def _finished(run: Run) -> dict[str, Any] | None:
-    """The result of a run that is done as it was asked for."""
-    return read_result(run.folder) if fate(run) is Fate.DONE else None
+    """The result of a run; None unless it finished with the job that the study asks for."""
+    return read_result(run.folder) if run_state(run) is RunState.DONE else None
 
 
 def _steps(job: Job) -> int | dict[str, int]:

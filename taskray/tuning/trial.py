@@ -1,4 +1,4 @@
-"""What happens inside one Ray Tune trial: a whole collective.
+"""One Ray Tune trial: a whole collective.
 
 ::
 
@@ -6,7 +6,7 @@
       ▲                                       │                   placement group
       └────────── tune.report ◀── listener ◀──┘
 
-When Tune ends a trial it removes the placement group, and with it everything the trial started.
+When Tune ends a trial it removes the placement group, which stops every process of the trial.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from taskray.files import lock_folder
 from taskray.job.config import Job
 from taskray.record.folder import RESULT, read_metrics, read_result
 from taskray.run.train import train
-from taskray.tuning.runs import Fate, Run, fate, value_of
+from taskray.tuning.runs import Run, RunState, run_state, value_of
 
 PROGRESS_SECONDS = 5.0
-"""A report makes the trial wait for the driver, so those for the eye alone are rare."""
+"""Seconds between reports of progress: a trial waits for the driver at each report."""
 INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a search looks at: ``<task>/<title>/<name>``."""
+    """The metric that a search optimizes: ``<task>/<title>/<name>``."""
 
     key: str
 
@@ -45,16 +45,17 @@ class Metric:
         return self.key.split("/", 1)[0]
 
     def in_report(self, values: Mapping[str, Any]) -> float | None:
-        """Its value in a task's report, where the report holds an evaluation."""
+        """Its value in a task's report; None if the report has no such evaluation."""
         value = values.get(f"eval/{self.key.split('/', 1)[1]}")
         return float(value) if value is not None and math.isfinite(value) else None
 
 
 class ToTune:
-    """Listens to a run and tells Tune; ends the run, checkpoints written, once ``stop`` exists.
+    """Passes a run's reports on to Tune, and stops the run once the file ``stop`` exists: the run
+    then writes its checkpoints.
 
-    With a ``metric`` every evaluation of it is reported, once a step, as ``step`` and the
-    metric; without one, how far the run is.
+    With a ``metric``, every evaluation of it is reported once, as ``step`` and the metric; without
+    one, the part of the run that is done.
     """
 
     def __init__(self, job: Job, stop: Path, metric: Metric | None) -> None:
@@ -89,12 +90,12 @@ class ToTune:
 
 
 def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = True) -> None:
-    """Do what is left of a run and report to Tune. Raises TaskrayError where the run fails.
+    """Do the rest of a run and report to Tune. Raises TaskrayError if the run fails.
 
-    A run that is done already is only reported again, evaluation by evaluation, so that a
-    search which is started a second time takes the same decisions. ``early=False`` reports
-    nothing before the end: no scheduler can give the run up. Of two trials of the same point,
-    which share a folder, the second waits until the first has ended.
+    The evaluations of earlier attempts are reported again, so that the scheduler of a search that
+    is started again takes the same decisions. ``early=False`` reports nothing before the end, so
+    that no scheduler can stop the run. Two trials of the same point share a folder: the second
+    waits until the first has ended.
     """
     # Another lock than that of ``train``, which raises where this one waits.
     with lock_folder(run.folder, "a run folder", wait=True, name=".trial.lock"):
@@ -102,12 +103,14 @@ def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = 
 
 
 def _run_trial(run: Run, listener: ToTune, metric: Metric | None, early: bool) -> None:
-    what = fate(run)
-    if metric is not None and early and what is not Fate.START_OVER:
+    what = run_state(run)
+    if metric is not None and early and what is not RunState.START_OVER:
         for line in read_metrics(run.folder):
             if "values" in line:
                 listener.report_metric(line["task"], line["step"], line["values"])
-    result = (read_result(run.folder) or {}) if what is Fate.DONE else _train(run, what, listener)
+    result = (
+        (read_result(run.folder) or {}) if what is RunState.DONE else _train(run, what, listener)
+    )
     if result.get("error"):
         raise TaskrayError(result["error"])
     final: dict[str, Any] = {"done_part": 1.0, "seconds": result.get("seconds")}
@@ -119,13 +122,13 @@ def _run_trial(run: Run, listener: ToTune, metric: Metric | None, early: bool) -
     tune.report(final)
 
 
-def _train(run: Run, what: Fate, listener: Callable[..., None]) -> dict[str, Any]:
-    (run.folder / RESULT).unlink(missing_ok=True)  # whatever it says is about to be untrue
+def _train(run: Run, what: RunState, listener: Callable[..., None]) -> dict[str, Any]:
+    (run.folder / RESULT).unlink(missing_ok=True)  # outdated as soon as training starts
     try:
         return train(
             run.job,
             run.folder,
-            resume="auto" if what is Fate.RESUME else "never",
+            resume="auto" if what is RunState.RESUME else "never",
             console=Console(file=StringIO(), quiet=True),
             listener=listener,
         )

@@ -1,4 +1,4 @@
-"""The trials of a search as a table: each with its values, its metric and how it ended."""
+"""The trials of a search as a table: values, metric and status of each."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from taskray.tuning.settings import SpaceConfig
 if TYPE_CHECKING:
     from taskray.tuning.progress import Trial
 
-NOTE = "One seed a trial: what lies within the spread of seeds is chance"
+NOTE = "One seed for each trial: differences below the spread over seeds mean nothing"
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial. ``point`` holds the values that the search chose (empty for the job as it is),
-    ``values`` those of all searched fields, ``value`` the last value of the metric."""
+    """One trial. ``point``: the values that the search chose, empty for the job's own values.
+    ``values``: those of all searched fields. ``value``: the last value of the metric."""
 
     title: str
     folder: Path
@@ -50,7 +50,7 @@ class TrialRow:
     def status(self) -> str:
         if self.error:
             return f"failed: {self.error}"
-        return "finished" if self.finished else "given up"
+        return "finished" if self.finished else "stopped early"
 
 
 def rows_of(
@@ -60,7 +60,7 @@ def rows_of(
     default: Trial,
     trials: Sequence[Trial],
 ) -> list[TrialRow]:
-    """The job as it is, then the trials in the order given."""
+    """The rows of the default trial, then of the others in the order given."""
     rows = []
     for trial in (default, *trials):
         point = trial.point if trial is not default else {}
@@ -153,14 +153,14 @@ def record_search(
     best: TrialRow,
     source: Path,
 ) -> Path:
-    """Keep what the search found, see :func:`taskray.tuning.record.record`."""
+    """Record the search, see :func:`taskray.tuning.record.record`."""
     results = [result for row in rows if (result := read_result(row.folder)) is not None]
     facts = {
         "command": command,
         "seeds": [config.seed],
-        "best": dict(best.point) or "the job as it is",
+        "best": dict(best.point) or "the job's own values",
         "trials": {status: sum(row.status.split(":")[0] == status for row in rows)
-                   for status in ("finished", "given up", "failed")},
+                   for status in ("finished", "stopped early", "failed")},
     }  # fmt: skip
     return record(folder, config.name, config.description, table, facts, results, source)
 
@@ -187,7 +187,7 @@ def _grid(
 
 
 def _table(rows: Sequence[TrialRow], config: SpaceConfig) -> Table:
-    """The finished trials as the report shows them."""
+    """The finished trials as a table for the report."""
     results = {
         row.folder.name: {config.metric: row.value, **row.metrics} for row in rows if row.finished
     }

@@ -1,8 +1,8 @@
-"""A search: Ray Tune looks for better values of some fields of a job.
+"""A search: Ray Tune tries values of some fields of a job.
 
-space file ──▶ the job as it is ──▶ points ──Ray Tune──▶ trials ──▶ best.yaml, table, report
-               (what the others                (random, grid or Optuna;
-                must beat)                      ASHA gives the worse up early)
+space file ──▶ default trial ──▶ points ──Ray Tune──▶ trials ──▶ best.yaml, table, report
+               (the job's own             (random, grid or Optuna;
+                values)                    ASHA stops the worse ones early)
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from taskray.errors import InputError, TaskrayError
 from taskray.files import lock_folder, make_folder, plain, write_text
 from taskray.job.config import Job, dump_yaml, read_yaml
 from taskray.record.formatting import describe, format_change, relative_change
+from taskray.report.console import print_plain
 from taskray.report.html import write_report
-from taskray.report.say import say
 from taskray.run.checks import check
 from taskray.tuning.runs import Layer, Run, changed_job, check_metric, resolve
 from taskray.tuning.settings import SpaceConfig, load_space
@@ -32,12 +32,13 @@ from taskray.tuning.trial_table import TrialRow, record_search, rows_of, show, w
 DEFAULT = "default"
 FAILED = 1
 GOLDEN = 0.381966
-"""A point between two bounds that is no round number: an integer field refuses it."""
+"""A fraction of the way between two bounds. It gives no whole number, so that a range for an
+integer field is found before the first trial."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """A search ready to run: its settings, the job's plain values, and where it happens."""
+    """A search ready to run: its settings, the job's plain values, and its folder."""
 
     config: SpaceConfig
     source: str
@@ -46,7 +47,7 @@ class Space:
     folder: Path
 
     def run_of(self, point: Mapping[str, Any]) -> Run:
-        """The trial of a point; of no point: the job's own values."""
+        """The trial of a point; of an empty point: of the job's own values."""
         name = digest(point) if point else DEFAULT
         own = {"name": f"{self.config.name}-{name}"}
         layers: list[Layer] = [self.config.set, self.overrides, point, own]
@@ -55,15 +56,17 @@ class Space:
         return Run(self.title_of(point), run.folder, run.job)
 
     def job_of(self, point: Mapping[str, Any]) -> Job:
-        """The user's job with the point's values, its own evaluation kept."""
+        """The user's job with the point's values, without the search's ``set``."""
         return changed_job(self.values, [self.overrides, point], self.source)
 
     def title_of(self, point: Mapping[str, Any]) -> str:
         names = short_names(list(self.config.parameters))
-        return ", ".join(f"{names[p]} {_text(v)}" for p, v in point.items()) or "as the job is"
+        return (
+            ", ".join(f"{names[p]} {_text(v)}" for p, v in point.items()) or "the job's own values"
+        )
 
     def value_in_job(self, path: str) -> Any:
-        """The job's own value of a searched field; None where it only has a default there."""
+        """The job's own value of a searched field; None if the job leaves it at its default."""
         value: Any = self.job_of({}).model_dump(mode="json")
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -94,23 +97,25 @@ def tune(
 ) -> int:
     """Search a space and write ``best.yaml`` and the table of trials; returns the exit code.
 
-    The job's own values are a trial too, the first, and nothing gives it up. ``job`` and
-    ``samples`` stand for the space's own, ``overrides`` change the job; ``record_to`` is a
-    folder that the findings are also written to. A search that is started again only does what
-    is left. Raises InputError before anything runs, TaskrayError where the job itself fails.
+    The first trial has the job's own values and is never stopped early. ``job`` and ``samples``
+    replace those of the space, ``overrides`` change the job; ``record_to`` is a folder that the
+    results are also written to. A search that is started again only does the trials that are not
+    done. Raises InputError before the first trial, TaskrayError if the first trial fails.
     """
     config = load_space(space)
     if samples is not None:
         if samples < 1:
-            raise InputError(f"--samples {samples}: expected at least 1")
+            raise InputError("--samples", f"got {samples}, expected at least 1")
         if config.search == "grid":
-            raise InputError("--samples: a grid has one trial for each of its points")
+            raise InputError(
+                "--samples", "a grid search has one trial for each point, expected none"
+            )
         config = config.model_copy(update={"num_samples": samples})
     values = read_yaml(job or space.parent / config.job)
     folder = out or Path("runs") / config.name
     searched = Space(config, str(space), values, tuple(overrides), folder.resolve())
     check_space(searched)
-    if record_to is not None:  # or it would be found out after all the trials
+    if record_to is not None:  # checked now: an error after all the trials would come too late
         make_folder(record_to, "a folder of records")
     with lock_folder(folder, "a folder of a search"):
         write_text(folder / "space.yaml", dump_yaml(config))
@@ -120,20 +125,20 @@ def tune(
         table = write_trials(rows, config, short_names(list(config.parameters)), folder)
         write_report(folder)
     show(rows, best, config, short_names(list(config.parameters)), console)
-    say(console, verdict(best, rows[0], config.metric))
-    say(console, f"best job: {folder / 'best.yaml'}   report: {folder / 'report.html'}")
+    print_plain(console, verdict(best, rows[0], config.metric))
+    print_plain(console, f"best job: {folder / 'best.yaml'}   report: {folder / 'report.html'}")
     if record_to is not None:
         command = " ".join(
             ["taskray tune", str(space), *([f"--job {job}"] if job else []),
              *([f"--samples {samples}"] if samples else []), *(f"--set {o}" for o in overrides)]
         )  # fmt: skip
         written = record_search(record_to, config, table, rows, command, best, space)
-        say(console, f"recorded in {written}")
+        print_plain(console, f"recorded in {written}")
     return FAILED if any(row.error for row in rows) else 0
 
 
 def check_space(space: Space) -> None:
-    """Refuse, before any trial, what cannot work: InputError names the key."""
+    """Raise InputError, before the first trial, for a search that cannot work."""
     config, source = space.config, space.source
     default = space.run_of({}).job
     _check_job(default, f"{source}: set")
@@ -143,33 +148,36 @@ def check_space(space: Space) -> None:
             examples.append(bounds[0] + GOLDEN * (bounds[1] - bounds[0]))
         for value in examples:
             _check_job(space.run_of({path: value}).job, f"{source}: parameters")
-            space.job_of({path: value})  # as best.yaml will have it, without 'set'
+            space.job_of({path: value})  # must also be valid without 'set', for best.yaml
     for metric in (config.metric, *config.metrics):
         check_metric(metric, [default], f"{source}: metric")
     _, _, rest = config.metric.partition("/")
     title = rest.partition("/")[0]
     if title not in default.evaluation.data:
-        raise InputError(f"{source}: metric: expected <task>/<evaluation>/<metric>")
+        raise InputError(
+            f"{source}: metric", f"got {config.metric!r}, expected <task>/<evaluation>/<metric>"
+        )
     reader = default.data[default.evaluation.data[title]].reader
     if reader.arguments.get("split") == "test":
         raise InputError(
-            f"{source}: metric: {title!r} is a test split; what is chosen on it is not tested "
-            "by it: add an evaluation on a validation split under 'set'"
+            f"{source}: metric",
+            f"{title!r} is a test split: values chosen on it look too good; add "
+            "an evaluation on a validation split under 'set'",
         )
     if config.mode is None and describe(config.metric).higher_is_better is None:
         raise InputError(
-            f"{source}: mode: expected 'min' or 'max': whether less or more of {config.metric!r} "
-            "is better is not known"
+            f"{source}: mode",
+            f"expected 'min' or 'max', because {config.metric!r} has no known direction",
         )
     if config.scheduler.name == "asha" and not default.evaluation.every:
-        raise InputError(f"{source}: scheduler: asha needs evaluation.every (under 'set')")
+        raise InputError(f"{source}: scheduler", "asha needs evaluation.every (under 'set')")
 
 
 def _check_job(job: Job, source: str) -> None:
     try:
         check(job)
     except InputError as error:
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(source, str(error)) from None
 
 
 def search(space: Space, console: Console) -> list[TrialRow]:
@@ -207,17 +215,17 @@ def search(space: Space, console: Console) -> list[TrialRow]:
 
 
 def pick_best(rows: Sequence[TrialRow], maximise: bool) -> TrialRow:
-    """The best of the trials that came to their end, of equals the first; what was given up cannot
-    be compared."""
+    """The best of the finished trials, the first of equal ones. A trial that was stopped early has
+    fewer steps, so it cannot be compared."""
     finished = [row for row in rows if row.finished and row.value is not None]
     return (max if maximise else min)(finished, key=lambda row: row.value or 0.0)
 
 
 def verdict(best: TrialRow, default: TrialRow, metric: str) -> str:
-    """One line: the best against the job's own values."""
+    """One line: the best trial against the job's own values."""
     info = describe(metric)
     if not best.point:
-        return f"{metric}: nothing was better than the job's own values ({info.format(best.value)})"
+        return f"{metric}: no trial beat the job's own values ({info.format(best.value)})"
     change = format_change(relative_change(best.value, default.value))
     return (
         f"{metric}: {info.format(best.value)} with {best.title}, against "
@@ -226,13 +234,13 @@ def verdict(best: TrialRow, default: TrialRow, metric: str) -> str:
 
 
 def digest(point: Mapping[str, Any]) -> str:
-    """The name of a point's folder: the same values, the same folder."""
+    """The name of a point's folder: equal values give the same folder."""
     text = json.dumps(plain(dict(point)), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """For each dotted path its shortest ending that no other path has."""
+    """For each dotted path the shortest ending that no other path has."""
     names = {}
     for path in paths:
         parts = path.split(".")

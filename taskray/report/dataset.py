@@ -1,4 +1,4 @@
-"""What a dataset holds, told in a table, and shown on a contact sheet."""
+"""The content of a dataset, as a table and as a contact sheet."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from taskray.files import atomic_write, make_folder
 from taskray.job.config import DataConfig
 from taskray.record.formatting import NOTHING, size
 from taskray.report.birds_eye import birds_eye, reach_of
+from taskray.report.console import print_plain
 from taskray.report.panels import paint
-from taskray.report.say import say
 from taskray.schema import IGNORE, QUANTITIES, frame_of, quantity_of
 
 SHEET_ROWS = 6
 """Samples on a contact sheet."""
 TILE = 160
-"""Width of its pictures in pixels."""
+"""Width of a picture on it, in pixels."""
 MANY = 1 << 40
 
 
 @dataclass
 class Range:
-    """Smallest and largest valid value of a column, and the share of valid values."""
+    """Smallest and largest valid value of a column, and how many values are valid."""
 
     low: float = np.inf
     high: float = -np.inf
@@ -53,7 +53,7 @@ class Range:
 
 
 def valid_values(column: str, values: np.ndarray) -> np.ndarray:
-    """Where a column holds a value, by the conventions of ``schema`` (bool, of the same shape)."""
+    """Which values of a column are valid by the conventions of ``schema`` (bool, same shape)."""
     quantity = quantity_of(column)
     valid: np.ndarray = np.isfinite(values)
     if quantity == "depth":
@@ -68,11 +68,11 @@ def valid_values(column: str, values: np.ndarray) -> np.ndarray:
 def show(
     config: DataConfig, path: Path, name: str, limit: int, save: Path | None, console: Console
 ) -> None:
-    """Print what the first ``limit`` rows of a stored dataset hold, and write a contact sheet to
-    ``save``. Raises InputError for broken files, and where no row can be read."""
+    """Print the columns and ranges of the first ``limit`` rows of a Parquet dataset, and write a
+    contact sheet to ``save``. Raises InputError for broken files, and if no row can be read."""
     columns = columns_of(path)
     num_rows = sum(piece.rows for piece in find_pieces(path, columns))
-    # unreadable rows are what one may have come to see: any number of them is allowed here
+    # a person may look at a dataset because of its corrupt rows: any number of them is allowed
     look = config.model_copy(
         update={"limit": min(limit, num_rows), "materialize": "never", "max_corrupt_rows": MANY}
     )
@@ -96,15 +96,15 @@ def show(
     looked = f", looked at the first {len(keys)}" if len(keys) < num_rows else ""
     lines = [f"{name}: {num_rows} rows, {size(stored)} in {path}{looked}"]
     lines += [f"keys {keys[0]} ... {keys[-1]}"] if keys else []
-    say(console, "\n".join(lines))
+    print_plain(console, "\n".join(lines))
     console.print(_table(source.info, ranges))
     skipped = [": ".join(error) for error in read_manifest(path).get("errors", [])]
-    say(console, "\n  ".join([f"{len(broken)} corrupt rows", *broken[:20]]))
+    print_plain(console, "\n  ".join([f"{len(broken)} corrupt rows", *broken[:20]]))
     for text in skipped[:20]:
-        say(console, f"left out when it was converted: {text}")
+        print_plain(console, f"left out when it was converted: {text}")
     if save is not None:
         write_sheet(save, kept, columns)
-        say(console, f"contact sheet: {save}")
+        print_plain(console, f"contact sheet: {save}")
 
 
 def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
@@ -121,7 +121,7 @@ def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
     for number, title in enumerate(titles):
         widest = max(len(row[number]) for row in rows)
         right = title in ("lowest", "highest", "valid")
-        table.add_column(  # only the unit may be cut on a narrow terminal
+        table.add_column(  # on a narrow terminal only the unit is cut
             title, no_wrap=True, justify="right" if right else "left",
             min_width=None if title == "unit" else widest,
         )  # fmt: skip
@@ -131,28 +131,30 @@ def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
 
 
 def check_sheet(file: Path) -> None:
-    """Refuse (InputError) a file that a contact sheet cannot be written to: told before any
-    sample is read."""
+    """Raise InputError for a file that a contact sheet cannot be written to, before any sample is
+    read."""
     from PIL import Image
 
     try:
         Image.new("RGB", (16, 16)).save(io.BytesIO(), format=_format_of(file))
     except (KeyError, OSError, ValueError):  # Pillow cannot write it, or not in colour
-        text = f"--save {file}: expected the name of a picture, such as sheet.png"
-        raise InputError(text) from None
+        text = "expected the name of a picture, such as sheet.png"
+        raise InputError(f"--save {file}", text) from None
     if file.is_dir():
-        raise InputError(f"--save {file}: is a folder, expected a file to write to")
+        raise InputError(f"--save {file}", "is a folder, expected a file")
     make_folder(file.parent, "a folder of pictures")
 
 
 def write_sheet(file: Path, rows: Sequence[Sample], columns: Sequence[str]) -> None:
-    """A picture with one line a sample and one picture a column that has pixels, or that holds
-    a point cloud: that one from above, with the boxes of its frame."""
+    """Write a picture with a row for each sample and a column for each image-like quantity and each
+    point cloud; a point cloud is drawn from above, with the boxes of its frame."""
     from PIL import Image, ImageDraw
 
     shown = [c for c in columns if _can_be_drawn(c)]
     if not rows or not shown:
-        raise InputError(f"--save {file}: there is nothing to draw in {', '.join(columns)}")
+        raise InputError(
+            f"--save {file}", f"no column can be drawn, the dataset has {', '.join(columns)}"
+        )
     painted = {c: _paint(c, rows) for c in shown}
     heights = {c: max(1, TILE * p.shape[1] // p.shape[2]) for c, p in painted.items()}
     tall, gap, head = max(heights.values()), 4, 18
@@ -182,7 +184,7 @@ def _can_be_drawn(column: str) -> bool:
 
 
 def _paint(column: str, rows: Sequence[Sample]) -> np.ndarray:
-    """Pictures ``[N, h, w, 3]`` of a column in all rows."""
+    """Pictures ``[N, h, w, 3]`` of a column, one for each row."""
     quantity, values = quantity_of(column), np.stack([row[column] for row in rows])
     if quantity == "points":
         reach, boxes = reach_of(values), "boxes" + frame_of(column)

@@ -1,0 +1,176 @@
+"""What a run needs of a machine: its datasets, and estimates of memory and disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from taskray.data.readers.reader import Reader
+from taskray.data.storage.codec import ArraySpec, encode
+from taskray.data.storage.convert import build_reader, index_of, is_complete
+from taskray.data.storage.parquet import columns_of, parquet_files
+from taskray.data.storage.source import open_source
+from taskray.data.storage.store import cache_dir, folder_of, prepare
+from taskray.errors import InputError, one_line
+from taskray.job.config import DataConfig, Job
+from taskray.loop.wiring import wire
+from taskray.record.formatting import size
+from taskray.tasks.task import Task
+
+OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "sgd": 1}
+"""Numbers that the optimizer stores for each weight."""
+OBJECT_STORE_SHARE = 0.3
+"""Share of the memory that Ray reserves for its object store, unless /dev/shm is smaller."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One dataset of a job, before the run.
+
+    ``ready``: already converted. ``decoded_bytes``: of the columns that the run reads, in memory.
+    ``materialized``: the run keeps it in memory instead of streaming it.
+    """
+
+    name: str
+    where: Path
+    ready: bool
+    rows: int
+    stored_bytes: int
+    decoded_bytes: int
+    materialized: bool
+
+
+@dataclass(frozen=True)
+class Need:
+    """A resource: bytes needed, bytes available (None: unknown). ``fatal``: a run with too little
+    of it fails."""
+
+    what: str
+    needed: int
+    available: int | None
+    fatal: bool
+    advice: str
+
+
+def inspect(job: Job, name: str, columns: Sequence[str]) -> Finding:
+    """Inspect a dataset without converting it. Raises InputError where it has no rows, cannot be
+    read, or has no column that training needs."""
+    config = job.data[name]
+    reader = build_reader(config, name)
+    folder = folder_of(config, reader)
+    ready = reader.stored is not None or is_complete(folder)
+    if ready:
+        # converts nothing here: only checks the number of unreadable rows
+        prepare(config, name=name, use_ray=False)
+        there = [c for c in columns_of(folder) if c in columns]
+        _check_columns(job, name, columns_of(folder))
+        streamed = config.model_copy(update={"materialize": "never"})
+        info = open_source(streamed, folder, there, use_ray=False, name=name).info
+        rows, decoded = info.num_rows, info.decoded_bytes
+        stored = sum(file.stat().st_size for file in parquet_files(folder))
+    else:
+        _check_columns(job, name, reader.columns)
+        rows, decoded, stored = _estimate(config, reader, name, columns)
+    small = decoded <= config.materialize_bytes
+    materialized = config.materialize == "always" or (config.materialize == "auto" and small)
+    return Finding(name, folder, ready, rows, stored, decoded, materialized)
+
+
+def _estimate(
+    config: DataConfig, reader: Reader, name: str, columns: Sequence[str]
+) -> tuple[int, int, int]:
+    """Rows, decoded bytes of the columns used, stored bytes of all columns; from the first row."""
+    rows = index_of(reader, config, name)
+    reason = ""
+    for row in rows[: config.max_corrupt_rows + 1]:
+        try:
+            sample = reader.load(row)
+            stored = sum(map(len, encode(sample, reader.columns).values()))
+        except Exception as error:
+            reason = reason or f"{row['key']}: {one_line(error)}"
+            continue
+        used = [column for column in columns if column in sample]
+        decoded = sum(ArraySpec.of(sample[column]).nbytes for column in used)
+        return len(rows), decoded * len(rows), stored * len(rows)
+    raise InputError(f"data.{name}", f"no row can be read: {reason or 'it has none'}")
+
+
+def _check_columns(job: Job, name: str, there: Sequence[str]) -> None:
+    """Training needs every column; an evaluation skips the tasks whose labels are missing."""
+    needed = wire(job).columns_of_datasets().get(name, ())
+    missing = [column for column in needed if column not in there]
+    if missing:
+        raise InputError(
+            f"data.{name}",
+            f"has no column {missing[0]!r}, which a task needs; it has {', '.join(there)}",
+        )
+
+
+def used_columns(job: Job, tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
+    """The datasets that a run reads, in the job's order, with the columns that it reads."""
+    used = {name: set(columns) for name, columns in wire(job, tasks).columns_of_datasets().items()}
+    for name in job.evaluation.data.values():
+        columns = {c for task in tasks.values() for c in (*task.inputs, *task.labels)}
+        used.setdefault(name, set()).update(columns - used.get(name, set()))
+    return {name: tuple(sorted(used[name])) for name in job.data if name in used}
+
+
+def needs_of(job: Job, findings: Sequence[Finding], models: Mapping[str, nn.Module]) -> list[Need]:
+    """The memory and disk that the run needs, as estimates: the processes themselves are not
+    counted."""
+    held = sum(f.decoded_bytes for f in findings if f.materialized)
+    cache = job.cache.max_bytes if job.active_relations else 0
+    weights = {n: sum(p.numel() for p in m.parameters()) * 4 for n, m in models.items()}
+    states = {n: 1 + OPTIMIZER_STATES[job.tasks[n].optimizer.name] for n in models}
+    training = sum(w * (1 + states[n]) for n, w in weights.items())  # 1: the gradient
+    saved = sum(w * states[n] for n, w in weights.items()) * (job.checkpoint.keep + 1)
+    to_build = sum(f.stored_bytes for f in findings if not f.ready)
+    memory, shared = memory_bytes(), _free(Path("/dev/shm"))
+    store = None if memory is None else int(memory * OBJECT_STORE_SHARE)
+    if store is not None and shared is not None:
+        store = min(store, shared)
+    spills = "Ray will spill to disk, which is slow; lower cache.max_bytes or stream the data"
+    needs = [
+        Need("memory", held + training, memory, True, "set data.*.materialize: never"),
+        Need("object store (/dev/shm)", held + cache, store, False, spills),
+        Need(f"disk at {cache_dir()}", to_build, _free(cache_dir()), True, "free some space"),
+    ]
+    if job.checkpoint.path is None:
+        needs.append(Need("disk for checkpoints", saved, _free(Path()), True, "free some space"))
+    return needs
+
+
+def decide(needs: Sequence[Need]) -> list[str]:
+    """A warning for each shortage. Raises InputError for a fatal one."""
+    warnings = []
+    for need in needs:
+        if need.available is not None and need.needed > need.available:
+            text = f"{size(need.needed)} needed, {size(need.available)} available; {need.advice}"
+            if need.fatal:
+                raise InputError(need.what, text)
+            warnings.append(f"{need.what}: {text}")
+    return warnings
+
+
+def memory_bytes() -> int | None:
+    """Memory of this machine in bytes; None where the system does not report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+
+
+def _free(path: Path) -> int | None:
+    """Free bytes on the disk of a path, which need not exist yet; None where unknown."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
