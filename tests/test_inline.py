@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from collectives import run, tiny_job
 
 from taskray.data.streams.batch import Batch
+from taskray.job.config import dump_yaml
+from taskray.loop.network import Network
+from taskray.loop.trainer import Trainer
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.inline import InlineCollective, LocalPeers
 
+TASKRAY = [sys.executable, "-c", "import sys; sys.modules['ray'] = None; import taskray.cli as c;"]
 
-def test_after_ctrl_c_the_result_tells_of_the_step_that_the_checkpoints_are_of(
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_after_ctrl_c_the_result_and_the_checkpoints_are_of_the_same_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collectives: list[InlineCollective] = []
     step = InlineCollective._step
 
     def interrupted(self: InlineCollective, living: dict[str, Any]) -> None:
-        if living["depth"].trainer.step == 17:
+        if living["depth"].trainer.steps_made == 17:
             raise KeyboardInterrupt
         step(self, living)
 
@@ -35,21 +52,75 @@ def test_after_ctrl_c_the_result_tells_of_the_step_that_the_checkpoints_are_of(
         assert task["supervised_steps"] + task["consistency_steps"] == 17
 
 
-def test_what_was_asked_before_an_evaluation_or_a_checkpoint_is_asked_again(
+def test_a_question_from_before_an_evaluation_or_a_checkpoint_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[int, int] = {}
 
-    def request(self: LocalPeers, batch: Batch, now: int, use: int) -> None:
+    def ask(self: LocalPeers, batch: Batch, step: int, use: int) -> None:
         if self.name == "depth":
             asked[use] = asked.get(use, 0) + 1
 
-    monkeypatch.setattr(LocalPeers, "request", request)
+    monkeypatch.setattr(LocalPeers, "ask", ask)
     job = tiny_job(
         "steps=40", "mediator.supervised_steps=4", "evaluation.every=9", "checkpoint.every=24",
         "runtime.chunk_steps=1",
     )  # fmt: skip
     run(job, tmp_path, inline=True)
-    # a step's peers are asked for in the step before it, and these pauses come just after
+    # a step's peers are asked in the step before it, and these pauses come just after
     assert {use for use, times in asked.items() if times > 1} == {9, 24}
     assert set(asked) == {4, 9, 14, 19, 24, 29, 34, 39}
+
+
+def test_every_task_finds_its_peers_at_every_consistency_step(tmp_path: Path) -> None:
+    result = run(tiny_job("steps=24", "mediator.window=2"), tmp_path, inline=True)
+    for task in result["tasks"].values():
+        assert task["consistency_steps"] == 12
+        assert task["replaced_by_supervised"] == task["skipped_consistency_steps"] == 0
+        (edge,) = task["staleness"].values()
+        assert (edge["hit_rate"], edge["steps_max"]) == (1.0, 0.0)
+
+
+def test_each_task_computes_with_its_own_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[str, set[int]] = {"depth": set(), "normals": set()}
+    predict = Network.predict
+
+    def counting(self: Network, *arguments: Any) -> Any:
+        if self.module.training:  # not where a peer asks, or an evaluation
+            used[self.task.quantities[0]].add(torch.get_num_threads())
+        return predict(self, *arguments)
+
+    monkeypatch.setattr(Network, "predict", counting)
+    job = tiny_job("steps=6", "tasks.depth.threads=1", "tasks.normals.threads=2")
+    run(job, tmp_path, inline=True)
+    assert used == {"depth": {1}, "normals": {2}}
+
+
+def test_a_task_that_names_no_threads_is_not_bound_by_its_peers_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    used: set[int] = set()
+    step = Trainer.step
+
+    def counting(self: Trainer) -> Iterator[None]:
+        for half in step(self):
+            used.add(torch.get_num_threads()) if self.name == "normals" else None
+            yield half
+
+    monkeypatch.setattr(Trainer, "step", counting)
+    run(tiny_job("steps=4", "tasks.depth.threads=1"), tmp_path, inline=True)
+    assert used == {2}
+
+
+def test_a_run_in_one_process_and_its_evaluation_need_no_ray(tmp_path: Path) -> None:
+    job, out = tmp_path / "job.yaml", tmp_path / "run"
+    job.write_text(dump_yaml(tiny_job("steps=4", "tasks.depth.threads=1")))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    for arguments in (["train", str(job), "--inline", "--out", str(out)], ["evaluate", str(out)]):
+        command = [*TASKRAY[:2], f"{TASKRAY[2]} sys.exit(c.main({arguments!r}))"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert (out / "result.json").is_file()

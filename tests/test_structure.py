@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,26 @@ def test_ray_is_imported_in_the_runtime_the_tuning_and_one_file_of_the_data():
             assert place == RAY_DATA_IS_IMPORTED_IN or own_room(file) in RAY_MAY_BE_IMPORTED_IN
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        "taskray.cli",
+        "taskray.commands.evaluate",
+        "taskray.exchange.cache",
+        "taskray.loop.trainer",
+        "taskray.loop.wiring",
+        "taskray.run.train",
+        "taskray.runtime.answering",
+        "taskray.runtime.inline",
+    ],
+)
+def test_what_runs_in_one_process_imports_no_ray(module):
+    look = "print(*sorted({name.split('.')[0] for name in sys.modules} & {'ray'}))"
+    command = [sys.executable, "-c", f"import sys, {module}; {look}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
 def test_actors_are_made_in_one_place():
     users = [
         str(file.relative_to(PACKAGE))
@@ -91,11 +113,11 @@ def test_actors_are_made_in_one_place():
     assert users == ["runtime/placement.py"]
 
 
-def test_every_public_class_and_function_says_what_it_is():
-    silent = []
+def test_every_public_class_and_function_has_a_docstring():
+    without = []
     for file in files():
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             public = isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
             if public and not node.name.startswith("_") and not ast.get_docstring(node):
-                silent.append(f"{file.relative_to(PACKAGE)}: {node.name}")
-    assert silent == []
+                without.append(f"{file.relative_to(PACKAGE)}: {node.name}")
+    assert without == []

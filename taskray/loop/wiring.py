@@ -1,7 +1,6 @@
-"""Who needs what of whom: the roster of a collective, as a value.
+"""The roster of a collective, as a value: what each task predicts, needs and reads.
 
-Built once from a job, before anything is placed, and handed to whatever runs a task. Where the
-roster changes, the tasks that are there need not.
+Built once from a job, before anything is placed, and handed to the process of each task.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What Ray reads from the environment, decided before Ray starts. Does not import Ray.
 
-A Ray of our own on this machine listens on every network interface, and whoever can connect to it
-can run code. So it asks for a token: one that this process makes up and only its children know.
+A Ray of our own on this machine listens on every network interface, and a connection to it can run
+code. So it asks for a token, which this process makes up and only its children know.
 Nothing is written to the home folder, and a token left there by a cluster is not used.
 
 A cluster has its own rule, and client and cluster must agree: with ``RAY_AUTH_MODE`` unset, Ray

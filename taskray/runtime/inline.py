@@ -152,7 +152,7 @@ class InlineCollective:
         trainer.peers.publish(batch, trainer.steps_made, published)
 
     def train(self, data: Mapping[str, Handle]) -> None:
-        """All tasks take each step together: first everybody predicts, then everybody learns.
+        """All tasks make each step together: first all predict, then all learn.
         ``data`` maps names to opened datasets. On Ctrl-C all checkpoints are written before
         KeyboardInterrupt goes on its way."""
         keep_freed_memory()
@@ -267,7 +267,7 @@ def _named(name: str, member: Member, error: Exception) -> TaskrayError:
 @contextmanager
 def between_steps() -> Iterator[None]:
     """Holds Ctrl-C and SIGTERM back until the block has ended: a step is taken by all tasks or by
-    none, or they would be out of step for ever."""
+    none, or they would stay apart."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -28,7 +28,7 @@ def plan(job: Job, available: dict[str, float]) -> dict[str, Share]:
     """Every task's share of the resources; InputError when more is asked for than there is.
 
     A task that names no ``cpus`` reserves one if that leaves a CPU for reading data, else none:
-    on a small machine actors that held every CPU would starve Ray Data for ever.
+    on a small machine actors that held every CPU would starve Ray Data.
     """
     cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
     asked_cpus = sum(t.cpus or 0 for t in job.tasks.values())

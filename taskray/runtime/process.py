@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
     """Keep what tensors free for the next ones.
 
     A step frees and allocates the same sizes as the one before. By default glibc gives large
-    blocks back to the kernel, which clears every page of them anew: up to a sixth of a step.
+    blocks back to the kernel, which clears every page of them again: up to a sixth of a step.
     Other C libraries are left as they are.
     """
     if sys.platform != "linux":

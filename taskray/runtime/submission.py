@@ -135,7 +135,7 @@ def submit(
 
 
 def _reason(said: object) -> str:
-    """The last line of what the cluster says, which may be a whole traceback."""
+    """The last line of the cluster's message, which may be a whole traceback."""
     lines = [line for line in str(said).replace("\\n", "\n").splitlines() if line.strip(' ".')]
     return lines[-1].strip().removeprefix("taskray: ") if lines else "it does not say why"
 

@@ -25,7 +25,7 @@ GREY = (0.299, 0.587, 0.114)
 def augment(
     batch: Batch, config: AugmentConfig, generator: torch.Generator, *, labelled: bool
 ) -> Batch:
-    """The batch with its images changed as ``config`` says; the batch given stays as it is.
+    """The batch with its images changed as ``config`` asks; the batch given is not changed.
 
     Each sample draws its own brightness, contrast and saturation factor and its own turn of hue,
     the same for all its frames, and each pixel its own noise; images stay in [0, 1]. With
@@ -74,8 +74,8 @@ def _turn_hue(image: Tensor, angle: Tensor) -> Tensor:
 
 
 def _flip(tensors: dict[str, Tensor], column: str) -> Tensor:
-    """A column of the mirrored samples: what ``x -> -x`` does to its quantity. InputError where
-    nobody knows: a column of no quantity of cameras."""
+    """A column of the mirrored samples: what ``x -> -x`` does to its quantity. InputError for
+    a column of a quantity for which this is not known."""
     values, quantity = tensors[column], quantity_of(column)
     if quantity == "intrinsics":
         width = next(t.shape[-1] for c, t in tensors.items() if quantity_of(c) == "image")

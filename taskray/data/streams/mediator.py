@@ -114,8 +114,8 @@ class _RowsInMemory:
 
 class _RowsInOrder:
     """From a source that can only be read in order: the batches of the current window are kept in
-    memory, and those of the next one are read ahead. A window of the whole dataset is read anew
-    at each pass, batch by batch."""
+    memory, and those of the next one are read ahead. A window of the whole dataset is read again
+    in each pass, batch by batch."""
 
     def __init__(
         self, source: StreamSource, batch_size: int, order: MediatorOrder, start: Place

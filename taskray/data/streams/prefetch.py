@@ -69,7 +69,7 @@ class Prefetcher(Generic[T]):
                     self._ready.append(item)
                     self._changed.notify_all()
                 del item  # keep no more alive than ``depth`` items
-        except BaseException as error:  # it belongs to whoever asks for the next item
+        except BaseException as error:  # raised by the next call of `next`
             self._finish(error)
         finally:
             close = getattr(items, "close", None)
