@@ -49,7 +49,7 @@ def measure(
 def column(job: Job, dataset: str, name: str) -> Tensor:
     """One column of a dataset, ``[n, ...]``."""
     if dataset not in job.data:
-        raise InputError(f"no dataset {dataset!r}, expected one of {', '.join(job.data)}")
+        raise InputError("data", f"no dataset {dataset!r}, expected one of {', '.join(job.data)}")
     path = prepare(job.data[dataset], name=dataset, use_ray=False)
     source = load_in_process(path, job.data[dataset], [name], name=dataset).open()
     return torch.cat([batch.tensors[name] for batch in plain_batches(source, 16, [name])])

@@ -28,7 +28,7 @@ def measure(run: Path, training: str, test: str, overrides: Sequence[str] = ()) 
     """The metrics of the mean map; InputError where there is no depth task or no true depth."""
     job = parse_job(override(read_yaml(run / CONFIG), overrides), str(run / CONFIG))
     if DEPTH not in job.tasks:
-        raise InputError(f"{run / CONFIG}: tasks: expected one that is named {DEPTH!r}")
+        raise InputError(f"{run / CONFIG}: tasks", f"expected a task with the name {DEPTH!r}")
     true = column(job, test, DEPTH)
     metric = build_task(job, DEPTH).metric()
     metric.update({DEPTH: mean_map(column(job, training, DEPTH)).expand_as(true)}, {DEPTH: true})

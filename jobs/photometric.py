@@ -42,7 +42,7 @@ def measure(run: Path, dataset: str, overrides: Sequence[str] = ()) -> dict[str,
     """What is printed; InputError where the run has no such relation, dataset or checkpoint."""
     job = parse_job(override(read_yaml(run / CONFIG), overrides), str(run / CONFIG))
     if dataset not in job.data:
-        raise InputError(f"{run}: no dataset {dataset!r}, expected one of {', '.join(job.data)}")
+        raise InputError(str(run), f"no dataset {dataset!r}, expected one of {', '.join(job.data)}")
     relation, networks = trained(job, run)
     frames = {
         network: frames_of([q for q in relation.quantities if network.task.predicts(q)])
@@ -79,13 +79,13 @@ def trained(job: Job, run: Path) -> tuple[ScenePhotometric, list[Network]]:
             continue
         checkpoint = store.latest(name)
         if checkpoint is None:
-            raise InputError(f"{store.root}/{name}: no checkpoint of task {name!r}")
+            raise InputError(f"{store.root}/{name}", f"no checkpoint of task {name!r}")
         model = build_model(job, name, task)
         load_into(model, checkpoint)
         networks.append(Network(task, model, job.tasks[name], "cpu"))
         relation = tied[0].relation
     if not isinstance(relation, ScenePhotometric):
-        raise InputError(f"{run}: no relation scene_photometric in its job")
+        raise InputError(str(run), "no relation scene_photometric in its job")
     return relation, networks
 
 

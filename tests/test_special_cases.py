@@ -149,10 +149,10 @@ def test_several_relations_add_up_and_each_is_reported(tmp_path: Path) -> None:
 
 def test_a_task_with_neither_labels_nor_a_relation_is_refused_before_anything_runs() -> None:
     job = load_job(ROOT / "jobs/depth_ego_motion.yaml", ["consistency.scene=null"])
-    with pytest.raises(InputError, match=r"tasks\.depth: neither labels nor a relation"):
+    with pytest.raises(InputError, match=r"tasks\.depth: has no labels and no relation"):
         check(job)
     job = load_job(ROOT / "jobs/depth_ego_motion.yaml", ["tasks.depth.consistency_weight=0"])
-    with pytest.raises(InputError, match=r"tasks\.depth: neither labels nor a relation"):
+    with pytest.raises(InputError, match=r"tasks\.depth: has no labels and no relation"):
         check(job)
 
 
