@@ -112,7 +112,10 @@ def reads(path: Path, name: str = "labelled") -> str:
         ("tasks.depth.model.base=9", "tasks.depth.model.base: expected a multiple of 8 (got 9)"),
         ("tasks.depth.model.norm=layer", "tasks.depth.model.norm: expected 'group' or 'batch'"),
         ("tasks.depth.task.loss=l3", "tasks.depth.task.loss: unknown loss 'l3'"),
-        ("tasks.depth.task.max_depth=0.01", "tasks.depth.task.max_depth: expected more than"),
+        (
+            "tasks.depth.task.max_depth=0.01",
+            "tasks.depth.task.max_depth: got 0.01, expected more than",
+        ),
         ("data.test.reader.frames=4", "data.test.reader.frames: expected 1, 2 or 3 (got 4)"),
         (
             "data.test.reader=wrold",
