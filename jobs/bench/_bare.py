@@ -39,7 +39,7 @@ class BareLoop:
         torch.set_num_threads(self.config.threads or 1)
         trainer = _trainer(job, name, data, nowhere)
         self.task, self.model, self.optimizer = trainer.task, trainer.forward, trainer.optimizer
-        self.frames = frames_of(trainer.published)
+        self.frames = frames_of(trainer.task, trainer.published)
         self.parameters, self.layout = list(trainer.model.parameters()), trainer.layout
         self.relations = [(r.relation, r.weight(job.steps)) for r in trainer.relations]
         self.random = torch.Generator().manual_seed(0)
@@ -50,7 +50,11 @@ class BareLoop:
         trainer.close()
         others = [_trainer(job, other, data, nowhere) for other in job.tasks if other != name]
         self.peers = [
-            {q: p for o in others for q, p in o.infer(batch, frames_of(o.published)).items()}
+            {
+                q: p
+                for o in others
+                for q, p in o.infer(batch, frames_of(o.task, o.published)).items()
+            }
             for batch in self.unlabelled
         ]
         self.step = 0

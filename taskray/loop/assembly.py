@@ -99,7 +99,7 @@ def build_tasks(job: Job) -> dict[str, Task]:
                 )
         tied = {n: t for n, t in tasks.items() if any(map(t.predicts, relation.quantities))}
         try:
-            relation.check_tasks(tied)
+            relation.check_tasks(_simple(tied, relation.quantities))
         except InputError as error:
             raise InputError(f"consistency.{name}.relation: {error}") from None
         begins |= {n: min(config.start_step, begins.get(n, config.start_step)) for n in tied}
@@ -107,6 +107,16 @@ def build_tasks(job: Job) -> dict[str, Task]:
     for tied in waiting:
         check_waiting(job, tied, begins)
     return tasks
+
+
+def _simple(tasks: Mapping[str, Task], quantities: Collection[str]) -> dict[str, Task]:
+    """The simple tasks that predict one of these quantities; a head is named ``task.head``."""
+    heads = {
+        f"{name}.{head}" if len(task.heads) > 1 else name: part
+        for name, task in tasks.items()
+        for head, part in task.heads.items()
+    }
+    return {name: part for name, part in heads.items() if any(map(part.predicts, quantities))}
 
 
 def columns_of_datasets(job: Job, tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
@@ -127,7 +137,7 @@ def mediator_columns(task: Task, relations: list[WeightedRelation]) -> tuple[str
     """The columns of the mediator dataset that one task reads; never a label."""
     if not relations:
         return ()
-    frames = frames_of(published_quantities(task, relations))
+    frames = frames_of(task, published_quantities(task, relations))
     needed = {c for weighted in relations for c in weighted.relation.inputs}
     return tuple(sorted({*inputs_of(task, frames), *needed}))
 

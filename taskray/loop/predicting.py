@@ -14,17 +14,26 @@ FIRST = ("",)
 """The first frame alone: what labels and metrics are about."""
 
 
-def frames_of(quantities: Sequence[str]) -> tuple[str, ...]:
-    """The suffixes of the frames on which these quantities lie; the first frame if none are
-    named."""
-    return tuple(sorted({frame_of(q) for q in quantities})) or FIRST
+def frames_of(task: Task, quantities: Sequence[str]) -> tuple[str, ...]:
+    """The suffixes of the frames on which a task predicts these quantities; the first frame for
+    those that are not predicted frame by frame, and if none are named."""
+    frames = {"" if q in task.quantities else frame_of(q) for q in quantities}
+    return tuple(sorted(frames)) or FIRST
 
 
 def inputs_of(task: Task, frames: Sequence[str]) -> tuple[str, ...]:
     """The columns that a task's network needs to predict on these frames."""
-    if not task.per_frame:
-        return task.inputs
     return tuple(dict.fromkeys(at_frame(c, frame) for frame in frames for c in task.inputs))
+
+
+def predicted_on(task: Task, frames: Sequence[str]) -> tuple[str, ...]:
+    """What a task predicts from these frames, named as in ``schema``."""
+    return tuple(
+        at_frame(quantity, frame)
+        for frame in frames
+        for quantity in task.quantities
+        if not frame or task.is_per_frame(quantity)
+    )
 
 
 def predict(
@@ -34,25 +43,28 @@ def predict(
     frames: Sequence[str] = FIRST,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> dict[str, Tensor]:
-    """A task's quantities (float32) on these frames, named as in ``schema``. The frames go
-    through the network together, as one batch."""
-    frames = frames if task.per_frame else FIRST
+    """A task's quantities (float32) on these frames, named as in ``schema``. The frames pass the
+    network together, as one batch. A quantity that is not predicted frame by frame comes from the
+    first frame alone."""
     parts = [task.network_input(_frame(columns, frame)) for frame in frames]
     inputs = parts[0] if len(parts) == 1 else torch.cat(parts)
     if inputs.dim() == 4:  # only images have a memory format
         inputs = inputs.contiguous(memory_format=layout)
-    output = network(inputs)
-    if isinstance(output, Tensor):
-        quantities = task.predict(output.float())
-    else:
-        quantities = task.predict({name: part.float() for name, part in output.items()})
-    if len(frames) == 1:
-        return {at_frame(q, frames[0]): values for q, values in quantities.items()}
+    outputs = _split(network(inputs), len(frames))
     return {
-        at_frame(quantity, frame): part
-        for quantity, values in quantities.items()
-        for frame, part in zip(frames, values.chunk(len(frames)), strict=True)
+        at_frame(quantity, frame): values
+        for frame, output in zip(frames, outputs, strict=True)
+        for quantity, values in task.predict(output).items()
+        if not frame or task.is_per_frame(quantity)
     }
+
+
+def _split(output: Output, count: int) -> list[Output]:
+    """A network's output (float32), one for each frame."""
+    if isinstance(output, Tensor):
+        return list(output.float().chunk(count))
+    parts = {head: part.float().chunk(count) for head, part in output.items()}
+    return [{head: part[number] for head, part in parts.items()} for number in range(count)]
 
 
 def _frame(columns: Mapping[str, Tensor], frame: str) -> Mapping[str, Tensor]:

@@ -32,10 +32,9 @@ from taskray.job.config import Job, RelationConfig
 from taskray.loop.interfaces import NoPeers, PeerPredictions, Peers, Stream
 from taskray.loop.meters import ChunkMeter, Edge, Totals
 from taskray.loop.optimization import build_optimizer, learning_rate
-from taskray.loop.predicting import FIRST, frames_of, predict
+from taskray.loop.predicting import FIRST, frames_of, predict, predicted_on
 from taskray.loop.shapes import check_prediction
 from taskray.relations.relation import Relation
-from taskray.schema import at_frame
 from taskray.tasks.task import Output, Task
 
 
@@ -164,7 +163,7 @@ class Trainer:
             if use != self.step or not self.is_consistency_step(use):
                 return
             batch = self._take_upcoming()
-            frames = frames_of(self.published)
+            frames = frames_of(self.task, self.published)
             prediction = self.infer(batch, frames) if self._only_teaches else self.predict(batch)
             self._publish(batch, prediction)
             self._live = (self._to_device(batch), prediction)
@@ -288,14 +287,14 @@ class Trainer:
                 self._upcoming = None
                 if batch.window == front and (front, batch.id) not in self._served:
                     self._served.add((front, batch.id))
-                    self._publish(batch, self.infer(batch, frames_of(self.published)))
+                    self._publish(batch, self.infer(batch, frames_of(self.task, self.published)))
             self.start_clock()  # serving is no training
 
     def answer(self, batch: Batch) -> dict[str, Tensor]:
         """What peers use of the prediction on a mediator batch, because one of them asks for it;
         all that a frozen task does."""
         with self._naming_errors():
-            prediction = self.infer(batch, frames_of(self.published))
+            prediction = self.infer(batch, frames_of(self.task, self.published))
             return {q: prediction[q] for q in self.published}
 
     # ---- prediction -----------------------------------------------------------------------
@@ -303,14 +302,11 @@ class Trainer:
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """The live prediction on a mediator batch, photometrically augmented for this task."""
         own = augment(batch, self.config.augment, self.random, labelled=False)
-        return self._predict(self._to_device(own), frames_of(self.published))
+        return self._predict(self._to_device(own), frames_of(self.task, self.published))
 
     def _predict(self, batch: Batch, frames: Sequence[str] = FIRST) -> dict[str, Tensor]:
         prediction = predict(self.task, self._network, batch.tensors, frames, self.layout)
-        expected = [at_frame(q, f) for q in self.task.quantities for f in frames]
-        check_prediction(
-            prediction, batch, expected if self.task.per_frame else self.task.quantities
-        )
+        check_prediction(prediction, batch, predicted_on(self.task, frames))
         return prediction
 
     def _network(self, inputs: Tensor) -> Output:

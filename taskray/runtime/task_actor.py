@@ -189,7 +189,9 @@ class ForwardServer:
             return None
         tensors = {k: torch.from_numpy(v.copy()).to(self.device) for k, v in inputs.items()}
         with torch.inference_mode():
-            prediction = predict(self.task, self.model, tensors, frames_of(self.published))
+            prediction = predict(
+                self.task, self.model, tensors, frames_of(self.task, self.published)
+            )
         self.forward_passes += 1
         published = {q: prediction[q] for q in self.published}
         asked = Batch(tensors, batch, window)
