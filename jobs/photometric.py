@@ -45,7 +45,9 @@ def measure(run: Path, dataset: str, overrides: Sequence[str] = ()) -> dict[str,
         raise InputError(str(run), f"no dataset {dataset!r}, expected one of {', '.join(job.data)}")
     relation, networks = trained(job, run)
     frames = {
-        network: frames_of([q for q in relation.quantities if network.task.predicts(q)])
+        network: frames_of(
+            network.task, [q for q in relation.quantities if network.task.predicts(q)]
+        )
         for network in networks
     }
     inputs = {c for network in networks for c in inputs_of(network.task, frames[network])}

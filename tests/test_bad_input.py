@@ -118,7 +118,10 @@ def reads(path: Path, name: str = "labelled") -> str:
             "tasks.depth.model.norm: got 'layer', expected 'group' or 'batch'",
         ),
         ("tasks.depth.task.loss=l3", "tasks.depth.task.loss: unknown loss 'l3'"),
-        ("tasks.depth.task.max_depth=0.01", "tasks.depth.task.max_depth: expected more than"),
+        (
+            "tasks.depth.task.max_depth=0.01",
+            "tasks.depth.task.max_depth: got 0.01, expected more than",
+        ),
         ("data.test.reader.frames=4", "data.test.reader.frames: got 4, expected 1, 2 or 3"),
         (
             "data.test.reader=wrold",

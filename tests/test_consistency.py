@@ -4,13 +4,13 @@ particular to each relation."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pytest
 import torch
 from scenes import moving_ball, moving_square, world_pairs
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskray.errors import InputError
 from taskray.geometry.camera import rays
@@ -342,3 +342,32 @@ def test_normals_that_differ_by_more_than_the_largest_angle_are_left_out() -> No
 def test_a_wrong_argument_is_refused_by_name(argument: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"consistency\.dn\.relation\.{argument}"):
         plugins.build("relation", "depth_normals", {argument: value}, "consistency.dn.relation")
+
+
+# ---- relations of one's own -------------------------------------------------------------------
+
+
+class Transfer(nn.Module, Relation):
+    """Depth is what a learned layer makes of the normals."""
+
+    quantities = ("depth", "normals")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 1, 1)
+
+    def forward(
+        self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {"l1": (self.layer(predictions["normals"]) - predictions["depth"]).abs().mean()}
+
+
+def test_a_relation_may_be_a_module_with_parameters() -> None:
+    relation = plugins.build("relation", f"{__name__}:Transfer", {}, "relation")
+    assert isinstance(relation, Relation)
+    assert [name for name, _ in relation.named_parameters()] == ["layer.weight", "layer.bias"]
+    assert (relation.constant, relation.inputs) == ((), ())
+    relation.check_tasks({})
+    predictions = {"depth": torch.ones(1, 1, 4, 5), "normals": torch.rand(1, 3, 4, 5)}
+    relation(predictions, {})["l1"].backward()
+    assert all(p.grad is not None for p in relation.parameters())

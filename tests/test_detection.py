@@ -19,6 +19,7 @@ from taskray.job import plugins
 from taskray.job.config import load_job
 from taskray.models.pillars import Pillars
 from taskray.run.checks import check
+from taskray.tasks.anchor_maps import Detections
 from taskray.tasks.anchors import BACKGROUND, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.box_flow import BoxFlow, true_flow
 from taskray.tasks.detection import (
@@ -26,7 +27,6 @@ from taskray.tasks.detection import (
     DIRECTION,
     LOGIT,
     Detection,
-    Detections,
     focal_loss,
 )
 from taskray.tasks.detection_metrics import (
@@ -35,6 +35,7 @@ from taskray.tasks.detection_metrics import (
     greedy_match,
     overlaps,
 )
+from taskray.tasks.task import Task
 
 Columns = dict[str, Tensor]
 NAN = float("nan")
@@ -52,6 +53,11 @@ def box(
     size = {"z": kind.z, "l": kind.l, "w": kind.w, "h": kind.h} | other
     theta = math.radians(degrees)
     return [x, y, size["z"], size["l"], size["w"], size["h"], theta, label, track]
+
+
+def channels_of(task: Task) -> int:
+    (channels,) = task.out_channels.values()
+    return channels
 
 
 def frame(*boxes: list[float], rows: int = 4) -> Tensor:
@@ -204,7 +210,7 @@ def test_the_focal_loss_is_that_worked_out_by_hand() -> None:
 
 def test_a_new_network_is_unsure_of_everything() -> None:
     task = Detection(GRID, [CAR])
-    prediction = task.predict(torch.zeros(1, task.out_channels, *GRID.shape))
+    prediction = task.predict(torch.zeros(1, channels_of(task), *GRID.shape))
     confidence = prediction["detection"][:, :, LOGIT].sigmoid()
     torch.testing.assert_close(confidence, torch.full_like(confidence, 0.01))
 
@@ -214,7 +220,7 @@ def test_whatever_the_network_gives_the_prediction_is_finite_in_float16() -> Non
     flow = BoxFlow(GRID, [CAR])
     for value in (0.0, 1e30, -1e30):
         for some in (task, flow):
-            raw = torch.full((1, some.out_channels, *GRID.shape), value, requires_grad=True)
+            raw = torch.full((1, channels_of(some), *GRID.shape), value, requires_grad=True)
             prediction = some.predict(raw)
             quantity = prediction[some.quantities[0]]
             assert quantity.half().isfinite().all()
@@ -227,7 +233,7 @@ def test_whatever_the_network_gives_the_prediction_is_finite_in_float16() -> Non
 def test_a_batch_without_one_box_gives_finite_losses(boxes: Tensor) -> None:
     detection, flow = Detection(GRID, [CAR]), BoxFlow(GRID, [CAR])
     for task in (detection, flow):
-        raw = torch.randn(1, task.out_channels, *GRID.shape).requires_grad_()
+        raw = torch.randn(1, channels_of(task), *GRID.shape).requires_grad_()
         batch = {"boxes": boxes, "boxes_2": boxes, "boxes_3": boxes}
         loss = torch.stack(list(task.loss(task.predict(raw), batch).values())).sum()
         loss.backward()
@@ -241,7 +247,7 @@ def test_a_batch_without_one_box_gives_finite_losses(boxes: Tensor) -> None:
 
 def test_a_map_of_another_grid_is_refused() -> None:
     task = Detection(GRID, [CAR])
-    with pytest.raises(TaskrayError, match="gives 18x24x30, but the task's grid needs 18x24x32"):
+    with pytest.raises(TaskrayError, match="returns 18x24x30, expected 18x24x32, from the task's"):
         task.predict(torch.zeros(1, 18, 24, 30))
 
 
@@ -272,23 +278,23 @@ def test_one_network_detects_on_every_frame_of_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"classes": []}, "task.classes: expected at least 1"),
-        ({"classes": [{"unmatched": 0.7}]}, "unmatched: expected at most matched, 0.6"),
+        ({"classes": [{"unmatched": 0.7}]}, "unmatched: got 0.7, expected at most matched, 0.6"),
         ({"classes": [{"length": 4}]}, "length: unknown key"),
         ({"max_overlap": 1.5}, "task.max_overlap: expected at most 1"),
     ],
 )
-def test_what_a_job_has_wrong_is_one_line(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_what_a_job_has_wrong_is_one_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         plugins.build("task", "detection", arguments, "task")
 
 
 @pytest.mark.parametrize("task", ["detection", "box_flow"])
-def test_a_class_whose_label_stands_twice_is_refused(task: str) -> None:
+def test_two_classes_with_one_label_are_refused(task: str) -> None:
     classes = [{"label": 1}, {"label": 1, "l": 0.8}]
-    with pytest.raises(InputError, match=r"task\.classes: a label stands there twice"):
+    with pytest.raises(InputError, match=r"task\.classes: got the labels \[1, 1\], expected"):
         plugins.build("task", task, {"classes": classes}, "task")
 
 
@@ -321,7 +327,7 @@ def test_a_job_that_would_learn_from_or_be_measured_on_such_sweeps_is_refused(
         check(load_job(job, [setting]))
 
 
-def test_detection_and_flow_learn_a_few_sweeps_by_heart() -> None:
+def test_detection_and_flow_can_overfit_a_few_sweeps() -> None:
     boxes = [
         torch.cat([frame(box(1 + t, 2, 20), box(-4, -2, 100 + 10 * t, 1)),
                    frame(box(-2, t - 1, 185), box(4, -3 - t, -95, 1))])
@@ -381,7 +387,7 @@ def test_flow_is_that_of_boxes_of_the_last_frame_to_the_frames_before() -> None:
 def test_of_two_frames_flow_leads_to_the_one_before() -> None:
     task = BoxFlow(GRID, [CAR], frames=2)
     assert (task.quantities, task.inputs) == (("box_flow_2",), ("points", "points_2"))
-    assert task.out_channels == 2 * 3
+    assert task.out_channels == {"box_flow_2": 2 * 3}
 
 
 def test_a_track_that_is_new_supervises_no_flow() -> None:
@@ -490,4 +496,4 @@ def test_detections_come_best_first_without_rivals_and_not_too_many() -> None:
     assert found.labels.tolist() == [8]
     (none,) = task.detections(maps - 40.0)
     assert len(none.boxes) == 0
-    assert task.out_channels == 2 * CHANNELS
+    assert task.out_channels == {"detection": 2 * CHANNELS}

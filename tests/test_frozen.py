@@ -161,7 +161,9 @@ def test_a_run_that_goes_on_does_not_read_where_its_tasks_once_began(
 ) -> None:
     job = frozen("/nowhere", "tasks.depth.checkpoint=/nowhere")
     check_checkpoints(job, str(taught / "checkpoints"), check(job))
-    with pytest.raises(InputError, match=r"tasks\.depth\.checkpoint: /nowhere: neither a checkp"):
+    with pytest.raises(
+        InputError, match=r"tasks\.depth\.checkpoint: /nowhere: expected a checkpoint"
+    ):
         check_checkpoints(job, str(tmp_path), check(job))
 
 

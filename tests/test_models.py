@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskray.errors import InputError
 from taskray.job import plugins
@@ -87,15 +87,15 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_takes_frames_of_any_size_and_its_gradient_flows(name: str) -> None:
-    kind, out_channels, arguments = MODELS[name]
+    kind, channels, arguments = MODELS[name]
     torch.manual_seed(0)
     model = plugins.build(
-        "model", kind, arguments, "model", in_channels=3, out_channels=out_channels
+        "model", kind, arguments, "model", in_channels=3, out_channels={"a": channels}
     )
     for size in ((64, 96), (65, 97), (33, 50)):
         image = torch.rand(2, 3, *size)
         output = model(image)
-        assert output.shape == (2, out_channels, *size)
+        assert output.shape == (2, channels, *size)
         assert output.isfinite().all()
     output.square().mean().backward()
     reached = [p.grad is not None and p.grad.isfinite().all() for p in model.parameters()]
@@ -106,32 +106,86 @@ def test_a_model_takes_frames_of_any_size_and_its_gradient_flows(name: str) -> N
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_runs_in_bfloat16_and_channels_last(name: str) -> None:
-    kind, out_channels, arguments = MODELS[name]
+    kind, channels, arguments = MODELS[name]
     model = plugins.build(
-        "model", kind, arguments, "model", in_channels=3, out_channels=out_channels
+        "model", kind, arguments, "model", in_channels=3, out_channels={"a": channels}
     ).to(memory_format=torch.channels_last)
     image = torch.rand(2, 3, 64, 96).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(image)
     output.float().square().mean().backward()
-    assert output.shape == (2, out_channels, 64, 96)
+    assert output.shape == (2, channels, 64, 96)
+
+
+SEVERAL = {
+    "unet": {"base": 8},
+    "encoder_decoder": {"config": TINY_RESNET, "width": 16},
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_heads_share_the_encoder_and_have_a_decoder_each(kind: str) -> None:
+    heads = {"depth": 1, "normals": 3}
+    model = plugins.build("model", kind, SEVERAL[kind], "model", in_channels=3, out_channels=heads)
+    image = torch.rand(2, 3, 33, 50)
+    output = model(image)
+    assert {h: tuple(v.shape) for h, v in output.items()} == {
+        "depth": (2, 1, 33, 50), "normals": (2, 3, 33, 50),
+    }  # fmt: skip
+    output["depth"].sum().backward()
+    for name, parameter in model.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.any())
+        assert reached == (".normals." not in name), name
+    alone = plugins.build(
+        "model", kind, SEVERAL[kind], "model", in_channels=3, out_channels={"depth": 1}
+    )
+    own = {
+        n.replace(".depth.", "."): w for n, w in model.state_dict().items() if "normals" not in n
+    }
+    alone.load_state_dict(own)  # a network of one head names its weights without the head
+    torch.testing.assert_close(alone.eval()(image), model.eval()(image)["depth"])
+
+
+@pytest.mark.parametrize("base", [UNet, EncoderDecoder])
+def test_decoders_can_exchange_their_maps_after_each_step(base: type[Any]) -> None:
+    steps = []
+
+    class Averaging(base):  # type: ignore[misc]
+        def exchange(self, step: int, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+            steps.append((step, tuple(maps["depth"].shape[1:])))
+            assert maps["depth"].shape == maps["normals"].shape
+            return dict.fromkeys(maps, torch.stack(list(maps.values())).mean(dim=0))
+
+    model = Averaging(3, {"depth": 1, "normals": 3})
+    model(torch.rand(1, 3, 64, 96))["depth"].sum().backward()
+    assert [step for step, _ in steps] == list(range(len(steps)))
+    assert len(steps) >= 3
+    areas = [h * w for _, (_, h, w) in steps]
+    assert areas == sorted(areas)  # coarse to fine
+    decoder = model.decoder["normals"]
+    assert all(p.grad is not None and p.grad.any() for p in decoder.parameters())
+
+
+def test_a_network_with_one_head_refuses_a_task_with_several() -> None:
+    with pytest.raises(InputError, match=r"huggingface: got a task with the heads a, b, expected"):
+        HuggingFaceModel(3, {"a": 1, "b": 3}, model_type="glpn", config=TINY_GLPN)
 
 
 def test_the_default_unet_is_small() -> None:
-    assert 0.25e6 < num_parameters(UNet(3, 1)) < 0.5e6
+    assert 0.25e6 < num_parameters(UNet(3, {"a": 1})) < 0.5e6
 
 
 def test_more_input_channels_than_three_are_possible() -> None:
     for model in (
-        UNet(6, 2, base=8),
-        EncoderDecoder(6, 2, config=TINY_RESNET, width=16),
-        HuggingFaceModel(6, 2, model_type="segformer", config=TINY_GLPN),
+        UNet(6, {"a": 2}, base=8),
+        EncoderDecoder(6, {"a": 2}, config=TINY_RESNET, width=16),
+        HuggingFaceModel(6, {"a": 2}, model_type="segformer", config=TINY_GLPN),
     ):
         assert model(torch.rand(2, 6, 64, 96)).shape == (2, 2, 64, 96)
 
 
 def test_a_unet_with_group_norm_predicts_each_frame_alone() -> None:
-    model = UNet(3, 1, base=8)
+    model = UNet(3, {"a": 1}, base=8)
     frames = torch.rand(4, 3, 32, 48)
     torch.testing.assert_close(model(frames)[:1], model(frames[:1]), atol=1e-5, rtol=1e-4)
 
@@ -139,22 +193,22 @@ def test_a_unet_with_group_norm_predicts_each_frame_alone() -> None:
 def test_the_named_resnets_have_their_published_size() -> None:
     millions = {"resnet18": 11.2, "resnet34": 21.3, "resnet50": 23.5}
     for name, expected in millions.items():
-        encoder = EncoderDecoder(3, 1, backbone=name).encoder
+        encoder = EncoderDecoder(3, {"a": 1}, backbone=name).encoder
         assert num_parameters(encoder) / 1e6 == pytest.approx(expected, abs=0.1)
 
 
 def test_a_stored_model_comes_back_with_its_weights_and_its_input_statistics(
     tmp_path: Path,
 ) -> None:
-    model = HuggingFaceModel(3, 1, model_type="glpn", config=TINY_GLPN)
+    model = HuggingFaceModel(3, {"a": 1}, model_type="glpn", config=TINY_GLPN)
     model.network.save_pretrained(tmp_path)
-    plain = HuggingFaceModel(3, 1, name_or_path=str(tmp_path))
+    plain = HuggingFaceModel(3, {"a": 1}, name_or_path=str(tmp_path))
     assert same_weights(model.network, plain.network)
     assert isinstance(plain.standardize, nn.Identity)
 
     statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
-    stored = HuggingFaceModel(3, 1, name_or_path=str(tmp_path)).eval()
+    stored = HuggingFaceModel(3, {"a": 1}, name_or_path=str(tmp_path)).eval()
     assert isinstance(stored.standardize, Standardize)
     image = torch.rand(1, 3, 64, 96)
     mean, std = (torch.tensor(values)[:, None, None] for values in statistics.values())
@@ -162,9 +216,9 @@ def test_a_stored_model_comes_back_with_its_weights_and_its_input_statistics(
 
 
 def test_a_stored_segmentation_model_takes_another_number_of_classes(tmp_path: Path) -> None:
-    model = HuggingFaceModel(3, 5, model_type="segformer", config=TINY_GLPN)
+    model = HuggingFaceModel(3, {"a": 5}, model_type="segformer", config=TINY_GLPN)
     model.network.save_pretrained(tmp_path)
-    other = HuggingFaceModel(3, 2, name_or_path=str(tmp_path))
+    other = HuggingFaceModel(3, {"a": 2}, name_or_path=str(tmp_path))
     assert other(torch.rand(2, 3, 64, 96)).shape == (2, 2, 64, 96)
     same = [torch.equal(a, b) for a, b in zip(
         model.network.segformer.parameters(), other.network.segformer.parameters(), strict=True
@@ -173,9 +227,9 @@ def test_a_stored_segmentation_model_takes_another_number_of_classes(tmp_path: P
 
 
 def test_a_stored_backbone_comes_back_with_its_weights(tmp_path: Path) -> None:
-    model = EncoderDecoder(3, 1, backbone="resnet18", config=TINY_RESNET, width=16)
+    model = EncoderDecoder(3, {"a": 1}, backbone="resnet18", config=TINY_RESNET, width=16)
     model.encoder.save_pretrained(tmp_path)
-    stored = EncoderDecoder(3, 1, backbone=str(tmp_path), width=16)
+    stored = EncoderDecoder(3, {"a": 1}, backbone=str(tmp_path), width=16)
     assert same_weights(model.encoder, stored.encoder)
 
 
@@ -183,8 +237,8 @@ def test_a_stored_backbone_comes_back_with_its_weights(tmp_path: Path) -> None:
 def test_a_missing_stored_model_is_the_users_error_in_one_line(tmp_path: Path, source: str) -> None:
     source = source.replace("{tmp}", str(tmp_path))
     for build, key in (
-        (lambda: HuggingFaceModel(3, 1, name_or_path=source), "name_or_path"),
-        (lambda: EncoderDecoder(3, 1, backbone=source), "backbone"),
+        (lambda: HuggingFaceModel(3, {"a": 1}, name_or_path=source), "name_or_path"),
+        (lambda: EncoderDecoder(3, {"a": 1}, backbone=source), "backbone"),
     ):
         with pytest.raises(InputError, match=f"^{key}: .*{re.escape(source)}") as error:
             build()
@@ -192,10 +246,12 @@ def test_a_missing_stored_model_is_the_users_error_in_one_line(tmp_path: Path, s
 
 
 def test_a_folder_without_weights_is_the_users_error(tmp_path: Path) -> None:
-    HuggingFaceModel(3, 1, model_type="glpn", config=TINY_GLPN).network.save_pretrained(tmp_path)
+    HuggingFaceModel(3, {"a": 1}, model_type="glpn", config=TINY_GLPN).network.save_pretrained(
+        tmp_path
+    )
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"^name_or_path: "):
-        HuggingFaceModel(3, 1, name_or_path=str(tmp_path))
+        HuggingFaceModel(3, {"a": 1}, name_or_path=str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -212,16 +268,16 @@ def test_wrong_arguments_of_a_hugging_face_model_are_refused_by_name(
     arguments: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(InputError, match=f"^{key}: "):
-        HuggingFaceModel(3, 1, **arguments)
+        HuggingFaceModel(3, {"a": 1}, **arguments)
 
 
 def test_a_depth_head_gives_one_channel_only() -> None:
     with pytest.raises(InputError, match=r"^head: "):
-        HuggingFaceModel(3, 3, model_type="glpn", config=TINY_GLPN, head="depth")
+        HuggingFaceModel(3, {"a": 3}, model_type="glpn", config=TINY_GLPN, head="depth")
 
 
 @pytest.mark.parametrize("backbone", ["bert", "hiera"])
 def test_a_backbone_that_cannot_serve_is_refused_by_name(backbone: str) -> None:
     small = {"embed_dim": 8, "depths": [1, 1, 1, 1]} if backbone == "hiera" else {}
     with pytest.raises(InputError, match=f"^backbone: .*{backbone}"):
-        EncoderDecoder(3, 1, backbone=backbone, config=small)
+        EncoderDecoder(3, {"a": 1}, backbone=backbone, config=small)

@@ -22,12 +22,7 @@ from taskray.models.unet import UNet
 from taskray.schema import IGNORE
 from taskray.tasks.ego_motion import EgoMotion
 from taskray.tasks.motion import Motion
-from taskray.tasks.motion_metrics import (
-    EgoMotionMetrics,
-    MotionMetrics,
-    ObjectMotionMetrics,
-    positions,
-)
+from taskray.tasks.motion_metrics import EgoMotionMetrics, ObjectMotionMetrics, positions
 from taskray.tasks.object_motion import ObjectMotion
 from taskray.tasks.task import Task
 
@@ -153,7 +148,7 @@ def test_any_network_of_maps_will_do(name: str) -> None:
 @pytest.mark.parametrize("scales", [0, 1, 3])
 @pytest.mark.parametrize("size", [(8, 8), (20, 33), (64, 96)])
 def test_the_network_takes_frames_of_any_size(scales: int, size: tuple[int, int]) -> None:
-    network = MotionNet(6, 9, base=8, depth=3, scales=scales)
+    network = MotionNet(6, {"camera": 6, "field": 3}, base=8, depth=3, scales=scales)
     output = network(torch.rand(2, 6, *size))
     assert output["camera"].shape == (2, 6)
     assert output["field"].shape == (2, 3, *size)
@@ -162,18 +157,25 @@ def test_the_network_takes_frames_of_any_size(scales: int, size: tuple[int, int]
         assert parameter.grad is not None, name
 
 
-def test_the_network_gives_what_is_asked_for_alone() -> None:
-    assert set(MotionNet(6, 6)(torch.rand(1, 6, 32, 32))) == {"camera"}
-    assert set(MotionNet(6, 3)(torch.rand(1, 6, 32, 32))) == {"field"}
-    with pytest.raises(InputError, match=r"model: motion_net gives 6 channels"):
-        plugins.build("model", "motion_net", {}, "tasks.x.model", in_channels=6, out_channels=1)
+def test_the_network_has_the_heads_of_its_task_in_any_order() -> None:
+    pair = torch.rand(1, 6, 32, 32)
+    assert MotionNet(6, {"a": 6})(pair).shape == (1, 6)
+    assert MotionNet(6, {"a": 3})(pair).shape == (1, 3, 32, 32)
+    both = MotionNet(6, {"b": 3, "a": 6})(pair)
+    assert {head: values.shape[1] for head, values in both.items()} == {"b": 3, "a": 6}
+
+
+@pytest.mark.parametrize("heads", [{"a": 1}, {"a": 6, "b": 6}, {"a": 6, "b": 3, "c": 3}])
+def test_other_heads_than_motions_are_refused(heads: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"model.*motion_net: got heads of [\d, ]+ channels, exp"):
+        plugins.build("model", "motion_net", {}, "tasks.x.model", in_channels=6, out_channels=heads)
 
 
 def test_the_matching_finds_a_shift() -> None:
     generator = torch.Generator().manual_seed(0)
     wide = torch.rand(1, 3, 40, 60, generator=generator)
     first, second = wide[..., 4:36, 4:56], wide[..., 3:35, 6:58]  # the scene moves by (-2, +1)
-    network = MotionNet(6, 6, scales=1)
+    network = MotionNet(6, {"a": 6}, scales=1)
     (matching,) = network.matching
     column, row = matching(first, second).detach()[0, :2, 8:-8, 8:-8] * matching.radius
     assert float(column.mean()) == pytest.approx(-2, abs=0.2)
@@ -348,7 +350,7 @@ def test_the_metrics_do_not_depend_on_the_batches() -> None:
 
 
 def test_metrics_that_are_reset_have_seen_nothing() -> None:
-    metric, fresh = MotionMetrics(object_labels=False), MotionMetrics(object_labels=False)
+    metric, fresh = (Motion(object_labels=False).metric() for _ in range(2))
     seen, true = ({"camera_motion": walk(6, seed=seed)} for seed in (3, 0))
     metric.update(seen, true)
     metric.reset()
@@ -365,8 +367,11 @@ def test_too_short_a_set_has_no_trajectory() -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_measured_is_nan() -> None:
-    for metric in (EgoMotionMetrics(), ObjectMotionMetrics(), MotionMetrics()):
-        assert all(math.isnan(v) for v in values_of(metric).values())
+    for metric in (EgoMotionMetrics(), ObjectMotionMetrics()):
+        values = values_of(metric)
+        assert values
+        assert all(math.isnan(v) for v in values.values())
+    assert values_of(Motion().metric()) == {}
 
 
 def test_object_motion_is_measured_where_things_move_and_where_they_stand() -> None:

@@ -141,8 +141,8 @@ def test_one_frame_that_is_not_the_first_keeps_its_name() -> None:
 
 
 def test_frames_and_inputs_follow_from_what_is_published() -> None:
-    assert frames_of(()) == frames_of(("depth", "normals")) == FIRST
-    assert frames_of(("depth_2", "depth")) == ("", "_2")
+    assert frames_of(Depth(), ()) == frames_of(Depth(), ("depth",)) == FIRST
+    assert frames_of(Depth(), ("depth_2", "depth")) == ("", "_2")
     assert inputs_of(Depth(), ("", "_2")) == ("image", "image_2")
     motion = EgoMotion()
     assert inputs_of(motion, FIRST) == motion.inputs

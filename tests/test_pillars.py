@@ -85,7 +85,7 @@ def test_sweeps_of_hardly_a_point_give_finite_maps_and_gradients(
     training: bool, number: int
 ) -> None:
     torch.manual_seed(0)
-    model = Pillars(4, 6, SMALL, channels=4, layers=[1, 1]).train(training)
+    model = Pillars(4, {"a": 6}, SMALL, channels=4, layers=[1, 1]).train(training)
     points = torch.full((2, 5, 4), NAN)
     points[0, :number] = sweep(number, reach=1.0)[0]
     output = model(points)
@@ -103,14 +103,20 @@ def test_sweeps_of_hardly_a_point_give_finite_maps_and_gradients(
 def test_maps_of_any_size_have_a_value_for_each_cell(pillars_per_cell: int, frames: int) -> None:
     grid = Grid(x=(0.0, 6.5), y=(-4.5, 4.5), cell=0.5)
     model = Pillars(
-        4, 5, grid, frames=frames, channels=4, layers=[1, 2, 1], pillars_per_cell=pillars_per_cell
+        4,
+        {"a": 5},
+        grid,
+        frames=frames,
+        channels=4,
+        layers=[1, 2, 1],
+        pillars_per_cell=pillars_per_cell,
     )
     points = sweep(200).expand(2, -1, -1) if frames == 1 else sweep(200).expand(2, 3, -1, -1)
     assert model(points).shape == (2, 5, 18, 13)
 
 
 def test_the_defaults_are_the_published_network() -> None:
-    model = Pillars(4, 18, Grid())
+    model = Pillars(4, {"a": 18}, Grid())
     assert Grid().shape == (468, 468)
     convolutions = [m for m in model.blocks.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [c.out_channels for c in convolutions] == 4 * [64] + 6 * [128] + 6 * [256]
@@ -121,7 +127,7 @@ def test_the_defaults_are_the_published_network() -> None:
 
 def test_the_gradient_reaches_every_weight() -> None:
     torch.manual_seed(0)
-    model = Pillars(4, 6, SMALL, frames=2, channels=4, layers=[1, 1])
+    model = Pillars(4, {"a": 6}, SMALL, frames=2, channels=4, layers=[1, 1])
     model(torch.stack([sweep(200, 0), sweep(200, 1)], dim=1)).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
@@ -136,7 +142,7 @@ def test_an_error_of_rounding_never_puts_a_point_beyond_the_last_cell() -> None:
 
 def test_in_bfloat16_metres_are_not_rounded() -> None:
     torch.manual_seed(0)
-    model = Pillars(4, 6, SMALL, channels=4, layers=[1, 1]).eval()
+    model = Pillars(4, {"a": 6}, SMALL, channels=4, layers=[1, 1]).eval()
     points = sweep(200)
     expected = model(points)
     with torch.autocast("cpu", torch.bfloat16):
@@ -146,7 +152,7 @@ def test_in_bfloat16_metres_are_not_rounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             {"x": [0, 10], "y": [-5, 5], "cell": 0.3},
@@ -157,6 +163,6 @@ def test_in_bfloat16_metres_are_not_rounded() -> None:
         ({"cells": 4}, "model.grid.cells: unknown key"),
     ],
 )
-def test_a_wrong_grid_is_refused_in_one_line(arguments: dict[str, object], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_wrong_grid_is_refused_in_one_line(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         plugins.check_arguments(Pillars, {"grid": arguments}, "model", ())

@@ -438,9 +438,9 @@ def test_bad_intrinsics_are_named() -> None:
     ("name", "arguments", "message"),
     [
         ("scene_photometric", {"rgb": -1.0}, r"\.rgb: got -1.0, expected at least 0"),
-        ("scene_photometric", dict.fromkeys(TERMS, 0.0), "every term has weight 0"),
-        ("scene_photometric", {"movable": []}, r"\.movable: expected at least one class"),
-        ("segmentation_warp", {"movable": [-1]}, r"\.movable: expected at least one class"),
+        ("scene_photometric", dict.fromkeys(TERMS, 0.0), r"\.rgb: all terms have weight 0"),
+        ("scene_photometric", {"movable": []}, r"\.movable: got .*, expected at least one class"),
+        ("segmentation_warp", {"movable": [-1]}, r"\.movable: got .*, expected at least one class"),
         ("segmentation_warp", {"movable": "worlds"}, "did you mean 'world'"),
     ],
 )

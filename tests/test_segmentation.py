@@ -91,7 +91,7 @@ def test_a_map_of_ones_own_is_read_from_a_file(tmp_path: Path) -> None:
     assert found.movable_indices == (0,)
     assert found.table("mine")[[4, 5]].tolist() == [0, IGNORE]
     task = Segmentation(class_map=str(file))
-    assert task.out_channels == 2
+    assert task.out_channels == {"segmentation": 2}
 
 
 @pytest.mark.parametrize(
@@ -127,18 +127,21 @@ def test_unknown_maps_and_datasets_are_named() -> None:
 
 
 def test_the_task_has_the_classes_of_its_map() -> None:
-    assert Segmentation().out_channels == len(CLASSES)
-    assert Segmentation(class_map="taskology").out_channels == 8
-    assert Segmentation(num_classes=5).out_channels == 5
+    assert Segmentation().out_channels == {"segmentation": len(CLASSES)}
+    assert Segmentation(class_map="taskology").out_channels == {"segmentation": 8}
+    assert Segmentation(num_classes=5).out_channels == {"segmentation": 5}
     assert Segmentation().per_frame
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 4, "class_map": "world"}, r"\.num_classes: not together with class_map"),
+        ({"num_classes": 4, "class_map": "world"}, r"\.num_classes: got a class_map as well"),
         ({"num_classes": 1}, r"\.num_classes: got 1, expected at least 2"),
-        ({"num_classes": 4, "metric_classes": "movable"}, r"\.metric_classes: no class is known"),
+        (
+            {"num_classes": 4, "metric_classes": "movable"},
+            r"\.metric_classes: got movable, expected",
+        ),
         ({"class_map": "wrld"}, r"\.class_map: unknown 'wrld'; did you mean 'world'"),
         ({"metric_classes": "some"}, r"\.metric_classes: got 'some', expected 'all' or"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_what_stands_under_the_mask_does_not_matter(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_predicts_its_quantities_in_the_shapes_of_the_schema(name: str) -> None:
     task = TASKS[name]()
-    output = 50 * torch.randn(2, task.out_channels, 5, 7)
+    output = 50 * torch.randn(2, *task.out_channels.values(), 5, 7)
     prediction = task.predict(output)
     assert tuple(prediction) == task.quantities
     for quantity, value in prediction.items():
@@ -126,7 +127,7 @@ def test_training_the_output_alone_brings_the_loss_down(name: str) -> None:
     task = TASKS[name]()
     batch = labels_of(name)
     torch.manual_seed(0)
-    output = (0.1 * torch.randn(6, task.out_channels, 5, 7)).requires_grad_()
+    output = (0.1 * torch.randn(6, *task.out_channels.values(), 5, 7)).requires_grad_()
     optimizer = torch.optim.Adam([output], lr=0.1)
     start = torch.stack(list(task.loss(task.predict(output), batch).values())).sum().item()
     for _ in range(150):
@@ -140,7 +141,7 @@ def test_training_the_output_alone_brings_the_loss_down(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_a_batch_without_labels_gives_zero_loss_and_no_nan(name: str) -> None:
     task = TASKS[name]()
-    output = torch.randn(2, task.out_channels, 5, 7, requires_grad=True)
+    output = torch.randn(2, *task.out_channels.values(), 5, 7, requires_grad=True)
     batch = {name: torch.zeros(2, *labels_of(name)[name].shape[1:])}
     loss = torch.stack(list(task.loss(task.predict(output), batch).values())).sum()
     loss.backward()
@@ -305,3 +306,23 @@ def test_inverse_depth_stays_in_bounds_and_makes_planes_of_linear_outputs():
     output = torch.linspace(1.0, 4.0, 7).view(1, 1, 1, -1)  # nearer than 1 m: linear
     steps = (1 / depth.predict(output)["depth"]).diff()
     torch.testing.assert_close(steps, torch.full_like(steps, 0.5), atol=1e-4, rtol=0)
+
+
+# ---- the room ---------------------------------------------------------------------------------
+
+
+def test_no_two_modules_of_the_tasks_need_each_other() -> None:
+    folder = Path(losses.__file__).parent
+    needs = {
+        file.stem: {
+            node.module.rpartition(".")[2]
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("taskray.tasks.")
+        }
+        for file in folder.glob("*.py")
+    }
+    assert "anchor_maps" in needs["detection"]
+    while free := [module for module, others in needs.items() if not others & needs.keys()]:
+        for module in free:
+            del needs[module]
+    assert needs == {}  # what is left is a circle, or needs one

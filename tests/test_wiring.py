@@ -89,12 +89,12 @@ def test_peers_that_may_be_asked_to_predict_get_their_columns_with_the_question(
 
 
 def test_of_every_dataset_the_columns_that_some_task_reads_are_opened() -> None:
-    assert wire(three_tasks()).columns_of_datasets("pairs") == {
+    assert wire(three_tasks()).columns_of_datasets() == {
         "labelled": ("depth", "image"),
         "other": ("image", "normals"),
         "pairs": ("image", "image_2", "intrinsics"),
     }
-    shared = wire(three_tasks("tasks.depth.dedicated=pairs")).columns_of_datasets("pairs")
+    shared = wire(three_tasks("tasks.depth.dedicated=pairs")).columns_of_datasets()
     assert shared["pairs"] == ("depth", "image", "image_2", "intrinsics")
 
 
@@ -124,9 +124,9 @@ def test_the_runtime_asks_the_roster_and_not_the_job() -> None:
         label_columns=("disparity",), steps=9, frozen=False, learns_from_peers=False,
         steps_per_visit=2.0,
     )  # fmt: skip
-    larger = Wiring({**wiring.roles, "stereo": stereo})
+    larger = Wiring({**wiring.roles, "stereo": stereo}, wiring.mediator)
     assert larger.asks("normals") == ["depth", "stereo"]
-    assert larger.columns_of_datasets("pairs")["stereo"] == ("disparity",)
+    assert larger.columns_of_datasets()["stereo"] == ("disparity",)
 
 
 def test_a_relation_of_weight_zero_ties_no_task() -> None:
@@ -142,7 +142,7 @@ def test_without_consistency_steps_each_task_is_alone(setting: str) -> None:
     labelled = "tasks.motion.dedicated=pairs"
     wiring = wire(three_tasks(labelled, setting))
     assert not any(role.tied for role in wiring.roles.values())
-    assert set(wiring.columns_of_datasets(None)) == {"labelled", "other", "pairs"}
+    assert set(wiring.columns_of_datasets()) == {"labelled", "other", "pairs"}
 
 
 def test_a_task_that_gives_its_relations_no_weight_publishes_and_learns_nothing() -> None:
@@ -162,6 +162,6 @@ def test_a_frozen_task_wants_nothing_and_makes_no_step() -> None:
 
 
 def test_a_quantity_that_no_task_predicts_is_named() -> None:
-    job = three_tasks("consistency.scene.relation.segmentation=true")
-    with pytest.raises(InputError, match=r"consistency\.scene.*'segmentation', which no task"):
+    job = three_tasks("consistency.scene.relation.object_motion=true")
+    with pytest.raises(InputError, match=r"consistency\.scene.*'object_motion', which no task"):
         wire(job)

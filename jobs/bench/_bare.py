@@ -41,7 +41,7 @@ class BareLoop:
         trainer = _trainer(job, name, data, nowhere)
         self.task, self.network = trainer.task, trainer.network
         self.optimizer = trainer.optimization.optimizer
-        self.frames = frames_of(trainer.published)
+        self.frames = frames_of(trainer.task, trainer.published)
         self.parameters = list(trainer.learned.parameters())
         self.relations = [(r.relation, r.weight(job.steps)) for r in trainer.relations]
         self.random = torch.Generator().manual_seed(0)
@@ -56,7 +56,7 @@ class BareLoop:
                 quantity: prediction
                 for other in others
                 for quantity, prediction in other.network.infer(
-                    batch, frames_of(other.published)
+                    batch, frames_of(other.task, other.published)
                 ).items()
             }
             for batch in self.unlabelled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -19,11 +20,15 @@ class Ensemble(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, base: int, members: Annotated[int, Field(ge=1)]
+        self,
+        in_channels: int,
+        out_channels: Mapping[str, int],
+        base: int,
+        members: Annotated[int, Field(ge=1)],
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(UNet(in_channels, out_channels, base) for _ in range(members))
 
     def forward(self, image: Tensor) -> Tensor:
-        """``[B, out_channels, H, W]`` from ``[B, in_channels, H, W]``."""
+        """``[B, channels, H, W]`` of the one head, from ``[B, in_channels, H, W]``."""
         return torch.stack([member(image) for member in self.members]).mean(dim=0)

@@ -125,7 +125,7 @@ def measure(settings: Any) -> dict[str, Any]:
     data = columns(settings.batch, settings.height, settings.width)
     data |= sweeps(settings.batch, settings.points, grid)
     depth, detection = Depth(loss="log_mse"), Detection(grid)
-    resnet = EncoderDecoder(3, 1, backbone="resnet18")
+    resnet = EncoderDecoder(3, {"depth": 1}, backbone="resnet18")
     pillars = Pillars(4, detection.out_channels, grid, channels=16, layers=[2, 3, 3])
     steps: dict[tuple[str, str], Callable[[], None]] = {
         ("step", "depth"): training_step(depth, resnet, data),

@@ -24,15 +24,15 @@ FIRST = ("",)
 """The first frame alone: what labels and metrics are about."""
 
 
-def frames_of(quantities: Sequence[str]) -> tuple[str, ...]:
-    """The suffixes of the frames of these quantities; the first frame if there are none."""
-    return tuple(sorted({frame_of(q) for q in quantities})) or FIRST
+def frames_of(task: Task, quantities: Sequence[str]) -> tuple[str, ...]:
+    """The suffixes of the frames on which a task predicts these quantities; the first frame for
+    those that are not predicted frame by frame, and if there are none."""
+    frames = {"" if q in task.quantities else frame_of(q) for q in quantities}
+    return tuple(sorted(frames)) or FIRST
 
 
 def inputs_of(task: Task, frames: Sequence[str]) -> tuple[str, ...]:
     """The columns that a task's network needs to predict on these frames."""
-    if not task.per_frame:
-        return task.inputs
     return tuple(dict.fromkeys(at_frame(c, frame) for frame in frames for c in task.inputs))
 
 
@@ -62,20 +62,21 @@ class Network:
 
     def predict(self, batch: Batch, frames: Sequence[str] = FIRST) -> dict[str, Tensor]:
         """The live prediction, with a gradient, in the module's present mode. All frames go
-        through the network together, as one batch. TaskrayError where a shape is wrong."""
+        through the network together, as one batch; a quantity that is not predicted frame by frame
+        comes from the first. TaskrayError where a shape is wrong."""
         columns = self.to_device(batch).tensors
-        frames = frames if self.task.per_frame else FIRST
         parts = [self.task.network_input(_frame(columns, frame)) for frame in frames]
         inputs = parts[0] if len(parts) == 1 else torch.cat(parts)
         if inputs.dim() == 4:  # only images have a memory format
             inputs = inputs.contiguous(memory_format=self.layout)
         with self._precision():
             output = self._forward(inputs)
-        if isinstance(output, Tensor):
-            quantities = self.task.predict(output.float())
-        else:
-            quantities = self.task.predict({name: part.float() for name, part in output.items()})
-        prediction = _by_frame(quantities, frames)
+        prediction = {
+            at_frame(quantity, frame): values
+            for frame, part in zip(frames, _split(output, len(frames)), strict=True)
+            for quantity, values in self.task.predict(part).items()
+            if not frame or self.task.is_per_frame(quantity)
+        }
         self._check(prediction, batch, frames)
         return prediction
 
@@ -103,7 +104,12 @@ class Network:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
 
     def _check(self, prediction: Mapping[str, Tensor], batch: Batch, frames: Sequence[str]) -> None:
-        expected = [at_frame(q, f) for q in self.task.quantities for f in frames]
+        expected = [
+            at_frame(quantity, frame)
+            for frame in frames
+            for quantity in self.task.quantities
+            if not frame or self.task.is_per_frame(quantity)
+        ]
         missing = [q for q in expected if q not in prediction]
         if missing:
             raise TaskrayError(f"the task does not predict {missing[0]!r}, which it announces")
@@ -117,15 +123,12 @@ class Network:
                 raise TaskrayError(f"prediction of {problem}")
 
 
-def _by_frame(quantities: Mapping[str, Tensor], frames: Sequence[str]) -> dict[str, Tensor]:
-    """Quantities of frames that went through the network as one batch, each under its name."""
-    if len(frames) == 1:
-        return {at_frame(q, frames[0]): values for q, values in quantities.items()}
-    return {
-        at_frame(quantity, frame): part
-        for quantity, values in quantities.items()
-        for frame, part in zip(frames, values.chunk(len(frames)), strict=True)
-    }
+def _split(output: Output, count: int) -> list[Output]:
+    """A network's output (float32), one for each frame."""
+    if isinstance(output, Tensor):
+        return list(output.float().chunk(count))
+    parts = {head: part.float().chunk(count) for head, part in output.items()}
+    return [{head: part[number] for head, part in parts.items()} for number in range(count)]
 
 
 def _frame(columns: Mapping[str, Tensor], frame: str) -> Mapping[str, Tensor]:

@@ -156,7 +156,7 @@ class Trainer:
 
     def _live_prediction(self, batch: Batch) -> dict[str, Tensor]:
         """On a mediator batch, photometrically augmented for this task alone."""
-        frames = frames_of(self.published)
+        frames = frames_of(self.task, self.published)
         if self.teacher_only:  # must not learn the mediator's statistics either
             return self.network.infer(batch, frames)
         own = augment(batch, self.config.augment, self.random, labelled=False)

@@ -108,18 +108,26 @@ def check_relations(job: Job, tasks: Mapping[str, Task]) -> None:
                     f"(predicted: {', '.join(predicted)})",
                 )
         try:
-            relation.check_tasks(
-                {n: t for n, t in tasks.items() if any(map(t.predicts, relation.quantities))}
-            )
+            relation.check_tasks(_simple(tasks, relation.quantities))
         except InputError as error:
             raise InputError(f"consistency.{name}.relation", str(error)) from None
+
+
+def _simple(tasks: Mapping[str, Task], quantities: Sequence[str]) -> dict[str, Task]:
+    """The simple tasks that predict one of these quantities; a head is named ``task.head``."""
+    heads = {
+        f"{name}.{head}" if len(task.heads) > 1 else name: part
+        for name, task in tasks.items()
+        for head, part in task.heads.items()
+    }
+    return {name: part for name, part in heads.items() if any(map(part.predicts, quantities))}
 
 
 def _role(job: Job, name: str, task: Task) -> Role:
     relations = build_relations(job, name, task)
     config, labels = job.tasks[name], job.labels_of(name)
     publishes = tuple(sorted(q for q in _related(relations) if task.predicts(q)))
-    inputs = set(inputs_of(task, frames_of(publishes))) if relations else set()
+    inputs = set(inputs_of(task, frames_of(task, publishes))) if relations else set()
     needed = {c for weighted in relations for c in weighted.relation.inputs}
     wants = {
         quantity: min(r.config.start_step for r in relations if quantity in r.relation.quantities)

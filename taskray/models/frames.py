@@ -1,4 +1,4 @@
-"""Frames of any size: padded to what a network divides by, and brought to another's size."""
+"""Frames of any size and brightness: padded, resized, and normalised for a network."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
     if x.shape[-2:] == size:
         return x
     return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def standardize(image: Tensor) -> Tensor:
+    """Every frame of a batch ``[B, C, H, W]`` scaled to mean 0 and deviation 1 over all its
+    channels together, so colours keep their relation. A frame of one colour becomes 0."""
+    deviation = image.std(dim=(1, 2, 3), keepdim=True)
+    return (image - image.mean(dim=(1, 2, 3), keepdim=True)) / (deviation + 0.02)

@@ -1,7 +1,8 @@
-"""A network for the motion between two frames: of the camera, and of whatever else moves."""
+"""A network for the motion between two frames: of the camera, and of the things that move."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -11,8 +12,9 @@ from torch.nn import functional
 
 from taskray.errors import InputError
 from taskray.geometry.camera import pixel_grid
-from taskray.models.frames import pad_to_multiple, resize
-from taskray.models.unet import double_conv, normalisation, standardize
+from taskray.models.blocks import double_conv, normalisation
+from taskray.models.frames import pad_to_multiple, resize, standardize
+from taskray.models.heads import by_head
 
 PLACE = 2
 CAMERA, FIELD = 6, 3
@@ -23,21 +25,23 @@ class MotionNet(nn.Module):
     """Two frames, stacked on channels, through one encoder, to a camera motion, a motion field,
     or both (after Gordon et al., ICCV 2019).
 
-    Beside the frames the encoder gets what matching them by colour gives (:class:`Matching`), and
-    where each pixel lies: what tells a turn from a step aside is how the image moves in different
-    places. Left to find out by itself how to match, a small network needs many times the steps.
+    Besides the frames the encoder gets the result of matching them by colour (:class:`Matching`)
+    and the position of each pixel: a turn and a step aside differ in how the image moves in
+    different places. A small network that must learn to match by itself needs many times the
+    steps.
 
     Each level halves the frame. The camera's six numbers are a linear function of the mean over
-    the deepest level. The field begins there as a constant one and is refined at each finer
-    level: enlarged, joined by that level's features, and corrected. At the beginning of training
+    the deepest level. The field begins there, the same at every pixel, and is refined at each finer
+    level: enlarged, joined with that level's features, and corrected. At the beginning of training
     both outputs are close to 0: no motion.
 
-    The two frames are brought to mean 0 and deviation 1 together, so that a change of brightness
+    The two frames are scaled to mean 0 and deviation 1 together, so that a change of brightness
     between them stays visible.
 
     Args:
         in_channels: channels of the two frames together.
-        out_channels: 6 for the camera's motion, 3 for the field, 9 for both (the task says).
+        out_channels: by head; a head of 6 channels is a camera motion, one of 3 a motion field.
+            One of each at most.
         base: channels of the first level, a multiple of 8; each level has twice the one before,
             up to 8 times as many.
         depth: number of levels.
@@ -50,7 +54,7 @@ class MotionNet(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        out_channels: int,
+        out_channels: Mapping[str, int],
         base: Annotated[int, Field(ge=8, multiple_of=8)] = 16,
         depth: Annotated[int, Field(ge=2)] = 5,
         norm: Literal["group", "batch"] = "group",
@@ -60,26 +64,30 @@ class MotionNet(nn.Module):
         super().__init__()
         self.matching = nn.ModuleList(Matching(radius, 2**scale) for scale in range(scales))
         in_channels += PLACE + scales * Matching.channels
-        if out_channels not in (CAMERA, FIELD, CAMERA + FIELD):
+        kinds = list(out_channels.values())
+        if not kinds or len(set(kinds)) < len(kinds) or not {CAMERA, FIELD} >= set(kinds):
             raise InputError(
-                f"motion_net gives 6 channels (camera), 3 (field) or 9 (both), not {out_channels}"
+                "motion_net",
+                f"got heads of {', '.join(map(str, kinds))} channels, "
+                f"expected {CAMERA} (a camera motion), {FIELD} (a motion field) or one of each",
             )
+        self.heads = dict(out_channels)
         self.multiple = 2**depth
         widths = [base * min(2**level, 8) for level in range(depth)]
         self.encoder = nn.ModuleList(
             _halving(before, width, norm)
             for before, width in zip([in_channels, *widths], widths, strict=False)
         )
-        self.camera = nn.Linear(widths[-1], CAMERA) if out_channels != FIELD else None
-        self.first_field = nn.Linear(widths[-1], FIELD) if out_channels != CAMERA else None
+        self.camera = nn.Linear(widths[-1], CAMERA) if CAMERA in kinds else None
+        self.first_field = nn.Linear(widths[-1], FIELD) if FIELD in kinds else None
         self.refinements = nn.ModuleList(
             _Refinement(width, norm)
             for width in (reversed([in_channels, *widths[:-1]]) if self.first_field else ())
         )
 
-    def forward(self, frames: Tensor) -> dict[str, Tensor]:
-        """``camera`` ``[B, 6]`` and ``field`` ``[B, 3, H, W]``, as far as asked for, from
-        ``[B, in_channels, H, W]``."""
+    def forward(self, frames: Tensor) -> Tensor | dict[str, Tensor]:
+        """The camera motion ``[B, 6]`` (axis-angle, translation) or the motion field
+        ``[B, 3, H, W]``, or both by head, from ``[B, in_channels, H, W]``."""
         height, width = frames.shape[-2:]
         frames = standardize(frames)
         first, second = frames.chunk(2, dim=1)
@@ -88,19 +96,19 @@ class MotionNet(nn.Module):
         for block in self.encoder:
             features.append(block(features[-1]))
         pooled = features.pop().float().mean(dim=(2, 3))
-        output = {}
+        output = {}  # by kind of head
         # bfloat16 would round the motion to a part in 256
         with torch.autocast(frames.device.type, enabled=False):
             if self.camera is not None:
-                output["camera"] = self.camera(pooled)
+                output[CAMERA] = self.camera(pooled)
             field = None
             if self.first_field is not None:
                 field = self.first_field(pooled)[:, :, None, None]
         if field is not None:
             for refine in self.refinements:
                 field = refine(field, features.pop())
-            output["field"] = field[..., :height, :width]
-        return output
+            output[FIELD] = field[..., :height, :width]
+        return by_head({head: output[channels] for head, channels in self.heads.items()})
 
 
 def _places(frames: Tensor) -> Tensor:
@@ -112,13 +120,13 @@ def _places(frames: Tensor) -> Tensor:
 
 
 class Matching(nn.Module):
-    """Where the patches of frame 1 are found in frame 2, and how surely, without learning more
-    than how strict to be.
+    """Where the patches of frame 1 are found in frame 2, and how certain that is. Its one learned
+    parameter is the sharpness of the softmax.
 
     Patches of 5x5 pixels are compared by mean squared difference at every displacement of up to
     ``radius`` pixels; a softmax over displacements gives the expected one (column, row; in units
-    of the radius) and its sureness, the softmax's sum of squares. Channels: the displacement,
-    the displacement times the sureness, the sureness.
+    of the radius) and its certainty, the softmax's sum of squares. Channels: the displacement,
+    the displacement times the certainty, the certainty.
     """
 
     channels = 5
@@ -168,7 +176,7 @@ class Matching(nn.Module):
 
 
 class _Refinement(nn.Module):
-    """The field at the size of finer features, corrected by what they show."""
+    """The field at the size of finer features, corrected by a function of the two."""
 
     def __init__(self, features: int, norm: str) -> None:
         super().__init__()

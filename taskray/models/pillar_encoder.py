@@ -10,13 +10,13 @@ from torch.nn import functional
 from taskray.geometry.grid import Grid
 
 FEATURES = 5
-"""Of a point besides its own: offsets to the mean of its pillar (3) and to its centre (2)."""
+"""Added to the values of a point: offsets to the mean of its pillar (3) and to its centre (2)."""
 
 
 class PillarEncoder(nn.Module):
-    """A sweep as a map ``[B, channels, Y, X]``, zero where no point fell.
+    """A sweep as a map ``[B, channels, Y, X]``, zero in pillars without a point.
 
-    Each point is given the offsets to the mean of its pillar's points and to the pillar's centre,
+    Each point gets the offsets to the mean of its pillar's points and to the pillar's centre,
     and goes through a linear layer, batch normalisation and ReLU; a pillar is the maximum over its
     points. All points of all pillars count: nothing is sampled or padded, so there is no limit of
     points in a pillar or of pillars. Points outside the grid, and rows of NaN, are left out.
@@ -34,7 +34,7 @@ class PillarEncoder(nn.Module):
         self.norm = nn.BatchNorm1d(channels, eps=1e-3)
 
     def forward(self, points_bpc: Tensor) -> Tensor:
-        """``[B, channels, Y, X]`` from ``[B, P, in_channels]``; float32 whatever autocast says,
+        """``[B, channels, Y, X]`` from ``[B, P, in_channels]``; in float32, also under autocast,
         which would round metres."""
         with torch.autocast(points_bpc.device.type, enabled=False):
             return self._encode(points_bpc.float())
@@ -46,7 +46,7 @@ class PillarEncoder(nn.Module):
         cells, points = cells[inside], points[inside]
         pillars, of_point = torch.unique(cells, return_inverse=True)
         features = self._normalised(self.linear(self._augmented(points, pillars, of_point))).relu()
-        # ReLU leaves nothing below 0, so a maximum that begins at 0 is the maximum
+        # the features are at least 0 after ReLU, so a maximum that begins at 0 is the maximum
         maxima = features.new_zeros(len(pillars), features.shape[1])
         index = of_point[:, None].expand(-1, features.shape[1])
         maxima = maxima.scatter_reduce(0, index, features, "amax")
@@ -66,8 +66,8 @@ class PillarEncoder(nn.Module):
         return torch.cat([points, points[:, :3] - whole[:, :3], points[:, :2] - whole[:, 3:]], 1)
 
     def _normalised(self, features: Tensor) -> Tensor:
-        """Batch normalisation over all points; over fewer than two there are no statistics, and
-        those of the past serve."""
+        """Batch normalisation over all points. Fewer than two have no statistics of their own:
+        they use the running ones."""
         if len(features) > 1:
             normalised: Tensor = self.norm(features)
             return normalised
@@ -78,8 +78,9 @@ class PillarEncoder(nn.Module):
 
 
 def _blank(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Zeros ``[rows, columns]``. On a CPU NumPy's, whose memory the system clears when it is first
-    touched: of a map of 468 x 468 x 64 most never is, and ``torch.zeros`` takes 40 ms for it."""
+    """Zeros ``[rows, columns]``. On a CPU they come from NumPy, whose memory the system clears when
+    it is first touched: most of a map of 468 x 468 x 64 never is, and ``torch.zeros`` takes 40 ms
+    for it."""
     if like.device.type == "cpu" and like.dtype == torch.float32:
         return torch.from_numpy(np.zeros((rows, columns), np.float32))
     return like.new_zeros(rows, columns)

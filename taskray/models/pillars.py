@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from taskray.geometry.grid import Grid
+from taskray.models.heads import Head, by_head, of_head, per_head
 from taskray.models.pillar_encoder import PillarEncoder
 
 Positive = Annotated[int, Field(ge=1)]
 
 
 class Pillars(nn.Module):
-    """Pillar encoder, 2D backbone and one 1x1 head, as published.
+    """Pillar encoder, 2D backbone and a 1x1 head, as published; several heads share the backbone.
 
     Block k of the backbone has ``layers[k]`` 3x3 convolutions of ``2**k * channels`` channels, the
-    first of which halves the map (but in the first block); each block's output is brought to the
-    resolution of the first by a transposed convolution of ``2 * channels``, and the head sees all
-    of them together. Everywhere convolution, batch normalisation, ReLU.
+    first of which halves the map (except in the first block); each block's output is enlarged to
+    the resolution of the first by a transposed convolution of ``2 * channels``, and the head gets
+    all of them together. Every convolution is followed by batch normalisation and ReLU.
 
-    Of several sweeps each is encoded by the same encoder, and the backbone sees their maps
-    together.
+    Several sweeps pass the same encoder one by one, and the backbone gets their maps together.
 
     Args:
         in_channels: values of a point.
-        out_channels: channels of the output.
+        out_channels: channels of the output, by head.
         grid: the cells of the output; the task's.
-        frames: sweeps that the network sees together; the task's.
+        frames: sweeps that the network gets together; the task's.
         channels: C of the paper; 64 as published.
         layers: convolutions of each block; 4, 6, 6 as published.
         pillars_per_cell: pillars along the side of an output cell. 1: every pillar has anchors
@@ -41,7 +41,7 @@ class Pillars(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        out_channels: int,
+        out_channels: Mapping[str, int],
         grid: Grid,
         frames: Positive = 1,
         channels: Positive = 64,
@@ -60,24 +60,22 @@ class Pillars(nn.Module):
             self.blocks.append(nn.Sequential(*parts))
             self.raises.append(_raise(width, 2 * channels, 2**level))
             before = width
-        self.head = nn.Conv2d(2 * channels * len(layers), out_channels, 1)
+        self.head_names = tuple(out_channels)
+        self.head = per_head(out_channels, lambda count: Head(2 * channels * len(layers), count))
 
-    def forward(self, points: Tensor) -> Tensor:
-        """``[B, out_channels, Y, X]`` from sweeps ``[B, P, in_channels]``, or
-        ``[B, frames, P, in_channels]`` of several."""
+    def forward(self, points: Tensor) -> Tensor | dict[str, Tensor]:
+        """``[B, channels, Y, X]`` of the one head, or of each by name, from sweeps
+        ``[B, P, in_channels]``, or ``[B, frames, P, in_channels]`` of several."""
         x = self.encoder(points.flatten(0, -3))
         if self.frames > 1:
             x = x.reshape(-1, self.frames * x.shape[1], *x.shape[2:])
         raised = []
         for block, up in zip(self.blocks, self.raises, strict=True):
             x = block(x)
-            # maps of odd size are rounded up on the way down: cut what is too much on the way up
+            # halving rounds odd sizes up, so the enlarged map may have a row or column too many
             raised.append(up(x)[..., : self.shape[0], : self.shape[1]])
         x = torch.cat(raised, dim=1)
-        # bfloat16 knows a metre to four millimetres, and a logit of 8 to 1/32
-        with torch.autocast(x.device.type, enabled=False):
-            output: Tensor = functional.conv2d(x.float(), self.head.weight, self.head.bias)
-        return output
+        return by_head({head: of_head(self.head, head)(x) for head in self.head_names})
 
 
 def _conv(before: int, width: int, stride: int = 1) -> nn.Sequential:

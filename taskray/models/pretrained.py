@@ -1,6 +1,6 @@
-"""What networks from Hugging Face ``transformers`` share: configurations and weights from this
-machine alone (a folder, or a hub id in the local cache; never a download), and how their input
-is to look."""
+"""What networks from Hugging Face ``transformers`` share: configurations and weights that are on
+this machine (a folder, or a hub id in the local cache; never a download), and the normalisation of
+their input."""
 
 from __future__ import annotations
 
@@ -11,35 +11,32 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
-from taskray.errors import InputError
+from taskray.errors import InputError, one_line
 
 
 def stored_config(source: str, key: str, **changes: Any) -> PreTrainedConfig:
-    """The configuration of a stored model; InputError names the argument ``key`` otherwise."""
+    """The configuration of a stored model; InputError(``key``, ...) if there is none."""
     try:
         return AutoConfig.from_pretrained(source, local_files_only=True, **changes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{key}: {source!r} is neither a folder with a model (config.json and weights) nor a "
-            f"hub id in the local Hugging Face cache: {first_line(error)}"
+            key,
+            f"got {source!r}, expected a folder with a model (config.json and weights) or a hub id "
+            f"in the local Hugging Face cache: {one_line(error)}",
         ) from None
 
 
 def new_config(model_type: str, key: str, arguments: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of a model with random weights, from ``model_type`` and its arguments."""
+    """The configuration of a model with random weights, from ``model_type`` and its arguments;
+    InputError(``key``, ...) if they do not fit."""
     try:
         return AutoConfig.for_model(model_type, **arguments)
-    except Exception as error:  # whatever a configuration class finds wrong is the user's input
-        raise InputError(f"{key}: {model_type!r} with {arguments}: {first_line(error)}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """An error's first line, for messages of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # a configuration class may raise anything for its arguments
+        raise InputError(key, f"{model_type!r} with {arguments}: {one_line(error)}") from None
 
 
 class Standardize(nn.Module):
-    """``(image - mean) / std`` with the statistics a stored model was trained with."""
+    """``(image - mean) / std`` with the statistics that a stored model was trained with."""
 
     mean: Tensor
     std: Tensor
@@ -54,7 +51,8 @@ class Standardize(nn.Module):
 
 
 def stored_statistics(source: str) -> nn.Module:
-    """:class:`Standardize` as a stored model's image processor says; identity if it has none.
+    """:class:`Standardize` with the settings of a stored model's image processor; identity if it
+    has none.
 
     Only the processor's settings are read: its class may need torchvision.
     """
@@ -69,8 +67,8 @@ def stored_statistics(source: str) -> nn.Module:
 
 
 def size_multiple(config: PreTrainedConfig) -> int:
-    """Pixels by which a network divides frames: the patch of a plain vision transformer (8 and
-    more; hierarchical networks have smaller ones), else 32."""
+    """The number of pixels that a frame's height and width must be a multiple of: the patch of a
+    plain vision transformer (8 or more; hierarchical networks have smaller ones), else 32."""
     inner = getattr(config, "backbone_config", None) or config
     patch = getattr(config, "patch_size", None) or getattr(inner, "patch_size", None)
     return patch if isinstance(patch, int) and patch >= 8 else 32

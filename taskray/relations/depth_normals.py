@@ -14,7 +14,7 @@ from taskray.geometry.normals import normals_from_depth, unit
 from taskray.relations.relation import Relation
 
 SHORTEST_NORMAL = 1e-3
-"""A predicted vector shorter than this states no direction and is left out."""
+"""A predicted vector shorter than this has no direction and is left out."""
 
 
 def _odd(value: int) -> int:
@@ -36,11 +36,11 @@ class DepthNormals(Relation):
     Args:
         beta: depth changes of this fraction of the depth, over two pixels, are discontinuities.
         window: side in pixels of the window over which derivatives are averaged; odd.
-        bend: where inverse depth differs by this fraction of itself from the straight line
-            between two neighbouring pixels is an outline, too; null: not looked at (the paper).
-        max_angle: degrees. Pixels where the two normals differ by more do not count: there one
-            task sees a thing that the other does not, and what is between them is neither; null:
-            all count (the paper).
+        bend: a pixel whose inverse depth differs by this fraction of itself from the straight line
+            between its two neighbours is a discontinuity, too; null: no such test (the paper).
+        max_angle: degrees. Pixels where the two normals differ by more do not count: such a
+            difference comes from an object that only one of the tasks has found, and the mean of
+            the two would be wrong for both; null: all count (the paper).
     """
 
     quantities = ("depth", "normals")

@@ -1,4 +1,5 @@
-"""Detections of sweeps and the flow between them: a box, moved, is the box found there."""
+"""Detections of sweeps and the flow between them: a box, moved by its flow, is the box detected in
+the other sweep."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ class MotionConsistency(Relation):
     """Class and box agree at both ends of the flow, Taskology 3.2.2 (the terms of L_con PC in
     time, which have no numbers there).
 
-    An anchor at (x, y, theta) of the current frame, the last, goes with its flow to the nearest
+    The flow of an anchor at (x, y, theta) of the current frame, the last, leads to the nearest
     anchor (x', y', theta') of each frame before. There
 
         L_class = (logit - logit')^2
@@ -39,19 +40,19 @@ class MotionConsistency(Relation):
         L_direction = (logit of direction - logit' of direction)^2
 
     with d the difference *box minus anchor* of ``schema``, in metres and radians. The paper
-    prints + before the remainder flow - (i' - i): that holds where d is anchor minus box. Which
-    anchor is the nearest is a step function of the flow and carries no gradient; the remainder
-    does, and makes up exactly for the step.
+    prints + before the remainder flow - (i' - i): that is right where d is anchor minus box. The
+    choice of the nearest anchor is a step function of the flow and carries no gradient; the
+    remainder does, and compensates the step exactly.
 
-    Theta is, as ``schema`` has it, the axis of a box, so its difference is wrapped to half turns;
-    each half turn that is taken off changes the sign of the direction at one end. L_direction is
-    not in the paper, whose theta is left open; without it nothing would tie the way that a box
-    points to that of the same box half a second ago.
+    Theta is the axis of a box, as defined in ``schema``, so its difference is wrapped to half
+    turns; each half turn that is removed changes the sign of the direction at one end. L_direction
+    is not in the paper, which does not define theta; without it the direction of a box would not
+    be tied to that of the same box half a second before.
 
     Anchors count whose confidence in the current frame is at least ``min_confidence``, and whose
-    flow stays on the grid: flow is supervised where there are boxes alone (3.2.2), so what it
-    says elsewhere ties nothing to anything. All terms are averaged over the anchors that count
-    and the frames; where none does they are 0, with a gradient of zeros.
+    flow leads to a cell of the grid: flow is supervised only at boxes (3.2.2), so elsewhere its
+    value is arbitrary. All terms are averaged over the anchors that count and the frames; without
+    one such anchor they are 0, with a gradient of zeros.
 
     Args:
         grid: that of the tasks.
@@ -85,9 +86,10 @@ class MotionConsistency(Relation):
         known = {n: t.anchors for n, t in tasks.items() if isinstance(t, (Detection, BoxFlow))}
         for name, anchors in known.items():
             if anchors.grid != self.grid:
-                raise InputError(f"grid: is not that of task {name!r}")
+                raise InputError("grid", f"got {self.grid}, expected that of task {name!r}")
             if anchors.classes != next(iter(known.values())).classes:
-                raise InputError(f"tasks {', '.join(map(repr, known))} differ in their classes")
+                names = ", ".join(map(repr, known))
+                raise InputError("classes", f"tasks {names} differ in them, expected the same")
 
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -95,8 +97,7 @@ class MotionConsistency(Relation):
         here = predictions[f"detection{self.current}"]
         if here.shape[-2:] != self.grid.shape:
             raise InputError(
-                f"grid: the relation's has {self.grid.shape} cells, "
-                f"the tasks' {tuple(here.shape[-2:])}"
+                "grid", f"got {self.grid.shape} cells, expected the tasks' {tuple(here.shape[-2:])}"
             )
         flows = predictions[self.flow].chunk(len(self.past), dim=2)
         sure = torch.where(here.detach()[:, :, LOGIT].sigmoid() >= self.min_confidence)
@@ -117,9 +118,9 @@ class MotionConsistency(Relation):
     def _follow(
         self, flow: Tensor, where: Sequence[Tensor], detection: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The prediction at the anchor that the flow ``[n, 3]`` of each anchor leads to ``[n, 9]``,
-        the step from anchor to anchor ``[n, 3]`` in metres and radians, and whether it stays on
-        the grid ``[n]``."""
+        """The prediction ``[n, 9]`` at the anchor that the flow ``[n, 3]`` of each anchor leads to,
+        the step from anchor to anchor ``[n, 3]`` in metres and radians, and whether it ends on the
+        grid ``[n]``."""
         sample, anchor, y, x = where
         rows, columns = detection.shape[-2:]
         cells = torch.round(flow.detach()[:, :2] / self.grid.cell).long()
@@ -137,7 +138,7 @@ def _at(maps: Tensor, where: Sequence[Tensor]) -> Tensor:
 
 
 def _nearest_heading(anchor: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-    """The anchor of the same class that lies nearest after the turn, and the step there in
+    """The anchor of the same class whose heading is nearest after the turn, and the step to it in
     radians. Anchors are rectangles: turned by half a circle they are the same."""
     headings = turn.new_tensor(HEADINGS)
     before = headings[anchor % len(HEADINGS)]

@@ -1,6 +1,8 @@
 """A relation: what must hold between quantities, as a loss on unlabelled data.
 
-A relation of your own subclasses :class:`Relation`; a job names it by import path.
+A relation of your own subclasses :class:`Relation`; a job names it by import path. One with
+parameters derives from ``torch.nn.Module`` first (``class Mine(nn.Module, Relation)``) and defines
+``forward`` instead of ``__call__``.
 """
 
 from __future__ import annotations
@@ -19,21 +21,23 @@ class Relation(ABC):
     quantities: tuple[str, ...]
     """Predicted quantities that the relation ties together."""
     constant: tuple[str, ...] = ()
-    """Those of them that get no gradient: a task that predicts no other only teaches here."""
+    """Those of them that get no gradient. A task that predicts only these learns nothing from the
+    relation and predicts for its peers."""
     inputs: tuple[str, ...] = ()
     """Columns of the mediator batch that it needs besides predictions."""
 
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
-        """Refuse (InputError) tasks, by name, whose predictions this relation cannot compare; all
-        that predict one of its quantities are given. Any will do, unless a relation says so."""
+        """Raise InputError for tasks whose predictions this relation cannot compare. ``tasks`` are
+        all simple tasks (:attr:`taskray.tasks.task.Task.heads`) that predict one of its quantities,
+        by name. By default any tasks are accepted."""
         return None
 
     @abstractmethod
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Named scalar terms whose sum is the loss; it vanishes where all predictions are true.
+        """Named scalar terms whose sum is the loss; it is 0 where all predictions are true.
 
-        ``predictions`` holds every quantity of ``quantities``, ``[B, ...]`` float32. Those of
-        peers are detached, so the gradient reaches the live ones alone, whichever they are.
+        ``predictions`` contains every quantity of ``quantities``, ``[B, ...]`` float32. Those of
+        peers are detached, so the gradient reaches only those of the task that trains.
         """

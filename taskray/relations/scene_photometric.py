@@ -1,5 +1,5 @@
-"""Depth, camera motion, object motion and segmentation: moved into the other frame of a pair, the
-colours of a scene stay what they are."""
+"""Depth, camera motion, object motion and segmentation: a point keeps its colour when it is moved
+into the other frame of a pair."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Weight = Annotated[float, Field(ge=0)]
 LEAST_DEPTH_VARIANCE = 1e-4
 """Square metres, added to the mean squared depth difference that SSIM's weights are relative to."""
 LEAST_MOTION = 1e-8
-"""Square metres, and squared entries of a rotation: keeps the cycle terms of cameras at rest
-finite."""
+"""Square metres, and squared entries of a rotation: keeps the cycle terms finite for cameras at
+rest."""
 
 
 class ScenePhotometric(Relation):
@@ -45,20 +45,19 @@ class ScenePhotometric(Relation):
     loss terms of Gordon et al. (ICCV 2019, arXiv 1904.04998), summed over both directions.
 
     The pixels p of frame 1 are moved to ``z' p' = K R K^-1 z p + K (m delta + T)``; frame 2 is
-    sampled there. A point is *visible* where p' lies in frame 2 and z' is no more than frame 2's
-    depth there: what is hidden does not count, nor what only seems so, which the other direction
-    judges. Each argument below weights one term; 0 leaves the term out. What the loss is on the
-    truth: ``rgb``, ``ssim``, ``depth`` and the cycles vanish up to occlusion borders, smoothness
-    is a prior and does not.
+    sampled there. A point is *visible* where p' is in frame 2 and z' is at most frame 2's depth
+    there. Points that are not visible do not count: a point that is hidden only because of wrong
+    depth counts in the other direction. Each argument below weights one term; 0 leaves the term
+    out. On the truth ``rgb``, ``ssim``, ``depth`` and the cycles are 0 up to occlusion borders;
+    smoothness is a prior and is not.
 
     The gradient reaches depth, camera motion and object motion, of either frame. The mask m is a
     step function: a segmentation learns nothing here.
 
     Args:
-        segmentation: what can move is where the segmentation says so (m of eq. 7); without,
-            everything can.
-        object_motion: things move by themselves; without, the scene is static (delta = 0, and
-            no segmentation is needed).
+        segmentation: things of a movable class can move (m of eq. 7); if false, everything can.
+        object_motion: things move relative to the scene; if false, the scene is static (delta = 0,
+            and no segmentation is needed).
         movable: classes that can move: their indices, or the segmentation's class map (a name or a
             YAML file).
         rgb: |I1' - I1| where visible, mean over all pixels and channels.
@@ -100,7 +99,7 @@ class ScenePhotometric(Relation):
         }
         self.weights = {term: weight for term, weight in weights.items() if weight}
         if not self.weights:
-            raise InputError("every term has weight 0: nothing is left")
+            raise InputError("rgb", "all terms have weight 0, expected at least one above 0")
         self.object_motion = object_motion
         masked = segmentation and object_motion
         self.named, self.movable = movable, movable_indices(movable) if masked else None
@@ -151,7 +150,7 @@ class ScenePhotometric(Relation):
 
 
 def agreement(difference_b1hw: Tensor, visible_b1hw: Tensor) -> Tensor:
-    """How well depths agree, in (0, 1]: 1 where they are equal, 1/2 where they differ by the root
+    """The agreement of depths, in (0, 1]: 1 where they are equal, 1/2 where they differ by the root
     mean square over the frame's visible pixels."""
     squared = difference_b1hw.square()
     total = torch.where(visible_b1hw, squared, 0.0).sum(dim=(1, 2, 3), keepdim=True)
@@ -161,7 +160,8 @@ def agreement(difference_b1hw: Tensor, visible_b1hw: Tensor) -> Tensor:
 
 
 def rotation_cycle(there_b44: Tensor, back_b44: Tensor) -> Tensor:
-    """How far two rotations are from undoing each other, relative to their size."""
+    """The difference of two rotations, one after the other, from the identity, relative to their
+    size."""
     there, back = there_b44[:, :3, :3], back_b44[:, :3, :3]
     identity = torch.eye(3, dtype=there.dtype, device=there.device)
 
@@ -172,7 +172,8 @@ def rotation_cycle(there_b44: Tensor, back_b44: Tensor) -> Tensor:
 
 
 def translation_cycle(direction: Direction, visible_b1hw: Tensor) -> Tensor:
-    """How far each visible point is from coming back, relative to how far it goes."""
+    """The distance by which each visible point misses its start after both motions, relative to
+    their lengths."""
     here, there = direction.here, direction.there
     back = there.camera_translation
     if there.field is not None:
@@ -183,7 +184,7 @@ def translation_cycle(direction: Direction, visible_b1hw: Tensor) -> Tensor:
 
 
 def motion_smoothness(view: View) -> Tensor:
-    """Slope of the object motion, relative to how far points move in all."""
+    """Slope of the object motion, relative to the whole motion of the points."""
     assert view.object_motion is not None
     slope = field_smoothness(view.object_motion, view.mask)
     return (slope * (view.distance_squared.mean(dim=(1, 2, 3)) + LEAST_MOTION).rsqrt()).mean()

@@ -1,4 +1,4 @@
-"""Segmentation of two frames: moved into the other frame, what a point is stays what it is."""
+"""Segmentation of two frames: a point keeps its class when it is moved into the other frame."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class SegmentationWarp(Relation):
     logits are sampled there and compared with those of frame 1. Points count where they are
     visible; the loss is a mean over all pixels and classes, as the photometric one is.
 
-    The gradient reaches both frames' logits, and depth and motion through the place sampled at;
+    The gradient reaches both frames' logits, and depth and motion through the sampled position;
     none passes through the mask of what can move.
 
     Args:
-        object_motion: things move by themselves where the segmentation is of a movable class;
-            without, the scene is static.
+        object_motion: things of a movable class move relative to the scene; if false, the scene is
+            static.
         movable: those classes: their indices, or the segmentation's class map (a name or a YAML
             file).
     """

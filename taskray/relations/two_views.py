@@ -1,4 +1,4 @@
-"""The two directions between the frames of a pair: what the relations of scenes in motion share.
+"""The two directions between the frames of a pair, for the relations of scenes in motion.
 
 Taskology 3.2.1 sums every loss over "1 and 2 swapped everywhere": a loss is written for one
 direction, from the frame *here* into the frame *there*, and called on both.
@@ -65,7 +65,7 @@ class View:
 
     @cached_property
     def distance_squared(self) -> Tensor:
-        """Its squared length, one channel."""
+        """Squared length of :attr:`translation`, one channel."""
         return squared_length(self.translation)
 
 
@@ -77,12 +77,12 @@ class Direction:
         self.warped = warp(here.depth, intrinsics_b33, here.motion, here.field)
 
     def sample(self, values_there: Tensor) -> Tensor:
-        """Values of the frame there, where the pixels here stand in it."""
+        """Values of the frame there, at the positions of the pixels of the frame here."""
         return sample(values_there, self.warped.pixels_b2hw)
 
     def visible(self, depth_there: Tensor) -> Tensor:
-        """bool ``[B, 1, h, w]``: the point stands within the frame there, and nothing before it:
-        z' is no more than that frame's depth, sampled at p'."""
+        """bool ``[B, 1, h, w]``: the point is within the frame there and not occluded: z' is at
+        most that frame's depth, sampled at p'."""
         return self.warped.valid_b1hw & (self.warped.depth_b1hw <= depth_there)
 
 
@@ -98,8 +98,8 @@ def both_directions(
         predictions: ``SCENE``, with ``object_motion`` its field in both directions, and with
             ``movable`` ``CLASSES`` too, as in ``schema``.
         batch: with ``intrinsics``; InputError where they cannot be inverted.
-        object_motion: whether things move by themselves.
-        movable: indices of the classes that can (M of eq. 7); None: all.
+        object_motion: whether things move relative to the scene.
+        movable: indices of the classes that can move (M of eq. 7); None: all.
     """
     first, second = (View(predictions, f, object_motion, movable) for f in FRAMES)
     intrinsics = checked_intrinsics(batch).to(first.depth.dtype)
@@ -113,8 +113,9 @@ def movable_mask(logits_bchw: Tensor, movable: tuple[int, ...]) -> Tensor:
     others = [c for c in range(num_classes) if c not in movable]
     if movable[-1] >= num_classes or not others:
         raise InputError(
-            f"movable: classes {', '.join(map(str, movable))} can move, but the segmentation has "
-            f"{num_classes} classes; expected some of them, not all"
+            "movable",
+            f"got classes {', '.join(map(str, movable))}, expected some but not all of the "
+            f"segmentation's {num_classes} classes",
         )
     planes = torch.split(logits_bchw.detach(), 1, dim=1)
     best, best_other = (
@@ -127,28 +128,31 @@ def movable_indices(movable: str | list[int]) -> tuple[int, ...]:
     """Class indices, ascending, from themselves or from a class map (a name or a YAML file)."""
     indices = class_map(movable).movable_indices if isinstance(movable, str) else set(movable)
     if not indices or min(indices) < 0:
-        raise InputError(f"movable: expected at least one class, each 0 or more, got {movable!r}")
+        raise InputError("movable", f"got {movable!r}, expected at least one class, each 0 or more")
     return tuple(sorted(indices))
 
 
 def check_classes(movable: str | list[int], tasks: Mapping[str, Task]) -> None:
-    """Refuse (InputError) a class map with other classes than a segmentation among the tasks has:
-    its indices would be those of other things. Indices themselves are taken as they are."""
+    """Raise InputError for a class map whose classes are not those of a segmentation among the
+    tasks: its indices would mean other classes. Indices themselves are not checked."""
     if isinstance(movable, str):
         for name, task in tasks.items():
             if isinstance(task, Segmentation) and task.classes != class_map(movable).classes:
                 raise InputError(
-                    f"movable: the classes of {movable!r} are not those of task {name!r}; "
-                    "expected its class map, or the indices of the classes that can move"
+                    "movable",
+                    f"the classes of {movable!r} are not those of task {name!r}, expected its "
+                    "class map, or the indices of the classes that can move",
                 )
 
 
 def checked_intrinsics(batch: Mapping[str, Tensor]) -> Tensor:
-    """The camera matrices of a batch; InputError unless they are there and can be inverted."""
+    """The camera matrices of a batch; InputError if they are missing or cannot be inverted."""
     if "intrinsics" not in batch:
-        raise InputError("intrinsics: the mediator's rows have none, expected a 3x3 camera matrix")
+        raise InputError(
+            "intrinsics", "the mediator's rows have none, expected a 3x3 camera matrix"
+        )
     intrinsics = batch["intrinsics"]
     focal = intrinsics[:, [0, 1], [0, 1]]
     if not bool(((focal > 0) & torch.isfinite(intrinsics).all(dim=(1, 2))[:, None]).all()):
-        raise InputError("intrinsics: not invertible, expected positive focal lengths in pixels")
+        raise InputError("intrinsics", "not invertible, expected positive focal lengths in pixels")
     return intrinsics

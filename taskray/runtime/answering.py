@@ -70,7 +70,7 @@ class Answering:
         if arrays is None:
             tensors = {k: torch.from_numpy(v.copy()) for k, v in inputs.items()}
             batch = Batch(tensors, request.batch, request.place)
-            prediction = self.network.infer(batch, frames_of(self.published))
+            prediction = self.network.infer(batch, frames_of(self.network.task, self.published))
             self.forward_passes += 1
             arrays = to_arrays({q: prediction[q] for q in self.published}, self.dtype)
             self._recent[key] = arrays

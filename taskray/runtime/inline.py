@@ -79,7 +79,8 @@ class LocalPeers:
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
         answer = self._look_up(batch, step)
-        asked = [f for f in answer.found.values() if f.miss is not None or f.staleness_steps > 0]
+        old = [f for f in answer.found.values() if f.miss is not None or f.staleness_steps > 0]
+        asked = [peer for peer in old if peer.on_demand is not None]  # others have failed
         for peer in asked:
             peer.on_demand(batch)
         answer = self._look_up(batch, step) if asked else answer
@@ -114,6 +115,7 @@ class InlineCollective:
         self.cache = PredictionCache(job.cache.max_bytes, job.staleness)
         self.states = {name: TaskState() for name in job.tasks}
         self.members: dict[str, Member] = {}
+        self.threads = torch.get_num_threads()  # of a task that names none: it is alone in its step
         self.evaluations: dict[str, Handle] = {}
 
     def build(self, data: Mapping[str, Handle]) -> None:
@@ -144,7 +146,9 @@ class InlineCollective:
         trainer = self.members[name].trainer
         try:
             with trainer.naming_errors():
-                prediction = trainer.network.infer(batch, frames_of(trainer.published))
+                prediction = trainer.network.infer(
+                    batch, frames_of(trainer.task, trainer.published)
+                )
         except TrainingError as error:
             self._fail(name, error)
             return
@@ -208,8 +212,8 @@ class InlineCollective:
 
     def _guard(self, living: dict[str, Member], name: str, step: Iterator[None]) -> None:
         """Half a step of one task; its error ends that task alone."""
-        threads = self.job.tasks[name].threads
-        if threads is not None and threads != torch.get_num_threads():
+        threads = self.job.tasks[name].threads or self.threads
+        if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
         try:
             with living[name].trainer.naming_errors():

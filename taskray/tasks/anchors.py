@@ -1,7 +1,7 @@
-"""Anchors: which of them answer for which box, and what a box is to its anchor.
+"""Anchors: which of them are matched with which box, and the difference of the two.
 
-In every cell of the grid stand two anchors for each class, heading 0 and pi/2 (n_a = 2 in
-Taskology 3.2.2). What is predicted for an anchor is *box minus anchor*, as ``schema`` has it
+Every cell of the grid has two anchors for each class, with heading 0 and pi/2 (n_a = 2 in
+Taskology 3.2.2). The prediction for an anchor is *box minus anchor*, as ``schema`` defines it
 under ``detection``: one convention for losses, decoding and relations. Map legend: ``a`` anchors
 of a cell (class-major), ``y`` rows, ``x`` columns.
 """
@@ -24,18 +24,18 @@ from taskray.job.config import Fraction, NonNegative, Settings
 Metres = Annotated[float, Field(gt=0)]
 HEADINGS = (0.0, math.pi / 2)
 BACKGROUND, IGNORED = -1, -2
-"""Anchors without a box: those that answer for there being none, and those between."""
+"""Anchors without a box: those that must predict none, and those that do not count."""
 
 
 class Anchor(Settings):
-    """The anchors of one class, and how well they, and detections, must fit a box.
+    """The anchors of one class, and the overlap with a box that they, and detections, must have.
 
     The defaults are PointPillars' for cars.
     """
 
     label: NonNegative = 0
     """Class index in ``boxes``."""
-    l: Metres = 3.9  # noqa: E741 - the name of the field's in every format of boxes
+    l: Metres = 3.9  # noqa: E741 - the field has this name in every format of boxes
     """Length in metres, along the heading."""
     w: Metres = 1.6
     """Width in metres."""
@@ -44,34 +44,37 @@ class Anchor(Settings):
     z: float = -1.0
     """Height of its centre above the sensor in metres."""
     matched: Fraction = 0.6
-    """An anchor that overlaps a box by so much answers for it."""
+    """An anchor that overlaps a box by at least this much is matched with it."""
     unmatched: Fraction = 0.45
-    """An anchor that overlaps every box by less answers for there being none."""
+    """An anchor that overlaps every box by less than this must predict that there is none."""
     iou: Fraction = 0.7
-    """A detection that overlaps a box by so much is right, in evaluation."""
+    """A detection that overlaps a box by at least this much is right, in evaluation."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Anchor:
         if self.unmatched > self.matched:
-            raise ValueError(f"unmatched: expected at most matched, {self.matched:g}")
+            raise ValueError(
+                f"unmatched: got {self.unmatched:g}, expected at most matched, {self.matched:g}"
+            )
         return self
 
 
 def wrap(angle: Tensor, turn: float = 2 * math.pi) -> Tensor:
-    """The same angle, but for whole turns, in (-turn / 2, turn / 2]; its gradient passes."""
+    """The angle modulo whole turns, in (-turn / 2, turn / 2]; the gradient passes unchanged."""
     return angle - turn * torch.ceil(angle.detach() / turn - 0.5)
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """All anchors of a grid; InputError where two classes have one label."""
+    """All anchors of a grid; InputError where two classes have the same label."""
 
     grid: Grid
     classes: Sequence[Anchor]
 
     def __post_init__(self) -> None:
         if len({c.label for c in self.classes}) < len(self.classes):
-            raise InputError("classes: a label stands there twice")
+            labels = [c.label for c in self.classes]
+            raise InputError("classes", f"got the labels {labels}, expected each one once")
 
     @property
     def per_cell(self) -> int:
@@ -99,7 +102,7 @@ class Anchors:
 
     def encode(self, boxes_n7: Tensor, where: Sequence[Tensor]) -> Tensor:
         """Box minus anchor, ``[n, 7]``, of boxes and the anchors at ``where``; then 1 where the box
-        points along that axis, -1 where against: ``[n, 8]``."""
+        points along its axis, -1 where it points against it: ``[n, 8]``."""
         anchor = self.boxes_at(where, boxes_n7)
         shift = boxes_n7[:, :3] - anchor[:, :3]
         size = (boxes_n7[:, 3:6] / anchor[:, 3:6]).log()
@@ -109,24 +112,25 @@ class Anchors:
         return torch.cat([shift, size, axis, along], dim=1)
 
     def decode(self, residuals_n8: Tensor, where: Sequence[Tensor]) -> Tensor:
-        """The boxes ``[n, 7]`` whose differences to the anchors at ``where`` these are, with the
-        logit of direction."""
+        """The boxes ``[n, 7]`` from their differences to the anchors at ``where`` and the logit of
+        the direction."""
         anchor = self.boxes_at(where, residuals_n8)
         centre = anchor[:, :3] + residuals_n8[:, :3]
         size = anchor[:, 3:6] * residuals_n8[:, 3:6].exp()
         turned = torch.where(residuals_n8[:, 7:8] < 0, math.pi, 0.0)
         return torch.cat([centre, size, wrap(anchor[:, 6:7] + residuals_n8[:, 6:7] + turned)], 1)
 
-    # ---- who answers for what -------------------------------------------------------------
+    # ---- matching ------------------------------------------------------------------------
 
     def assign(self, boxes_bm9: Tensor) -> Tensor:
-        """The row of the box that each anchor answers for, ``[B, a, y, x]``; ``BACKGROUND`` or
+        """The row of the box that each anchor is matched with, ``[B, a, y, x]``; ``BACKGROUND`` or
         ``IGNORED`` where there is none.
 
         Overlap is that of upright rectangles: each box counts as turned to the nearer axis
-        (PointPillars, section 3). An anchor answers for the box of its class that it overlaps
-        most, if by ``matched`` at least; the anchors nearest to a box answer for it in any case.
-        Rows of NaN, and boxes whose centre is off the grid, are left out.
+        (PointPillars, section 3). An anchor is matched with the box of its class that it overlaps
+        most, if the overlap is at least ``matched``; the anchors that overlap a box most are
+        matched with it in any case. Rows of NaN, and boxes whose centre is off the grid, are left
+        out.
         """
         rows, columns = self.grid.shape
         shape = (len(boxes_bm9), self.per_cell, rows, columns)
@@ -165,7 +169,7 @@ def _shared(centres: Tensor, extents: Tensor, anchors: Tensor, size: float) -> T
 
 
 def _match(overlaps: Tensor, kind: Anchor, rows: Tensor) -> Tensor:
-    """Which of the boxes, given by their ``rows``, each anchor answers for, ``[2, y, x]``."""
+    """The box, as its entry in ``rows``, that each anchor is matched with, ``[2, y, x]``."""
     best, which = overlaps.max(dim=0)
     matched = rows[which]
     matched[best < kind.matched] = IGNORED

@@ -11,12 +11,19 @@ from torch import Tensor
 
 from taskray.geometry.grid import Grid
 from taskray.schema import at_frame
+from taskray.tasks.anchor_maps import (
+    CAR,
+    FARTHEST,
+    LARGEST_TURN,
+    PAPER_GRID,
+    as_map,
+    smooth_l1,
+)
 from taskray.tasks.anchors import Anchor, Anchors, wrap
-from taskray.tasks.detection import CAR, FARTHEST, LARGEST_TURN, PAPER_GRID, as_map, smooth_l1
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
-    from taskray.tasks.detection_metrics import BoxFlowMetrics
+    from taskray.tasks.box_flow_metrics import BoxFlowMetrics
 
 
 class BoxFlow(Task):
@@ -24,20 +31,20 @@ class BoxFlow(Task):
     (Taskology 3.2.2: "of a hypothetical box in the current frame to any n_f - 1 frames in the
     past").
 
-    The current sweep is the *last* of a row, the one that all others are in the past of: of three
-    frames the third, so the quantity is ``box_flow_3``, and its channels lead to frame 2, then to
-    frame 1. Each box is taken in the axes of its own frame, in which detections are: so flow holds
-    the movement of the sensor as well, and the relation needs none.
+    The current sweep is the *last* of a row, the one that all others precede: of three frames the
+    third, so the quantity is ``box_flow_3``, and its channels lead to frame 2, then to frame 1.
+    Each box is in the axes of its own frame, as detections are: so the flow contains the movement
+    of the sensor as well, and the relation does not need it.
 
     The loss ``flow`` is the smooth L1 loss, x and y over the anchor's diagonal, averaged over the
-    anchors that answer for a box of the current frame, for each past frame in which the box with
-    its track id stands; there is no other supervision. Boxes whose centre is off the grid in the
+    anchors that are matched with a box of the current frame, for each past frame that contains the
+    box with its track id; there is no other supervision. Boxes whose centre is off the grid in the
     current frame are left out.
 
     Args:
         grid: the cells of the map, as of :class:`taskray.tasks.detection.Detection`.
         classes: the anchors of each class, as there.
-        frames: n_f, sweeps that the network sees together.
+        frames: n_f, sweeps that the network gets together.
     """
 
     per_frame = False
@@ -55,7 +62,7 @@ class BoxFlow(Task):
         self.labels = tuple(at_frame("boxes", suffix) for suffix in suffixes)
         self.quantities = (at_frame("box_flow", suffixes[-1]),)
         self.channels = 3 * (frames - 1)
-        self.out_channels = self.channels * self.anchors.per_cell
+        self.out_channels = {self.quantities[0]: self.channels * self.anchors.per_cell}
         self.network_arguments = {"grid": grid, "frames": frames}
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -84,8 +91,9 @@ class BoxFlow(Task):
     def at_boxes(
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """Where anchors answer for boxes of the current frame, (sample, a, y, x), and their flow,
-        predicted and true: ``[n, frames - 1, 3]``, true NaN where there is no such box."""
+        """The anchors that are matched with boxes of the current frame, (sample, a, y, x), and
+        their flow, predicted and true: ``[n, frames - 1, 3]``, true NaN where the past frame does
+        not contain the box."""
         boxes = batch[self.labels[-1]]
         assigned = self.anchors.assign(boxes)
         where = torch.where(assigned >= 0)
@@ -96,14 +104,14 @@ class BoxFlow(Task):
         return where, flow.reshape(-1, self.frames - 1, 3), true
 
     def metric(self) -> BoxFlowMetrics:
-        from taskray.tasks.detection_metrics import BoxFlowMetrics
+        from taskray.tasks.box_flow_metrics import BoxFlowMetrics
 
-        return BoxFlowMetrics(self)
+        return BoxFlowMetrics(self.at_boxes)
 
 
 def true_flow(boxes_n9: Tensor, others_nm9: Tensor) -> Tensor:
-    """x y in metres and theta in (-pi, pi] from each box to the one with its track id among
-    ``others``, ``[n, 3]``; NaN where there is none."""
+    """x y in metres and theta in (-pi, pi] from each box to the one of ``others`` with its track
+    id, ``[n, 3]``; NaN where there is none."""
     if not others_nm9.shape[1]:
         return boxes_n9.new_full((len(boxes_n9), 3), torch.nan)
     same = others_nm9[..., 8] == boxes_n9[:, None, 8]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from taskray.tasks.metrics import DepthMetrics
 
 SHARPNESS = 10.0
-"""Of the softplus under inverse depth: linear for what is nearer than about 5 m."""
+"""Of the softplus of inverse depth, which is linear for points nearer than about 5 m."""
 
 Metres = Annotated[float, Field(gt=0)]
 
@@ -31,19 +31,19 @@ class Depth(Task):
         loss: ``mse``, ``log_mse``, ``l1`` or the import path of ``loss(prediction, label, valid)``.
         output: what the network's one channel o means. ``log``: depth is
             ``min_depth * (max_depth / min_depth) ** sigmoid(o)``, so a change of o scales depth
-            rather than adding metres to it, and depth lies between the bounds from the first
-            step on. ``inverse``: 1 / depth is ``1 / max_depth + softplus(o)``; a plane's inverse
-            depth is linear in the pixel, so flat things come out flat. ``metres``: o is depth,
-            clamped to the bounds (published metric networks).
+            instead of adding metres to it, and depth is between the bounds from the first step
+            on. ``inverse``: 1 / depth is ``1 / max_depth + softplus(o)``; the inverse depth of a
+            plane is linear in the pixel, so a network that is linear there predicts planes.
+            ``metres``: o is depth, clamped to the bounds (published metric networks).
         min_depth: nearest depth in metres that is predicted; nearer labels do not count.
         max_depth: farthest depth in metres that is predicted; farther labels do not count.
         median_scaling: scale each predicted map by the ratio of medians (label to prediction)
-            before measuring, for training whose scale is unknown. State it beside the numbers.
+            before measuring, for training whose scale is unknown. Mention it with the numbers.
     """
 
     quantities = ("depth",)
     labels = ("depth",)
-    out_channels = 1
+    out_channels: Mapping[str, int] = {"depth": 1}
 
     def __init__(
         self,
@@ -54,7 +54,9 @@ class Depth(Task):
         median_scaling: bool = False,
     ) -> None:
         if min_depth >= max_depth:
-            raise InputError(f"max_depth: expected more than min_depth {min_depth}")
+            raise InputError(
+                "max_depth", f"got {max_depth:g}, expected more than min_depth, {min_depth:g}"
+            )
         self.output = output
         self.min_depth = min_depth
         self.max_depth = max_depth
@@ -79,6 +81,6 @@ class Depth(Task):
         return {self._loss_name: self._loss(prediction["depth"], label, valid)}
 
     def metric(self) -> DepthMetrics:
-        from taskray.tasks.metrics import DepthMetrics  # see Task: torchmetrics is slow to import
+        from taskray.tasks.metrics import DepthMetrics  # torchmetrics is slow to import
 
         return DepthMetrics(self.min_depth, self.max_depth, self.median_scaling)

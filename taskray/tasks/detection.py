@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -12,10 +11,19 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from taskray.errors import InputError, TaskrayError
+from taskray.errors import InputError
 from taskray.geometry.grid import Grid
 from taskray.geometry.overlap import non_maximum_suppression
 from taskray.job.config import Fraction
+from taskray.tasks.anchor_maps import (
+    CAR,
+    FARTHEST,
+    LARGEST_TURN,
+    PAPER_GRID,
+    Detections,
+    as_map,
+    smooth_l1,
+)
 from taskray.tasks.anchors import HEADINGS, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.task import Task
 
@@ -23,51 +31,38 @@ if TYPE_CHECKING:
     from taskray.data.readers.reader import Reader
     from taskray.tasks.detection_metrics import DetectionMetrics
 
-PAPER_GRID, CAR = Grid(), Anchor()
 CHANNELS = 9
-"""Of each anchor: box minus anchor, logit of the direction, logit of the class."""
+"""For each anchor: box minus anchor, logit of the direction, logit of the class."""
 DIRECTION, LOGIT = 7, 8
-LARGEST_LOGIT, FARTHEST, LARGEST_LOG_SIZE, LARGEST_TURN = 15.0, 100.0, 3.0, 4.0
-"""Bounds of what is predicted: finite in float16, and beyond anything true."""
+LARGEST_LOGIT, LARGEST_LOG_SIZE = 15.0, 3.0
+"""Bounds of what is predicted: finite in float16, and beyond any true value."""
 PRIOR_LOGIT = math.log(0.01 / 0.99)
-"""Of the class: a network that knows nothing yet is confident to 0.01 (Lin et al. 2017, 4.1)."""
+"""Added to the logit of the class: an untrained network has a confidence of 0.01 (Lin et al. 2017,
+4.1)."""
 ALPHA, GAMMA = 0.25, 2.0
-"""Of the focal loss."""
+"""Parameters of the focal loss."""
 BOX_WEIGHT, DIRECTION_WEIGHT = 2.0, 0.2
-SHARPNESS = 1 / 9
-"""Errors below this are squared in the smooth L1 loss."""
 CANDIDATES = 300
-"""Anchors of highest score that overlap is looked at for."""
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Boxes found in one sweep, best first: ``boxes`` [n, 7], ``scores`` [n] in [0, 1] and class
-    indices ``labels`` [n]."""
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
+"""The suppression of overlapping detections looks at this many anchors, those of highest score."""
 
 
 class Detection(Task):
     """Boxes around objects in one sweep, for one or several classes (Taskology 3.2.2; Lang et al.
     2019).
 
-    Losses as published, over all anchors of a batch, divided by the number of those that answer
-    for a box: ``class``, the focal loss; ``box``, twice the smooth L1 loss of box minus anchor, x
-    and y over the anchor's diagonal, z over its height, and the sine for theta, which leaves open
-    which way along its axis a box points; ``direction``, 0.2 times the cross entropy of that. So
-    axis and direction are learnt apart (one vector for both does not learn the direction), and a
-    box's heading, for APH, turns a full circle.
+    Losses as published, over all anchors of a batch, divided by the number of those that are
+    matched with a box: ``class``, the focal loss; ``box``, twice the smooth L1 loss of box minus
+    anchor, x and y over the anchor's diagonal, z over its height, and the sine for theta, which
+    leaves open which way along its axis a box points; ``direction``, 0.2 times the cross entropy of
+    that. So axis and direction are learnt separately (one vector for both does not learn the
+    direction), and the heading of a box, for APH, is an angle of the full circle.
 
     Boxes whose centre is off the grid count neither in losses nor in metrics. A sample whose boxes
-    are all NaN counts as one in which there is nothing; a dataset in which some are unlabelled is
-    refused.
+    are all NaN counts as an empty scene; a dataset in which some samples are unlabelled is refused.
 
     Args:
-        grid: the cells of the map; see :class:`taskray.geometry.grid.Grid`. The network is given
-            the same.
+        grid: the cells of the map; see :class:`taskray.geometry.grid.Grid`. The network gets the
+            same.
         classes: the anchors of each class; see :class:`taskray.tasks.anchors.Anchor`.
         min_score: detections of less confidence are dropped.
         max_overlap: of two detections of a class that overlap by more, seen from above, the less
@@ -90,15 +85,15 @@ class Detection(Task):
     ) -> None:
         self.anchors = Anchors(grid, classes)
         self.min_score, self.max_overlap, self.max_boxes = min_score, max_overlap, max_boxes
-        self.out_channels = CHANNELS * self.anchors.per_cell
+        self.out_channels = {"detection": CHANNELS * self.anchors.per_cell}
         self.network_arguments = {"grid": grid}
 
     def check_labels(self, reader: Reader) -> None:
         if reader.unlabelled and "boxes" in reader.columns:
-            lost = "a sweep that lost its boxes would count as one in which there is nothing"
+            lost = "a sweep without its boxes would count as an empty scene"
             if reader.stored is not None:
-                raise InputError(f"path: some rows have lost their boxes, and {lost}")
-            raise InputError(f"rows: expected 'labelled' where label_fraction is below 1: {lost}")
+                raise InputError("path", f"some rows have no boxes, expected them in all: {lost}")
+            raise InputError("rows", f"expected 'labelled' where label_fraction is below 1: {lost}")
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sweeps ``[B, P, 4]``."""
@@ -149,8 +144,8 @@ class Detection(Task):
 
     @torch.no_grad()
     def detections(self, detection_ba8yx: Tensor) -> list[Detections]:
-        """The boxes of each sweep: the likeliest anchors, without those that overlap better ones
-        of their class."""
+        """The boxes of each sweep: the anchors of highest score, without those that overlap a
+        better one of their class."""
         found = []
         for maps in detection_ba8yx:
             logits = maps[:, LOGIT].float()
@@ -179,18 +174,6 @@ class Detection(Task):
         return DetectionMetrics(self.detections, self.anchors)
 
 
-def as_map(output: Tensor, anchors: Anchors, channels: int) -> Tensor:
-    """The network's output ``[B, a * channels, y, x]`` as ``[B, a, channels, y, x]``."""
-    rows, columns = anchors.grid.shape
-    expected = (anchors.per_cell * channels, rows, columns)
-    if output.shape[1:] != expected:
-        raise TaskrayError(
-            f"the network gives {'x'.join(map(str, output.shape[1:]))}, but the task's grid needs "
-            f"{'x'.join(map(str, expected))}"
-        )
-    return output.reshape(len(output), anchors.per_cell, channels, rows, columns)
-
-
 def focal_loss(logits_bayx: Tensor, assigned_bayx: Tensor) -> Tensor:
     """Sum of the focal loss (Lin et al. 2017, eq. 5) over anchors that are not ignored."""
     truth = (assigned_bayx >= 0).to(logits_bayx.dtype)
@@ -199,9 +182,3 @@ def focal_loss(logits_bayx: Tensor, assigned_bayx: Tensor) -> Tensor:
     wrong = torch.where(truth > 0, 1 - confidence, confidence)
     weight = torch.where(truth > 0, ALPHA, 1 - ALPHA) * wrong**GAMMA
     return torch.where(assigned_bayx == IGNORED, 0.0, weight * cross).sum()
-
-
-def smooth_l1(error: Tensor) -> Tensor:
-    """Sum of the smooth L1 loss of these errors."""
-    zeros = torch.zeros_like(error)
-    return functional.smooth_l1_loss(error, zeros, reduction="sum", beta=SHARPNESS)

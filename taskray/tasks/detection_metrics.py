@@ -1,10 +1,9 @@
-"""Average precision of boxes, and the error of their flow."""
+"""Average precision of boxes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import shapely
 import torch
@@ -13,11 +12,8 @@ from torchmetrics import Metric
 
 from taskray.geometry.boxes import ground_corners
 from taskray.geometry.overlap import height_overlap
+from taskray.tasks.anchor_maps import Detections
 from taskray.tasks.anchors import Anchors, wrap
-
-if TYPE_CHECKING:
-    from taskray.tasks.box_flow import BoxFlow
-    from taskray.tasks.detection import Detections
 
 KINDS = ("3d", "bev")
 
@@ -25,18 +21,20 @@ KINDS = ("3d", "bev")
 class DetectionMetrics(Metric):  # type: ignore[misc]
     """``ap_3d aph_3d ap_bev aph_bev`` of boxes, in [0, 1].
 
-    In each sweep, from the most confident detection on, each takes the box of its class that it
-    overlaps most of those not yet taken, if by the class's ``iou`` at least; then it is right.
-    Overlap is of volumes (3D) or areas seen from above (BEV), of rotated boxes, by shapely.
+    In each sweep, in the order of confidence, each detection is matched with the box of its class
+    that it overlaps most, of those not yet matched, if the overlap is at least the class's
+    ``iou``; then it is right. Overlap is of volumes (3D) or areas seen from above (BEV), of
+    rotated boxes, by shapely.
 
     AP is the exact area under the interpolated curve of precision over recall, of all detections
-    of the whole set: at each recall the highest precision at that recall or above. APH is the
-    same with each right detection counting 1 - |dtheta| / pi in precision (Sun et al. 2020, whose
-    formula, like Taskology 4.2, prints the error itself). With several classes their mean, over
-    those of which there are boxes, and each alone as ``class_<label>/ap_3d``.
+    of the whole set: at each recall the highest precision at that recall or above. In APH each
+    right detection counts 1 - |dtheta| / pi in precision (Sun et al. 2020, whose formula, like
+    Taskology 4.2, prints the error itself). With several classes their mean, over those of which
+    there are boxes, and each alone as ``class_<label>/ap_3d``.
 
-    Boxes of other classes, and those whose centre is off the grid, do not count: not as missed, and
-    a detection that no other box explains is not wrong there. Without one box every value is NaN.
+    Boxes of other classes, and those whose centre is off the grid, are not counted: they are not
+    missed, and a detection that fits one of the latter is not wrong. Without one box every value is
+    NaN.
 
     Args:
         detect: boxes found in each sweep from ``detection`` maps.
@@ -50,8 +48,8 @@ class DetectionMetrics(Metric):  # type: ignore[misc]
     def __init__(self, detect: Callable[[Tensor], list[Detections]], anchors: Anchors) -> None:
         super().__init__()
         self.detect, self.anchors = detect, anchors
-        # a row for each detection: class number, score; then for 3D and for BEV whether it is
-        # right (NaN: it does not count), and how right its heading is
+        # a row for each detection: class number, score; then for 3D and for BEV 1 if it is right,
+        # else 0 (NaN: not counted), and the same times how right its heading is
         self.add_state("right", default=[], dist_reduce_fx="cat")
         zeros = torch.zeros(len(anchors.classes), dtype=torch.int64)
         self.add_state("truths", zeros, dist_reduce_fx="sum")
@@ -63,13 +61,13 @@ class DetectionMetrics(Metric):  # type: ignore[misc]
                 own, of_kind = found.labels == kind.label, boxes[:, 7] == kind.label
                 true, beside = boxes[of_kind & on_grid], boxes[of_kind & ~on_grid]
                 self.truths[number] += len(true)
-                rows = self._judged(found.boxes[own], true, beside, kind.iou)
+                rows = self._compared(found.boxes[own], true, beside, kind.iou)
                 label = torch.full((len(rows), 1), number, dtype=rows.dtype)
                 scores = found.scores[own].double().cpu()[:, None]
                 self.right.append(torch.cat([label, scores, rows], dim=1).to(self.truths.device))
 
     @staticmethod
-    def _judged(found: Tensor, true: Tensor, beside: Tensor, least: float) -> Tensor:
+    def _compared(found: Tensor, true: Tensor, beside: Tensor, least: float) -> Tensor:
         """``[n, 4]``: right and how right the heading, in 3D and BEV, of detections, best first."""
         found, true, beside = (boxes.double().cpu() for boxes in (found, true, beside))
         columns = []
@@ -126,8 +124,8 @@ def overlaps(found_nd: Tensor, true_md: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def greedy_match(overlap_nm: Tensor, least: float) -> Tensor:
-    """The box that each detection takes, ``[n]``, -1 for none. In their order, each takes the one
-    that it overlaps most of those left, if by ``least``."""
+    """The box that each detection is matched with, ``[n]``, -1 for none: in their order, the box
+    that it overlaps most, of those not yet matched, if the overlap is at least ``least``."""
     match = torch.full((len(overlap_nm),), -1)
     if not overlap_nm.shape[1]:
         return match
@@ -141,42 +139,10 @@ def greedy_match(overlap_nm: Tensor, least: float) -> Tensor:
 
 
 def average_precision(right_n: Tensor, credit_n: Tensor, truths: int) -> float:
-    """Area under interpolated precision over recall, of detections from the best on: whether each
-    is ``right``, and the ``credit`` it gives to precision. NaN where there is nothing to find."""
+    """Area under interpolated precision over recall, of detections from the best on: ``right`` is
+    1 or 0, ``credit`` is what each adds to precision. NaN where there are no boxes."""
     if truths == 0:
         return math.nan
     precision = credit_n.cumsum(0) / torch.arange(1, len(right_n) + 1)
     best_from_here = precision.flip(0).cummax(0).values.flip(0) if len(right_n) else precision
     return float((right_n * best_from_here).sum() / truths)
-
-
-class BoxFlowMetrics(Metric):  # type: ignore[misc]
-    """``flow_error`` in metres and ``turn_deg`` in degrees: mean distance and angle between
-    predicted and true flow, over the anchors that answer for a box and the frames before in which
-    it stands; and ``still_error``, the distance for a flow of zero. NaN without one such box."""
-
-    full_state_update = False
-    sums: Tensor
-    count: Tensor
-
-    NAMES = ("flow_error", "turn_deg", "still_error")
-
-    def __init__(self, task: BoxFlow) -> None:
-        super().__init__()
-        self.task = task
-        zeros = torch.zeros(len(self.NAMES), dtype=torch.float64)
-        self.add_state("sums", zeros, dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
-        _, flow, true = self.task.at_boxes(prediction, batch)
-        known = ~true.isnan().any(dim=-1)
-        flow, true = flow[known].double(), true[known].double()
-        distance = (flow - true)[:, :2].norm(dim=1)
-        turn = torch.rad2deg(wrap(flow[:, 2] - true[:, 2]).abs())
-        still = true[:, :2].norm(dim=1)
-        self.sums += torch.stack([distance.sum(), turn.sum(), still.sum()])
-        self.count += len(true)
-
-    def compute(self) -> dict[str, Tensor]:
-        return dict(zip(self.NAMES, (self.sums / self.count).float(), strict=True))

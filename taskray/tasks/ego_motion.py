@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -25,16 +25,16 @@ class EgoMotion(Task):
     """Rotation and translation of the camera, 1 -> 2 and back, from the two frames stacked on
     channels.
 
-    The network gives six numbers for each pair (``camera`` of ``motion_net``; of a network that
-    gives a map ``[B, 6, H, W]``, their means): the axis of the rotation times its angle, and the
-    translation. Without labels the translation's scale is that of depth, which nothing fixes.
+    The network returns six numbers for each pair (of a map ``[B, 6, H, W]`` the means are used):
+    the axis of the rotation times its angle, and the translation. Without labels the translation
+    has the scale of depth, which is then arbitrary.
 
     Args:
-        direction_back: ``predicted``: the network also sees the frames in reverse order, and
-            predicts that motion for itself; only a relation's cycle terms tie the two.
+        direction_back: ``predicted``: the network also gets the frames in reverse order, and
+            predicts that motion separately; only a relation's cycle terms tie the two.
             ``inverted``: the motion back is the exact inverse of the motion there.
-        rotation_scale: radians that one unit of the network's output stands for.
-        translation_scale: metres that one unit of the network's output stands for.
+        rotation_scale: radians for one unit of the network's output.
+        translation_scale: metres for one unit of the network's output.
         rotation_weight: factor on the supervised loss of the rotation.
         snippet: frames of a trajectory in the metric ``ate``.
     """
@@ -44,7 +44,7 @@ class EgoMotion(Task):
     inputs = FRAMES
     labels = ("camera_motion",)
     in_channels = 6
-    out_channels = 6
+    out_channels: Mapping[str, int] = {"camera_motion": 6}
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class EgoMotion(Task):
         snippet: Annotated[int, Field(ge=2)] = 5,
     ) -> None:
         self.direction_back = direction_back
+        self.passes = 2 if direction_back == "predicted" else 1
         self.rotation_scale, self.translation_scale = rotation_scale, translation_scale
         self.rotation_weight = rotation_weight
         self.snippet = snippet
@@ -62,12 +63,11 @@ class EgoMotion(Task):
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """``[B, 6, H, W]``; where both directions are predicted, ``[2B, 6, H, W]`` with the
         reversed pairs after the others."""
-        return stacked(batch, reverse=self.direction_back == "predicted")
+        return stacked(batch, reverse=self.passes == 2)
 
-    def predict(self, output: Any) -> dict[str, Tensor]:
-        numbers = part(output, "camera", 0, 6)
-        if numbers.dim() == 4:
-            numbers = numbers.mean(dim=(2, 3))
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        """From ``[passes * B, 6]`` or ``[passes * B, 6, H, W]``."""
+        numbers = output.mean(dim=(2, 3)) if output.dim() == 4 else output
         motion = rigid_motion(
             self.rotation_scale * numbers[:, :3], self.translation_scale * numbers[:, 3:]
         )
@@ -92,24 +92,16 @@ class EgoMotion(Task):
         }
 
     def metric(self) -> EgoMotionMetrics:
-        from taskray.tasks.motion_metrics import EgoMotionMetrics  # see Task: slow to import
+        from taskray.tasks.motion_metrics import EgoMotionMetrics  # torchmetrics is slow to import
 
         return EgoMotionMetrics(self.snippet)
 
 
 def stacked(batch: Mapping[str, Tensor], reverse: bool) -> Tensor:
-    """Two frames on channels, ``[B, 6, H, W]``, and with ``reverse`` those in the other order
-    after them, ``[2B, 6, H, W]``."""
+    """The two frames stacked on channels, ``[B, 6, H, W]``; with ``reverse`` followed by the pairs
+    in the other order, ``[2B, 6, H, W]``."""
     first, second = (batch[frame] for frame in FRAMES)
     pairs = [torch.cat([first, second], dim=1)]
     if reverse:
         pairs.append(torch.cat([second, first], dim=1))
     return torch.cat(pairs)
-
-
-def part(output: Any, name: str, start: int, count: int) -> Tensor:
-    """One part of a network's output: by its name, or from the channels of a single map."""
-    if isinstance(output, Tensor):
-        return output[:, start : start + count]
-    tensor: Tensor = output[name]
-    return tensor

@@ -1,8 +1,8 @@
 """Supervised losses, ``loss(prediction, label, valid) -> scalar``.
 
 ``prediction`` and ``label`` are ``[B, C, H, W]`` in the units of ``schema``, ``valid`` is a bool
-mask ``[B, 1, H, W]``. Each is a mean over the valid pixels of the batch; without any it is 0,
-with a gradient of zeros. A loss of your own is any such function, named by import path.
+mask ``[B, 1, H, W]``. Each is a mean over the valid pixels of the batch; without one it is 0, with
+a gradient of zeros. A loss of your own is any such function, named by import path.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
 
 
 def log_mse(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared difference of logarithms: relative errors, alike near and far."""
+    """Mean squared difference of logarithms: of relative errors, at any depth."""
     ratio = prediction.clamp(min=SMALLEST_DEPTH) / label.clamp(min=SMALLEST_DEPTH)
     return masked_mean(ratio.log().square(), valid)
 

@@ -1,8 +1,8 @@
 """Metrics of the tasks: ``update(prediction, batch)``, then ``compute() -> dict[str, Tensor]``.
 
-All are pooled over the valid pixels of the whole set: each pixel weighs the same, and how the
-set was cut into batches does not matter. Sums are kept in float64. Without one valid pixel
-every value is NaN.
+All are pooled over the valid pixels of the whole set: each pixel has the same weight, and the
+values do not depend on how the set was cut into batches. Sums are kept in float64. Without one
+valid pixel every value is NaN.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class DepthMetrics(Metric):  # type: ignore[misc]
 
     ``abs_rel`` is mean |d - d*| / d*, ``delta_k`` the fraction with max(d/d*, d*/d) < 1.25^k.
     Labels outside [``min_depth``, ``max_depth``] do not count (0 is *not measured*), and
-    predictions are clamped to it, after median scaling where that is asked for.
+    predictions are clamped to it, after median scaling if it is set.
     """
 
     full_state_update = False
@@ -69,7 +69,7 @@ class DepthMetrics(Metric):  # type: ignore[misc]
 
 
 def median_ratio(depth: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """Median label over median prediction of each image, ``[B, 1, 1, 1]``; 1 where no label."""
+    """Median label over median prediction of each image, ``[B, 1, 1, 1]``; 1 without labels."""
     ratios = [
         t[v].median() / d[v].median().clamp(min=1e-9) if v.any() else d.new_ones(())
         for d, t, v in zip(depth, label, valid, strict=True)
@@ -82,7 +82,7 @@ class NormalsMetrics(Metric):  # type: ignore[misc]
 
     Angles by atan2(|a x b|, a . b), which is precise near 0 where acos is not. A prediction
     without direction counts as 90 degrees. ``median_deg`` comes from a histogram of bins of
-    0.01 degrees, so it is exact to that; the fractions are counted exactly.
+    0.01 degrees, which is its precision; the fractions are counted exactly.
     """
 
     full_state_update = False

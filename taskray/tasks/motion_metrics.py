@@ -1,10 +1,9 @@
-"""Metrics of the camera's motion and of object motion. How a set was cut into batches does not
-matter; without anything to measure every value is NaN."""
+"""Metrics of the camera's motion and of object motion. They do not depend on how a set was cut into
+batches; without data every value is NaN."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from taskray.geometry.warp import invert
 from taskray.tasks.metrics import angle_deg
 
 SHORTEST_STEP = 1e-3
-"""Metres. A camera that moves less than this moves in no direction."""
+"""Metres. The direction of a shorter movement of the camera is not measured."""
 
 
 class EgoMotionMetrics(Metric):  # type: ignore[misc]
@@ -23,16 +22,15 @@ class EgoMotionMetrics(Metric):  # type: ignore[misc]
 
     ``rotation_deg`` is the mean angle between predicted and true rotation; ``translation_deg``
     that between the directions of the translations, of pairs whose camera moves (the length of a
-    translation is the scale of the scene, which unsupervised training does not know).
+    translation is in the scale of the scene, which unsupervised training does not determine).
 
     ``ate`` is the absolute trajectory error in metres as on KITTI odometry (Zhou et al., CVPR
-    2017): in every run of ``snippet - 1`` rows on end, in the order of the set, the motions are
-    chained to a trajectory of ``snippet`` camera positions; the predicted one is scaled to the
-    true one by least squares; the error is the root of the summed squared distances over the
-    number of positions (theirs; not the root of the mean). It is meant for sets whose rows follow
-    on one another, like the pairs of a video at a stride of one; where they do not, it is the
-    error of doing one row's motion after the other's. Each row is read once, so ``snippet = 2``
-    measures single pairs.
+    2017): in every run of ``snippet - 1`` consecutive rows of the set, the motions are chained to
+    a trajectory of ``snippet`` camera positions; the predicted one is scaled to the true one by
+    least squares; the error is the root of the summed squared distances over the number of
+    positions (as published; not the root of the mean). It is meant for sets of consecutive rows,
+    like the pairs of a video at a stride of one; for other sets it is the error of the rows'
+    motions one after the other. Each row is read once, so ``snippet = 2`` measures single pairs.
     """
 
     full_state_update = False
@@ -50,7 +48,7 @@ class EgoMotionMetrics(Metric):  # type: ignore[misc]
         self.true.append(batch["camera_motion"].double())
 
     def compute(self) -> dict[str, Tensor]:
-        if not len(self.true):  # a list, or one tensor where processes have joined theirs
+        if not len(self.true):  # a list, or one tensor after torchmetrics joined processes
             nothing = torch.full((), torch.nan)
             return {"ate": nothing, "rotation_deg": nothing, "translation_deg": nothing}
         predicted, true = _joined(self.predicted), _joined(self.true)
@@ -78,8 +76,8 @@ def trajectory_error(predicted_n44: Tensor, true_n44: Tensor, snippet: int) -> T
 
 
 def positions(motions_n44: Tensor, snippet: int) -> Tensor:
-    """Camera positions of all runs of ``snippet - 1`` motions on end, in the axes of each run's
-    first camera: ``[n - snippet + 2, snippet, 3]``."""
+    """Camera positions of all runs of ``snippet - 1`` consecutive motions, in the axes of each
+    run's first camera: ``[n - snippet + 2, snippet, 3]``."""
     back = invert(motions_n44)  # camera k + 1 to camera k
     runs = max(0, len(back) - snippet + 2)
     pose = torch.eye(4, dtype=back.dtype, device=back.device).expand(runs, 4, 4)
@@ -92,7 +90,7 @@ def positions(motions_n44: Tensor, snippet: int) -> Tensor:
 
 class ObjectMotionMetrics(Metric):  # type: ignore[misc]
     """``moving_error still_error``: mean length in metres of the difference between predicted and
-    true ``object_motion``, over the pixels that move and over those that stand still."""
+    true ``object_motion``, over moving and over still pixels."""
 
     full_state_update = False
     errors: Tensor
@@ -114,28 +112,3 @@ class ObjectMotionMetrics(Metric):  # type: ignore[misc]
 
     def compute(self) -> dict[str, Tensor]:
         return dict(zip(self.NAMES, (self.errors / self.counts).float(), strict=True))
-
-
-class MotionMetrics(Metric):  # type: ignore[misc]
-    """Those of the camera's motion and, where it is labelled, of object motion."""
-
-    full_state_update = False
-
-    def __init__(self, snippet: int = 5, object_labels: bool = True) -> None:
-        super().__init__()
-        parts: list[Metric] = [EgoMotionMetrics(snippet)]
-        if object_labels:
-            parts.append(ObjectMotionMetrics())
-        self.parts: Any = torch.nn.ModuleList(parts)
-
-    def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
-        for metric in self.parts:
-            metric.update(prediction, batch)
-
-    def compute(self) -> dict[str, Tensor]:
-        return {name: value for metric in self.parts for name, value in metric.compute().items()}
-
-    def reset(self) -> None:
-        super().reset()
-        for metric in self.parts:
-            metric.reset()

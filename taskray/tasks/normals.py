@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Normals(Task):
     """Surface normals from one image: unit vectors in camera axes.
 
-    The network's three channels are scaled to length 1. That normals face the camera is learnt
-    from the labels, not forced.
+    The network's three channels are scaled to length 1. Normals that face the camera are learnt
+    from the labels, not enforced.
 
     Args:
         loss: ``cosine``, ``l1``, ``mse`` or the import path of ``loss(prediction, label, valid)``.
@@ -27,7 +27,7 @@ class Normals(Task):
 
     quantities = ("normals",)
     labels = ("normals",)
-    out_channels = 3
+    out_channels: Mapping[str, int] = {"normals": 3}
 
     def __init__(self, loss: str = "cosine") -> None:
         self._loss_name = loss
@@ -43,6 +43,6 @@ class Normals(Task):
         return {self._loss_name: self._loss(prediction["normals"], label, has_direction(label))}
 
     def metric(self) -> NormalsMetrics:
-        from taskray.tasks.metrics import NormalsMetrics  # see Task: torchmetrics is slow to import
+        from taskray.tasks.metrics import NormalsMetrics  # torchmetrics is slow to import
 
         return NormalsMetrics()

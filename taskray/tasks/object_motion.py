@@ -1,15 +1,15 @@
-"""The motion of what moves by itself, between two frames."""
+"""The motion of things relative to the scene, between two frames."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from taskray.schema import IGNORE
-from taskray.tasks.ego_motion import FRAMES, Scale, part, stacked
+from taskray.tasks.ego_motion import FRAMES, Scale, stacked
 from taskray.tasks.losses import l1
 from taskray.tasks.task import Task
 
@@ -27,15 +27,16 @@ class ObjectMotion(Task):
     The field is free at every pixel; a relation multiplies it by the mask of what can move.
 
     Args:
-        scale: metres that one unit of the network's output stands for.
+        scale: metres for one unit of the network's output.
     """
 
     quantities = OBJECT_QUANTITIES
     per_frame = False
+    passes = 2
     inputs = FRAMES
     labels = OBJECT_LABELS
     in_channels = 6
-    out_channels = 3
+    out_channels: Mapping[str, int] = {"object_motion": 3}
 
     def __init__(self, scale: Scale = 0.01) -> None:
         self.scale = scale
@@ -43,15 +44,15 @@ class ObjectMotion(Task):
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         return stacked(batch, reverse=True)
 
-    def predict(self, output: Any) -> dict[str, Tensor]:
-        there, back = (self.scale * part(output, "field", 0, 3)).chunk(2)
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        there, back = (self.scale * output).chunk(2)
         return {"object_motion": there, "object_motion_back_2": back}
 
     def loss(
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Mean absolute difference in metres, over what moves and over what stands still apart:
-        most pixels stand still, and would drown the others."""
+        """Mean absolute difference in metres, separately over moving and over still pixels: most
+        pixels are still, and would outweigh the others in one mean."""
         predicted = torch.cat([prediction[q] for q in OBJECT_QUANTITIES])
         label = torch.cat([batch[q] for q in OBJECT_QUANTITIES])
         mask = torch.cat([batch["motion_mask"], batch["motion_mask_2"]])
@@ -59,6 +60,8 @@ class ObjectMotion(Task):
         return {"moving": l1(predicted, label, mask == 1), "still": l1(predicted, label, still)}
 
     def metric(self) -> ObjectMotionMetrics:
-        from taskray.tasks.motion_metrics import ObjectMotionMetrics  # see Task: slow to import
+        from taskray.tasks.motion_metrics import (
+            ObjectMotionMetrics,
+        )  # torchmetrics is slow to import
 
         return ObjectMotionMetrics()

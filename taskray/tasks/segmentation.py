@@ -26,7 +26,7 @@ class Segmentation(Task):
     Args:
         class_map: the classes: a built-in map (``world``, ``taskology``, ``cityscapes_19``,
             ``cityscapes_7``) or a YAML file. The dataset's labels must be indices of it.
-        num_classes: so many classes without names, in place of a class map.
+        num_classes: the number of classes, without names, instead of a class map.
         metric_classes: ``all``, or ``movable``: measure the map's movable classes alone.
     """
 
@@ -40,16 +40,16 @@ class Segmentation(Task):
         metric_classes: Literal["all", "movable"] = "all",
     ) -> None:
         if class_map is not None and num_classes is not None:
-            raise InputError("num_classes: not together with class_map")
+            raise InputError("num_classes", "got a class_map as well, expected one of the two")
         if num_classes is not None:
             known = ClassMap(classes=tuple(map(str, range(num_classes))))
         else:
             known = find_class_map(class_map or "world")
         self.classes, movable = known.classes, known.movable
         if metric_classes == "movable" and not movable:
-            raise InputError("metric_classes: no class is known to be movable")
+            raise InputError("metric_classes", "got movable, expected a map with movable classes")
         self.measured = movable if metric_classes == "movable" else self.classes
-        self.out_channels = len(self.classes)
+        self.out_channels = {"segmentation": len(self.classes)}
 
     def check_batch(self, batch: Mapping[str, Tensor]) -> None:
         label = batch["segmentation"]
@@ -71,6 +71,6 @@ class Segmentation(Task):
         return {"cross_entropy": total / count}
 
     def metric(self) -> SegmentationMetrics:
-        from taskray.tasks.segmentation_metrics import SegmentationMetrics  # see Task: slow
+        from taskray.tasks.segmentation_metrics import SegmentationMetrics  # torchmetrics is slow
 
         return SegmentationMetrics(self.classes, self.measured)

@@ -16,14 +16,14 @@ from taskray.schema import IGNORE
 class SegmentationMetrics(Metric):  # type: ignore[misc]
     """``miou pixel_accuracy iou/<class>``, pooled over all labelled pixels of the set.
 
-    The IoU of a class is TP / (TP + FP + FN) over the whole set; that of one that neither the
-    labels nor the predictions ever show is NaN, and ``miou`` is the mean of the others.
+    The IoU of a class is TP / (TP + FP + FN) over the whole set; it is NaN for a class that occurs
+    neither in the labels nor in the predictions, and ``miou`` is the mean of the others.
 
     Args:
         classes: names, in the order of their indices.
-        measured: those that ``miou``, ``iou/<class>`` and ``pixel_accuracy`` are about. All
-            pixels count in the confusion matrix: a wall that is taken for a car is a false car.
-            ``pixel_accuracy`` is over the pixels whose label is one of them.
+        measured: the classes of ``miou``, ``iou/<class>`` and ``pixel_accuracy``. All pixels
+            count in the confusion matrix: a wall that is predicted as a car is a false positive.
+            ``pixel_accuracy`` is over the pixels whose label is one of these classes.
     """
 
     full_state_update = False

@@ -1,7 +1,8 @@
 """What a task is: the quantities it predicts, how a network's output becomes them, its
 supervised loss and its metrics.
 
-A task of your own subclasses :class:`Task`; a job names it by import path.
+A task of your own subclasses :class:`Task`; a job names it by import path. A task made of tasks is
+:class:`taskray.tasks.multi.Multi`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from taskray.schema import quantity_of
 
-if TYPE_CHECKING:  # importing it takes longer than torch itself: only who measures pays
+if TYPE_CHECKING:  # importing it takes longer than importing torch: it is imported to measure only
     from torchmetrics import Metric
 
     from taskray.data.readers.reader import Reader
 
 Output = Tensor | Mapping[str, Tensor]
-"""What a network gives: one tensor ``[B, C, H, W]``, or several by name; float32."""
+"""What a network returns: the tensor of its one head (``[B, C, H, W]`` unless the network is made
+for the task), or ``{head: tensor}``; float32."""
 
 
 class Task(ABC):
@@ -29,49 +31,64 @@ class Task(ABC):
     quantities: tuple[str, ...]
     """Names of the predicted quantities (``schema.QUANTITIES``); the first names the task."""
     per_frame: bool = True
-    """Whether the network sees one frame at a time. Then a relation may ask for its quantities on
-    any frame of the mediator's rows (``depth_2``); else they are predicted as they are named."""
+    """Whether the network gets one frame at a time. Then a relation may use the quantities of any
+    frame of the mediator's rows (``depth_2``); else they are predicted as they are named. Ask
+    :meth:`is_per_frame`, which a task with several heads answers for each quantity."""
+    passes: int = 1
+    """Network inputs for each row of a batch: 2 where the network gets a pair in both orders."""
     inputs: tuple[str, ...] = ("image",)
     """Dataset columns that the network needs."""
     labels: tuple[str, ...]
     """Dataset columns that the supervised loss and the metrics need."""
     in_channels: int = 3
     """Channels of the network's input."""
-    out_channels: int
-    """Channels that the network must give."""
+    out_channels: Mapping[str, int]
+    """Channels that the network must return, by head. A simple task has one head, named after its
+    first quantity: ``{"depth": 1}``."""
     network_arguments: Mapping[str, Any] = {}
-    """What else a network for this task is built with, and a job does not set twice: the ``grid``
-    of a point cloud."""
+    """Further arguments of a network for this task, which a job does not set a second time: the
+    ``grid`` of a point cloud."""
+
+    @property
+    def heads(self) -> Mapping[str, Task]:
+        """The tasks that this one is made of, by head; a simple task is its own only one."""
+        return {self.quantities[0]: self}
+
+    def is_per_frame(self, quantity: str) -> bool:
+        """Whether a quantity is predicted on any frame; see :attr:`per_frame`."""
+        return self.per_frame
 
     def predicts(self, quantity: str) -> bool:
-        """Whether this task can give a quantity: ``depth_2`` is depth on the second frame."""
-        return (quantity_of(quantity) if self.per_frame else quantity) in self.quantities
+        """Whether this task predicts a quantity: ``depth_2`` is depth on the second frame."""
+        if quantity in self.quantities:
+            return True
+        base = quantity_of(quantity)
+        return base in self.quantities and self.is_per_frame(base)
 
     def check_labels(self, reader: Reader) -> None:
-        """Refuse (InputError) a dataset to learn from, or to be measured on, whose labels this
-        task would misread. Any will do, unless a task says so."""
+        """Raise InputError for a dataset to learn from, or to be measured on, whose labels this
+        task would misread. By default any dataset is accepted."""
         return None
 
     def check_batch(self, batch: Mapping[str, Tensor]) -> None:
-        """Refuse (TaskrayError) labels that the loss could not take. Called before a batch leaves
-        the CPU: a look at the values on a GPU would hold the step up."""
+        """Raise TaskrayError for labels that the loss cannot take. Called before a batch leaves
+        the CPU: to read the values on a GPU would delay the step."""
         return None
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The network's input ``[B, in_channels, H, W]`` from the columns of a batch."""
+        """The network's input ``[passes * B, in_channels, H, W]`` from the columns of a batch."""
         return batch["image"]
 
     @abstractmethod
     def predict(self, output: Any) -> dict[str, Tensor]:
-        """Quantities in the units of ``schema`` from the network's output (:data:`Output`),
-        ``[B, out_channels, H, W]`` unless the network is made for this task."""
+        """Quantities in the units of ``schema`` from the network's output (:data:`Output`)."""
 
     @abstractmethod
     def loss(
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Named scalar losses against the labels; their sum is minimised. A batch without one
-        valid label gives a loss of 0 that still has a gradient (of zeros), never NaN."""
+        """Named scalar losses against the labels. A batch without one valid label gives a loss of
+        0 that still has a gradient (of zeros), never NaN."""
 
     @abstractmethod
     def metric(self) -> Metric:

@@ -1,0 +1,78 @@
+"""Decoders: from the features of an encoder to one map for one head, coarse to fine, in steps.
+
+A decoder is called ``decoder(step, x, features)`` for ``step`` 0 to ``len(decoder) - 1``. The
+features are ``[B, C_i, H_i, W_i]``, finest first; ``x`` is the map of the step before, at first
+the coarsest feature. Steps, and not one call, so that the decoders of several heads can work side
+by side and exchange what they have found (:meth:`taskray.models.branched.Branched.exchange`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taskray.models.blocks import double_conv
+from taskray.models.frames import resize
+
+
+class Decoder(nn.ModuleList):
+    """The steps of one head, coarse to fine or the other way round."""
+
+    def forward(self, step: int, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """The map after a step, ``[B, C, H, W]``."""
+        raise NotImplementedError
+
+
+class UNetDecoder(Decoder):
+    """Each step enlarges the map to the next finer feature, joins the two and applies
+    ``double_conv``; the result has the width of that feature.
+
+    Args:
+        widths: channels of the features, finest first.
+        norm: ``group`` or ``batch``.
+    """
+
+    def __init__(self, widths: Sequence[int], norm: str) -> None:
+        super().__init__(double_conv(fine + deep, fine, norm) for fine, deep in pairwise(widths))
+
+    def forward(self, step: int, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """The map ``[B, widths[-2 - step], H, W]`` at the size of that feature."""
+        level = len(self) - 1 - step
+        skip = features[level]
+        joined = torch.cat([skip, functional.interpolate(x, skip.shape[-2:])], dim=1)
+        finer: Tensor = self[level](joined)
+        return finer
+
+
+class PyramidDecoder(Decoder):
+    """The first step reduces the coarsest feature to ``width`` channels; each other one enlarges
+    the map to the next finer feature, joins the two and applies ``double_conv``. The last one has
+    half the width. Groups of 8 channels are normalised together.
+
+    Args:
+        channels: of the features, finest first.
+        width: channels of the map, a multiple of 16.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        finest, *others, coarsest = channels
+        super().__init__(
+            [
+                double_conv(coarsest, width, "group"),
+                *(double_conv(width + skip, width, "group") for skip in reversed(others)),
+                double_conv(width + finest, width // 2, "group"),
+            ]
+        )
+
+    def forward(self, step: int, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """The map ``[B, width, H, W]``, after the last step ``[B, width // 2, H, W]``, at the
+        size of feature ``-1 - step``."""
+        if step:
+            skip = features[-1 - step]
+            x = torch.cat([resize(x, skip.shape[-2:]), skip], dim=1)
+        finer: Tensor = self[step](x)
+        return finer

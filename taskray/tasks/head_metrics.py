@@ -1,0 +1,54 @@
+"""The metrics of a task with several heads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class HeadMetrics(Metric):  # type: ignore[misc]
+    """The metrics of each head, over the batches that have its labels. A head that no batch had
+    labels for has no metrics.
+
+    A name that two heads share becomes ``<head>/<name>``. Heads with metrics of one class share
+    their names in any case, so that a name does not depend on the labels of a dataset.
+
+    Args:
+        metrics: by head.
+        labels: the columns that the metric of a head needs.
+    """
+
+    full_state_update = False
+
+    def __init__(
+        self, metrics: Mapping[str, Metric], labels: Mapping[str, Collection[str]]
+    ) -> None:
+        super().__init__()
+        self.heads: Any = torch.nn.ModuleDict(metrics)
+        self.labels = dict(labels)
+        kinds = Counter(type(metric) for metric in metrics.values())
+        self.alike = {head for head, metric in metrics.items() if kinds[type(metric)] > 1}
+
+    def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
+        for head, metric in self.heads.items():
+            if all(column in batch for column in self.labels[head]):
+                metric.update(prediction, batch)
+
+    def compute(self) -> dict[str, Tensor]:
+        found = {h: m.compute() for h, m in self.heads.items() if m.update_called}
+        uses = Counter(name for values in found.values() for name in values)
+        return {
+            f"{head}/{name}" if head in self.alike or uses[name] > 1 else name: value
+            for head, values in found.items()
+            for name, value in values.items()
+        }
+
+    def reset(self) -> None:
+        super().reset()
+        for metric in self.heads.values():
+            metric.reset()

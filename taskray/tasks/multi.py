@@ -1,0 +1,159 @@
+"""A task made of tasks: one network that predicts the quantities of several tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from taskray.errors import InputError, TaskrayError
+from taskray.job import plugins
+from taskray.job.config import Plugin
+from taskray.tasks.task import Task
+
+if TYPE_CHECKING:
+    from taskray.data.readers.reader import Reader
+    from taskray.tasks.head_metrics import HeadMetrics
+
+HeadName = Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
+"""Part of the names of losses, metrics and weights."""
+
+
+class Multi(Task):
+    """Several tasks, the heads, on one network that has an output for each.
+
+    The network gets the input of the head that reads the most columns; the columns of every other
+    head must be among them. So a head that predicts from one frame alone may share the network of
+    one that predicts from a pair. Its quantities are then those of the first frame only
+    (:meth:`is_per_frame`).
+
+    Losses are named ``<head>/<term>``. Each head has metrics of its own
+    (:class:`taskray.tasks.head_metrics.HeadMetrics`). A batch may lack the labels of a head: then
+    that head has neither loss nor metric there, and a batch without any label has no loss at all
+    (an empty mapping).
+
+    Args:
+        heads: the tasks by head, each with one head of its own and with quantities that no other
+            predicts.
+        unlabelled: heads whose labels are never read: they learn from relations alone.
+    """
+
+    def __init__(self, heads: Mapping[str, Task], unlabelled: Collection[str] = ()) -> None:
+        self._heads = dict(heads)
+        self._labelled = {h: t for h, t in heads.items() if h not in unlabelled}
+        self._leader = max(heads.values(), key=lambda t: (len(t.inputs), t.passes))
+        _check_heads(self._heads, self._leader)
+        self.quantities = tuple(q for t in heads.values() for q in t.quantities)
+        self.labels = tuple(dict.fromkeys(c for t in self._labelled.values() for c in t.labels))
+        self.inputs, self.passes = self._leader.inputs, self._leader.passes
+        self.in_channels = self._leader.in_channels
+        self.out_channels = {h: c for h, t in heads.items() for c in t.out_channels.values()}
+        self.network_arguments = {
+            name: value for t in heads.values() for name, value in t.network_arguments.items()
+        }
+        self.per_frame = all(map(self.is_per_frame, self.quantities))
+
+    @property
+    def heads(self) -> Mapping[str, Task]:
+        return self._heads
+
+    def is_per_frame(self, quantity: str) -> bool:
+        return any(
+            task.is_per_frame(quantity) and task.inputs == self._leader.inputs
+            for task in self._heads.values()
+            if quantity in task.quantities
+        )
+
+    def check_labels(self, reader: Reader) -> None:
+        for task in self._labelled_in(reader.columns).values():
+            task.check_labels(reader)
+
+    def check_batch(self, batch: Mapping[str, Tensor]) -> None:
+        for task in self._labelled_in(batch).values():
+            task.check_batch(batch)
+
+    def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """As of the head that reads the most columns."""
+        return self._leader.network_input(batch)
+
+    def predict(self, output: Any) -> dict[str, Tensor]:
+        """All quantities; a head that needs fewer passes than the network makes gets the first."""
+        outputs = {next(iter(self._heads)): output} if isinstance(output, Tensor) else output
+        if outputs.keys() != self._heads.keys():
+            raise TaskrayError(
+                f"the network returns {_listed(outputs)}, expected a tensor for each head: "
+                f"{_listed(self._heads)}"
+            )
+        prediction: dict[str, Tensor] = {}
+        for head, task in self._heads.items():
+            rows = len(outputs[head]) // self.passes * task.passes
+            prediction |= task.predict(outputs[head][:rows])
+        return prediction
+
+    def loss(
+        self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The losses ``<head>/<term>`` of the heads whose labels are in the batch."""
+        return {
+            f"{head}/{term}": value
+            for head, task in self._labelled_in(batch).items()
+            for term, value in task.loss(prediction, batch).items()
+        }
+
+    def metric(self) -> HeadMetrics:
+        from taskray.tasks.head_metrics import HeadMetrics  # see Task: torchmetrics is slow
+
+        return HeadMetrics(
+            {head: task.metric() for head, task in self._labelled.items()},
+            {head: task.labels for head, task in self._labelled.items()},
+        )
+
+    def _labelled_in(self, columns: Collection[str]) -> dict[str, Task]:
+        """The heads whose labels are all among the columns."""
+        return {h: t for h, t in self._labelled.items() if all(c in columns for c in t.labels)}
+
+
+def multi(heads: Annotated[dict[HeadName, Plugin], Field(min_length=1)]) -> Multi:
+    """A task made of tasks (:class:`Multi`), from their descriptions in a job.
+
+    Args:
+        heads: a task by head: a name, or a name with arguments, as under ``task``
+            (``{depth: depth, normals: {name: normals, loss: l1}}``).
+    """
+    return Multi(
+        {
+            head: plugins.build("task", task.name, task.arguments, f"heads.{head}")
+            for head, task in heads.items()
+        }
+    )
+
+
+def _check_heads(heads: Mapping[str, Task], leader: Task) -> None:
+    """Raise InputError unless the heads fit one network."""
+    owners: dict[str, str] = {}
+    arguments: dict[str, Any] = {}
+    for head, task in heads.items():
+        key = f"heads.{head}"
+        if len(task.heads) > 1:
+            raise InputError(
+                key, f"got a task with the heads {_listed(task.heads)}, expected those themselves"
+            )
+        if not set(task.inputs) <= set(leader.inputs) or task.passes > leader.passes:
+            raise InputError(
+                key,
+                f"reads {_listed(task.inputs)}, expected columns that the network of "
+                f"{leader.quantities[0]!r} reads: {_listed(leader.inputs)}",
+            )
+        for quantity in task.quantities:
+            if quantity in owners:
+                raise InputError(key, f"predicts {quantity!r}, as head {owners[quantity]!r} does")
+            owners[quantity] = head
+        for name, value in task.network_arguments.items():
+            if arguments.setdefault(name, value) != value:
+                raise InputError(key, f"needs another {name} of the network than the other heads")
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(names)
