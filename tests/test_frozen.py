@@ -27,6 +27,7 @@ from taskray.run.doctor import doctor
 from taskray.runtime.answering import RECENT, Answering, Request
 from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint
 from taskray.runtime.member import load_initial
+from taskray.tasks.normals import Normals
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +175,7 @@ class CountingNetwork:
     """Predicts zeros, and remembers on which batches."""
 
     def __init__(self) -> None:
+        self.task = Normals()
         self.batches: list[int | None] = []
 
     def infer(self, batch: Batch, frames: Any) -> dict[str, torch.Tensor]:

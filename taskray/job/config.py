@@ -120,9 +120,11 @@ class TaskConfig(Settings):
     """A built-in task (``plugins.BUILTIN``) or an import path, with its arguments."""
     model: Plugin = Plugin(name="unet")
     """The network and its arguments."""
-    dedicated: str | None = None
-    """The dedicated dataset: the task's own labelled data (a key of ``data``); null: no labels,
-    the task learns from consistency alone."""
+    dedicated: str | dict[Name, str] | None = None
+    """The dedicated dataset: the task's own labelled data (a key of ``data``). For a task with
+    several heads it may be a mapping, head -> dataset: a supervised step then takes a batch of each
+    dataset, and a head that is not named learns from consistency alone. null: no labels, the task
+    learns from consistency alone."""
     batch_size: Positive = 8
     """Labelled samples in a step."""
     checkpoint: str | None = None
@@ -333,7 +335,11 @@ class Job(Settings):
 
         refuse_one_folder(self.tasks, "tasks")
         for task_name, task in self.tasks.items():
-            known(f"tasks.{task_name}.dedicated", task.dedicated)
+            if isinstance(task.dedicated, dict):
+                for head, dataset in task.dedicated.items():
+                    known(f"tasks.{task_name}.dedicated.{head}", dataset)
+            else:
+                known(f"tasks.{task_name}.dedicated", task.dedicated)
         if self.mediator:
             known("mediator.data", self.mediator.data)
             if self.mediator.supervised_steps + self.mediator.consistency_steps == 0:
@@ -346,7 +352,7 @@ class Job(Settings):
         for task_name, task in self.tasks.items():
             if task.frozen and task.checkpoint is None:
                 raise InputError(f"tasks.{task_name}.frozen", "a frozen task needs a 'checkpoint'")
-            if task.dedicated is None and not self.mediator and not task.frozen:
+            if not task.dedicated and not self.mediator and not task.frozen:
                 raise InputError(
                     f"tasks.{task_name}.dedicated", "a task without labels needs a mediator"
                 )
@@ -366,9 +372,13 @@ class Job(Settings):
         """Training steps of a task; 0 if it is frozen."""
         return 0 if self.tasks[task].frozen else self.tasks[task].steps or self.steps
 
-    def labels_of(self, task: str) -> str | None:
-        """The labelled dataset that a task trains on; None if it has none or is frozen."""
-        return None if self.tasks[task].frozen else self.tasks[task].dedicated
+    def labels_of(self, task: str) -> tuple[str, ...]:
+        """The labelled datasets that a task trains on; none if it is frozen."""
+        config = self.tasks[task]
+        if config.frozen or not config.dedicated:
+            return ()
+        by_head = config.dedicated
+        return (by_head,) if isinstance(by_head, str) else tuple(dict.fromkeys(by_head.values()))
 
     @property
     def frozen(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from taskray.data.streams.batch import Batch
 from taskray.loop.network import Network
 from taskray.schema import QUANTITIES, quantity_of
+from taskray.tasks.task import Task
 
 
 @dataclass
@@ -21,6 +22,15 @@ class Evaluation:
 
     metrics: dict[str, float]
     samples: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def measured_columns(task: Task, there: Collection[str]) -> tuple[str, ...]:
+    """What to read of a dataset to measure a task on it: inputs, and the labels of the heads whose
+    labels are ``there``. Empty where nothing can be measured."""
+    labels = [c for head in task.heads.values() if {*head.labels} <= {*there} for c in head.labels]
+    if not labels or not {*task.inputs} <= {*there}:
+        return ()
+    return tuple(dict.fromkeys((*task.inputs, *labels)))
 
 
 def evaluate(network: Network, batches: Iterable[Batch], num_samples: int = 0) -> Evaluation:

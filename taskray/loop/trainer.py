@@ -32,6 +32,7 @@ from taskray.data.streams.rows import count_corrupt
 from taskray.errors import TaskrayError, naming_errors
 from taskray.job.config import Job
 from taskray.loop.ahead import Ahead
+from taskray.loop.alternation import Alternation
 from taskray.loop.consistency import WeightedRelation, consistency_losses
 from taskray.loop.interfaces import NoPeers, PeerPredictions, Peers, Stream, WindowStream
 from taskray.loop.learned import Learned
@@ -63,7 +64,7 @@ class Trainer:
         seed: int,
         relations: Sequence[WeightedRelation] = (),
         published: Sequence[str] = (),
-        dedicated: Stream | None = None,
+        dedicated: Sequence[Stream] = (),
         mediator: WindowStream | None = None,
         peers: Peers | None = None,
         device: str = "cpu",
@@ -78,6 +79,7 @@ class Trainer:
         self.peers: Peers = peers or NoPeers()
         self.ahead = Ahead(mediator, self.peers) if mediator is not None else None
         self.random = torch.Generator().manual_seed(seed)
+        self.alternation = Alternation(job, relations, labelled=bool(dedicated))
         self.steps_made = 0
         self.meter = Meter()
 
@@ -105,10 +107,10 @@ class Trainer:
                 coming.ask(now, now + 1)
         if ahead is not None:
             learnt = self._learn_from_peers(batch, live, found)
-        if not learnt and self.dedicated is not None:
+        if not learnt and self.dedicated:
             self._learn_from_labels()
 
-        self.meter.step(consistent=ahead is not None, learnt=learnt, labelled=self.labelled)
+        self.meter.step(consistent=ahead is not None, learnt=learnt, labelled=bool(self.dedicated))
         self.steps_made += 1
         self.peers.stepped(self.steps_made)
 
@@ -131,33 +133,15 @@ class Trainer:
             self.ahead.ask_again(self.steps_made)
 
     def turn(self, step: int) -> Ahead | None:
-        """The mediator, if the job's alternation spends the step on it; None: a supervised step."""
-        alternation = self.job.mediator
-        if self.ahead is None or alternation is None or not self.relations:
-            return None
-        if not self.labelled:
-            return self.ahead
-        if self.teacher_only and self.job.runtime.publisher == "forward_server":
-            return None  # its server predicts for it
-        if not any(relation.has_begun(step) for relation in self.relations):
-            return None
-        return self.ahead if alternation.has_turn(step) else None
-
-    @property
-    def labelled(self) -> bool:
-        return self.dedicated is not None
-
-    @property
-    def teacher_only(self) -> bool:
-        """Whether the task predicts for its peers and learns nothing from them."""
-        return all(relation.scale == 0 for relation in self.relations)
+        """The mediator, if the step is a consistency step; None: it is a supervised one."""
+        return self.ahead if self.alternation.is_consistency_step(step) else None
 
     # ---- the parts of a step --------------------------------------------------------------
 
     def _live_prediction(self, batch: Batch) -> dict[str, Tensor]:
         """On a mediator batch, photometrically augmented for this task alone."""
         frames = frames_of(self.task, self.published)
-        if self.teacher_only:  # must not learn the mediator's statistics either
+        if self.alternation.teacher_only:  # must not learn the mediator's statistics either
             return self.network.infer(batch, frames)
         own = augment(batch, self.config.augment, self.random, labelled=False)
         return self.network.predict(own, frames)
@@ -185,14 +169,17 @@ class Trainer:
         return True
 
     def _learn_from_labels(self) -> None:
-        """Descend on the task's loss on the next labelled batch."""
-        assert self.dedicated is not None
-        with self.meter.waiting():
-            batch = self.dedicated.next()
-        self.task.check_batch(batch.tensors)
-        batch = augment(batch, self.config.augment, self.random, labelled=True)
-        batch = self.network.to_device(batch)
-        losses = self.task.loss(self.network.predict(batch), batch.tensors)
+        """Descend on the task's losses on the next batch of each labelled dataset."""
+        losses: dict[str, Tensor] = {}
+        for stream in self.dedicated:
+            with self.meter.waiting():
+                batch = stream.next()
+            self.task.check_batch(batch.tensors)
+            batch = augment(batch, self.config.augment, self.random, labelled=True)
+            batch = self.network.to_device(batch)
+            losses |= self.task.loss(self.network.predict(batch), batch.tensors)
+        if not losses:
+            raise TaskrayError("no labels and no consistency: nothing to train on")
         for term, value in losses.items():
             self.meter.add(SupervisedLoss(term), value.detach())
         self._descend(SupervisedLoss(), losses, checked=self.network.device.type == "cpu")
@@ -214,7 +201,7 @@ class Trainer:
                     raise TaskrayError(f"{name} is not finite")
         self.start_clock()
         totals = copy.deepcopy(self.meter.totals)
-        corrupt = count_corrupt([s.corrupt for s in (self.dedicated, self.mediator) if s])
+        corrupt = count_corrupt([stream.corrupt for stream in self._streams])
         return ChunkReport(self.name, self.steps_made, values, totals, corrupt)
 
     def start_clock(self) -> None:
@@ -227,7 +214,7 @@ class Trainer:
             "step": self.steps_made,
             "optimizer": self.optimization.optimizer.state_dict(),
             "totals": self.meter.totals.state_dict(),
-            "dedicated": self.dedicated.state_dict() if self.dedicated else None,
+            "dedicated": [stream.state_dict() for stream in self.dedicated],
             "mediator": self.ahead.state_dict() if self.ahead else None,
             "augmentation_random": self.random.get_state(),
             "torch_random": torch.get_rng_state(),
@@ -238,8 +225,8 @@ class Trainer:
         self.steps_made = state["step"]
         self.optimization.optimizer.load_state_dict(state["optimizer"])
         self.meter.totals = Totals.from_state(state["totals"])
-        if self.dedicated and state["dedicated"]:
-            self.dedicated.load_state_dict(state["dedicated"])
+        for stream, position in zip(self.dedicated, state["dedicated"], strict=True):
+            stream.load_state_dict(position)
         if self.ahead and state["mediator"]:
             self.ahead.load_state_dict(state["mediator"])
         self.random.set_state(state["augmentation_random"])
@@ -248,9 +235,12 @@ class Trainer:
 
     def close(self) -> None:
         """End the threads of the streams."""
-        for stream in (self.dedicated, self.mediator):
-            if stream is not None:
-                stream.close()
+        for stream in self._streams:
+            stream.close()
+
+    @property
+    def _streams(self) -> list[Stream]:
+        return [*self.dedicated, *([self.mediator] if self.mediator else [])]
 
     def naming_errors(self) -> AbstractContextManager[None]:
         """Any error of the block leaves it as one that names the task and the step."""

@@ -26,10 +26,8 @@ class Role:
     """Quantity that it needs of its peers -> the first step at which it does."""
     reads: tuple[str, ...]
     """Columns of the mediator that it needs itself; never a label."""
-    labels: str | None
-    """Name of its labelled dataset."""
-    label_columns: tuple[str, ...]
-    """What it reads from that: inputs and labels."""
+    labels: Mapping[str, tuple[str, ...]]
+    """Each of its labelled datasets -> what it reads of that: inputs and labels."""
     steps: int
     """Training steps; 0 where it is frozen."""
     frozen: bool
@@ -48,7 +46,7 @@ class Role:
         """Whether it waits for a peer's first prediction on a batch. A task without labels has
         nothing else to do, and a skipped step is much shorter than a real one: it would outrun
         its peers."""
-        return self.labels is None and not self.frozen
+        return not self.labels and not self.frozen
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ class Wiring:
         """For each dataset that the collective trains on, the columns to read from it."""
         columns: dict[str, set[str]] = {}
         for role in self.roles.values():
-            if role.labels is not None:
-                columns.setdefault(role.labels, set()).update(role.label_columns)
+            for dataset, read in role.labels.items():
+                columns.setdefault(dataset, set()).update(read)
             if self.mediator is not None and role.tied:
                 columns.setdefault(self.mediator, set()).update(role.reads)
         return {name: tuple(sorted(names)) for name, names in columns.items()}
@@ -125,7 +123,7 @@ def _simple(tasks: Mapping[str, Task], quantities: Sequence[str]) -> dict[str, T
 
 def _role(job: Job, name: str, task: Task) -> Role:
     relations = build_relations(job, name, task)
-    config, labels = job.tasks[name], job.labels_of(name)
+    config, labels = job.tasks[name], _labels(job, name, task)
     publishes = tuple(sorted(q for q in _related(relations) if task.predicts(q)))
     inputs = set(inputs_of(task, frames_of(task, publishes))) if relations else set()
     needed = {c for weighted in relations for c in weighted.relation.inputs}
@@ -139,12 +137,28 @@ def _role(job: Job, name: str, task: Task) -> Role:
         {} if config.frozen else wants,
         tuple(sorted(inputs | needed)),
         labels,
-        () if labels is None else (*task.inputs, *task.labels),
         job.steps_of(name),
         config.frozen,
         any(relation.scale > 0 for relation in relations),
-        job.mediator.steps_per_visit(labels is not None) if job.mediator else 1.0,
+        job.mediator.steps_per_visit(bool(labels)) if job.mediator else 1.0,
     )
+
+
+def _labels(job: Job, name: str, task: Task) -> dict[str, tuple[str, ...]]:
+    """What a task reads of each labelled dataset: of one that is named for some heads, their
+    labels alone. InputError for a head that the task does not have."""
+    config = job.tasks[name]
+    if not isinstance(config.dedicated, dict) or config.frozen:
+        return dict.fromkeys(job.labels_of(name), (*task.inputs, *task.labels))
+    columns: dict[str, list[str]] = {}
+    for head, dataset in config.dedicated.items():
+        if head not in task.heads:
+            raise InputError(
+                f"tasks.{name}.dedicated.{head}",
+                f"no such head, expected one of {', '.join(task.heads)}",
+            )
+        columns.setdefault(dataset, [*task.inputs]).extend(task.heads[head].labels)
+    return {dataset: tuple(dict.fromkeys(read)) for dataset, read in columns.items()}
 
 
 def _related(relations: Sequence[WeightedRelation]) -> set[str]:

@@ -45,7 +45,7 @@ def check(job: Job) -> dict[str, Learned]:
         models[name] = build_learned(job, name, task, build_relations(job, name, task))
     for dataset, config in job.data.items():
         evaluated = dataset in job.evaluation.data.values()
-        users = [n for n in tasks if evaluated or job.labels_of(n) == dataset]
+        users = [n for n in tasks if evaluated or dataset in job.labels_of(n)]
         check_labels(dataset, build_reader(config, dataset), [tasks[n] for n in users])
     return models
 

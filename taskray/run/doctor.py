@@ -94,7 +94,7 @@ def _task_table(job: Job, tasks: Mapping[str, Task], models: Mapping[str, nn.Mod
         parameters = sum(p.numel() for p in models[name].parameters())
         table.add_row(
             name, ", ".join(task.quantities), config.model.name, count(parameters),
-            job.labels_of(name) or NOTHING,
+            ", ".join(job.labels_of(name)) or NOTHING,
             "frozen" if config.frozen else count(job.steps_of(name)), str(config.batch_size),
         )  # fmt: skip
     return table

@@ -17,7 +17,7 @@ from taskray.errors import InputError
 from taskray.files import lock_folder
 from taskray.job.config import Job, override, parse_job, read_yaml
 from taskray.loop.assembly import build_model, build_task, build_tasks
-from taskray.loop.evaluation import Evaluation, evaluate, panels
+from taskray.loop.evaluation import Evaluation, evaluate, measured_columns, panels
 from taskray.loop.network import Network
 from taskray.record.folder import CONFIG, RunFolder, read_panels, read_result
 from taskray.report.html import write_report
@@ -85,10 +85,9 @@ def evaluate_task(
     assert checkpoint is not None  # evaluate_run has checked
     load_into(model, checkpoint)
     network = Network(task, model, job.tasks[name], device)
-    columns = tuple(dict.fromkeys((*task.inputs, *task.labels)))
     found = {}
     for title, handle in data.items():
-        if set(columns) <= set(handle.info.layout):
+        if columns := measured_columns(task, handle.info.layout):
             batches = plain_batches(handle.open(), job.evaluation.batch_size, columns)
             samples = NUM_SAMPLES if title == next(iter(data)) else 0
             found[title] = evaluate(network, batches, samples)

@@ -5,7 +5,7 @@ The Ray actor and the inline backend are both made of it; it knows neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -17,7 +17,7 @@ from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError
 from taskray.job.config import Job
 from taskray.loop.assembly import build_learned, build_relations, build_task, seed_of
-from taskray.loop.evaluation import Evaluation, evaluate
+from taskray.loop.evaluation import Evaluation, evaluate, measured_columns
 from taskray.loop.interfaces import Peers
 from taskray.loop.learned import Learned
 from taskray.loop.metric_key import Evaluated
@@ -121,9 +121,9 @@ class Member:
     def evaluate(self, title: str, num_samples: int = 0) -> Evaluation:
         """Measure on one of the job's evaluations. A dataset without this task's labels gives no
         metric."""
-        data, task = self.evaluations[title], self.trainer.task
-        columns: Sequence[str] = tuple(dict.fromkeys((*task.inputs, *task.labels)))
-        if not set(columns) <= set(data.info.layout):
+        data = self.evaluations[title]
+        columns = measured_columns(self.trainer.task, data.info.layout)
+        if not columns:
             return Evaluation({})
         batches = plain_batches(data.open(), self.job.evaluation.batch_size, columns)
         return evaluate(self.trainer.network, batches, num_samples)
@@ -134,15 +134,12 @@ class Member:
 
 def _dedicated(
     job: Job, name: str, role: Role, data: Mapping[str, Handle]
-) -> DedicatedStream | None:
-    if role.labels is None:
-        return None
-    return DedicatedStream(
-        data[role.labels].open(),
-        batch_size=job.tasks[name].batch_size,
-        seed=seed_of(job, name),
-        columns=role.label_columns,
-    )
+) -> list[DedicatedStream]:
+    batch_size, seed = job.tasks[name].batch_size, seed_of(job, name)
+    return [
+        DedicatedStream(data[dataset].open(), batch_size, seed, columns)
+        for dataset, columns in role.labels.items()
+    ]
 
 
 def _mediator(
