@@ -1,26 +1,31 @@
-"""The errors a person sees. Each message is one line: where, which key, what was expected."""
+"""The errors that a person sees. Each message is one line: ``key: got X, expected Y``."""
 
 from __future__ import annotations
 
+from textwrap import shorten
+
+LONGEST = 300
+"""Characters of another library's message that :func:`one_line` keeps: some fill a page."""
+
 
 class TaskrayError(Exception):
-    """Base of every error taskray raises on purpose; ``exit_code`` is that of the command."""
+    """Base of every error that taskray raises on purpose; ``exit_code`` is that of the command."""
 
     exit_code = 1
 
 
 class InputError(TaskrayError):
-    """What the user gave is wrong (config, data, checkpoint): exit code 2.
+    """A config, dataset, checkpoint or option of the user is wrong: exit code 2.
 
     Args:
         key: the file, the dotted key or the option at fault.
-        text: what was found and what was expected, in one line.
+        text: what was found and what was expected, on one line.
     """
 
     exit_code = 2
 
     def __init__(self, key: str, text: str = "") -> None:
-        super().__init__(key, text)
+        super().__init__(key, text)  # both, because an exception is unpickled from its arguments
         self.key, self.text = key, text
 
     def __str__(self) -> str:
@@ -30,7 +35,7 @@ class InputError(TaskrayError):
 class TrainingError(TaskrayError):
     """A task stopped: which task, at which step, and why.
 
-    Only strings and integers, so that it survives the way between two processes.
+    It holds only strings and integers, so that it can be pickled between processes.
     """
 
     def __init__(self, task: str, step: int, reason: str) -> None:
@@ -43,7 +48,15 @@ class TrainingError(TaskrayError):
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, in one line, with the kind of error where its text says too little."""
+    """The message of any error on one line, for use inside another message.
+
+    The type comes first where the text alone may not explain the error (``KeyError: 'depth'``).
+    Texts of other libraries are cut after ``LONGEST`` characters.
+    """
     text = " ".join(str(error).split())
-    speaks = isinstance(error, (TaskrayError, ValueError, OSError)) and text
-    return text if speaks else f"{type(error).__name__}: {text}".rstrip(": ")
+    if isinstance(error, TaskrayError) and text:
+        return text
+    text = shorten(text, LONGEST, placeholder=" ...")
+    if isinstance(error, (ValueError, OSError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}".rstrip(": ")

@@ -119,7 +119,7 @@ def reads(path: Path, name: str = "labelled") -> str:
             "data.test.reader: unknown reader 'wrold'; did you mean 'world'",
         ),
         ("consistency.depth_normals.relation=dn", "depth_normals.relation: unknown relation 'dn'"),
-        ("checkpoint.path=nothing://x", "checkpoint.path: cannot open 'nothing://x'"),
+        ("checkpoint.path=nothing://x", "checkpoint.path: nothing://x: cannot be opened: "),
         ("tasks.depth.gpus=64", "tasks.depth.gpus: 64 GPUs asked for, torch has "),
     ],
 )
@@ -215,10 +215,10 @@ def test_a_stored_array_of_words(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["world", "--out", "."], "is where you are, and will not be replaced"),
+        (["world", "--out", "."], "is the current folder, which is never replaced"),
         (["world", "--out", "afile"], "afile: is a file, expected a folder"),
         (["world", "--out", "afile/x"], "afile: cannot be a folder of datasets: File exists"),
-        (["world", "--out", "link"], "photos: will not be replaced: 'mine.jpg' is no part of a"),
+        (["world", "--out", "link"], "photos: is not replaced, because 'mine.jpg' is not part"),
         (["show", "data", "--save", "x.psd"], "x.psd: expected the name of a picture, such as sh"),
         (["show", "data", "--save", "x.xbm"], "x.xbm: expected the name of a picture, such as sh"),
         (["show", "data", "--save", "x"], "--save x: expected the name of a picture"),
@@ -414,7 +414,11 @@ def test_starting_over_removes_nothing_that_the_job_begins_from(train, tmp_path)
     own = f"tasks.normals.checkpoint={tmp_path / 'run'}"
     told(train(own, resume="never"), 2, "tasks.normals.checkpoint: ", "another --out")
     missing = "tasks.normals.checkpoint=nowhere"
-    told(train(missing, resume="never"), 2, "tasks.normals.checkpoint: nowhere: neither")
+    told(
+        train(missing, resume="never"),
+        2,
+        "tasks.normals.checkpoint: nowhere: expected a checkpoint",
+    )
     assert (tmp_path / "run/checkpoints/normals/step_4/manifest.json").is_file()
 
 

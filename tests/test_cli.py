@@ -25,8 +25,8 @@ from test_bad_input import parquet
 
 from taskray.cli import COMMANDS, main
 from taskray.errors import InputError, TaskrayError
+from taskray.files import lock_folder
 from taskray.job.config import dump_yaml, load_job
-from taskray.record.folder import claim
 from taskray.run.paths import absolute_paths
 from taskray.run.submit import check_size, entrypoint, working_folder
 from taskray.run.train import train
@@ -153,12 +153,12 @@ def test_a_folder_that_another_run_uses_is_not_changed(call, job, tmp_path):
     run = tmp_path / "run"
     assert call("train", job, "--inline", "--out", run)[0] == 0
     files = {file for file in run.rglob("*") if file.is_file()}
-    with claim(run, "a run folder"):
+    with lock_folder(run, "a run folder"):
         for words in (["train", job, "--inline", "--out", run, "--resume", "never"],
                       ["train", job, "--inline", "--out", run], ["evaluate", run]):  # fmt: skip
             code, _, stderr = call(*words)
             assert (code, stderr.count("\n")) == (2, 1)
-            assert f"{run}: another taskray is at work in this folder" in stderr
+            assert f"{run}: another taskray process is working in this folder" in stderr
     assert {file for file in run.rglob("*") if file.is_file()} == files
 
 
@@ -336,7 +336,7 @@ def test_data_show_counts_corrupt_rows_and_prints_the_reason(call, tmp_path):
         (["convert", "world", "framse=2", "--out", "x"], "framse: unknown key; did you mean 'fra"),
         (["convert", "parquet", "path=nowhere", "--out", "x"], "nowhere: no such file or folder"),
         (["convert", "world", "--out", "JOB"], "job.yaml: is a file, expected a folder"),
-        (["convert", "world", "num_samples=2", "--inline", "--out", "."], "will not be replaced"),
+        (["convert", "world", "num_samples=2", "--inline", "--out", "."], "is never replaced"),
     ],
 )
 def test_errors_of_data_are_one_line(call, job, tmp_path, monkeypatch, words, problem):

@@ -24,6 +24,7 @@ from pydantic import Field
 
 from taskray.data.readers.reader import Reader, Row, Sample
 from taskray.data.storage.codec import decode_rows, encode
+from taskray.data.storage.convert import build_reader, convert
 from taskray.data.storage.parquet import ParquetFolder, find_pieces, read_manifest
 from taskray.data.storage.source import (
     MemorySource,
@@ -31,10 +32,11 @@ from taskray.data.storage.source import (
     load_in_process,
     open_source,
 )
-from taskray.data.storage.store import build_reader, cache_dir, convert, folder_of, lock, prepare
+from taskray.data.storage.store import cache_dir, folder_of, prepare
 from taskray.data.streams.augment import augment
 from taskray.data.streams.batch import Batch
 from taskray.errors import InputError
+from taskray.files import lock_folder
 from taskray.job.config import AugmentConfig, DataConfig
 
 HERE = f"{__name__}:Counting"
@@ -245,7 +247,7 @@ def test_a_folder_of_something_else_is_never_replaced(
         convert(counting(rows=3), folder, name="d", use_ray=False)
         assert len(load_in_process(folder, counting(), ["depth"]).open().take(range(3))["key"]) == 3
         return
-    with pytest.raises(InputError, match="will not be replaced"):
+    with pytest.raises(InputError, match="is not replaced, because"):
         convert(counting(), folder, name="d", use_ray=False)
     assert (folder / name).read_text() == "mine"
 
@@ -258,7 +260,7 @@ def test_the_folder_behind_a_symlink_is_the_one_that_is_written(tmp_path: Path) 
     assert read_manifest(tmp_path / "disk")["num_rows"] == 3
 
 
-def test_an_interrupted_conversion_is_begun_anew(cache: Path) -> None:
+def test_an_interrupted_conversion_starts_again(cache: Path) -> None:
     config = counting(rows=5)
     folder = prepare(config, name="d", use_ray=False)
     shutil.rmtree(folder)
@@ -268,7 +270,7 @@ def test_an_interrupted_conversion_is_begun_anew(cache: Path) -> None:
     assert [path for path in cache.iterdir() if path.is_dir()] == [folder]
 
 
-def test_who_waits_for_another_process_says_so_once(
+def test_waiting_for_another_process_prints_one_line(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, said = counting(rows=3), io.StringIO()
@@ -276,17 +278,20 @@ def test_who_waits_for_another_process_says_so_once(
     folder = folder_of(config, build_reader(config, "d"))
     cache.mkdir(parents=True)
     with ThreadPoolExecutor(1) as pool:
-        with lock(cache / f".{folder.name}.lock"):
+        with lock_folder(cache, "a test", name=f".{folder.name}.lock"):
             waiting = pool.submit(prepare, config, name="d", use_ray=False)
             while not said.getvalue() and not waiting.done():
                 time.sleep(0.01)
         assert waiting.result(60) == folder
-    assert said.getvalue() == "dataset d: another process is building it, waiting for that\n"
+    expected = f"{cache}: waiting for another taskray process (the cache of dataset 'd')\n"
+    assert said.getvalue() == expected
 
 
 def test_a_cache_that_is_a_file_is_named(cache: Path) -> None:
     cache.parent.write_text("")
-    with pytest.raises(InputError, match="cache/taskray: cannot hold a dataset: Not a directory"):
+    with pytest.raises(
+        InputError, match="cache/taskray: cannot be the cache of dataset 'd': Not a "
+    ):
         prepare(counting(rows=3), name="d", use_ray=False)
 
 
@@ -351,13 +356,19 @@ class WithoutColumns(Counting):
 @pytest.mark.parametrize(
     ("reader", "reason"),
     [
-        ({"name": f"{__name__}:Keyed", "keys": ["a", None]}, "row 1 of its index has no text unde"),
-        ({"name": f"{__name__}:Keyed", "keys": [1]}, "row 0 of its index has no text under 'key'"),
-        ({"name": f"{__name__}:Keyed", "keys": ["a", "b", "a"]}, "two samples have the key 'a'"),
-        ({"name": f"{__name__}:WithoutColumns"}, "has no columns, expected a tuple of names"),
+        (
+            {"name": f"{__name__}:Keyed", "keys": ["a", None]},
+            "row 1 of the index .*: expected text",
+        ),
+        ({"name": f"{__name__}:Keyed", "keys": [1]}, "row 0 of the index .* under 'key'"),
+        (
+            {"name": f"{__name__}:Keyed", "keys": ["a", "b", "a"]},
+            "duplicate key 'a' in two samples",
+        ),
+        ({"name": f"{__name__}:WithoutColumns"}, "no columns: got 'depth', expected"),
     ],
 )
-def test_a_reader_that_breaks_its_word_is_named(
+def test_a_reader_that_breaks_its_contract_is_named(
     cache: Path, reader: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(InputError, match=reason):

@@ -90,8 +90,8 @@ def test_a_run_that_keeps_its_checkpoints_elsewhere_is_followed(
         ("{taught}", "{name: unet, base: 16, depth: 2}", "from another model: weight"),
         ("{taught}#depth", "{name: unet, base: 8, depth: 2}", "from another model: weight"),
         ("{taught}", "{name: unet, base: 8, depth: 3}", "from another model: the file lacks"),
-        ("{taught}#edges", "unet", "neither a checkpoint nor a run with one of task 'edges'"),
-        ("/nowhere", "unet", "neither a checkpoint nor a run with one of task 'normals'"),
+        ("{taught}#edges", "unet", "a checkpoint, or a run with a checkpoint of task 'edges'"),
+        ("/nowhere", "unet", "a checkpoint, or a run with a checkpoint of task 'normals'"),
     ],
 )
 def test_a_wrong_checkpoint_is_refused_in_one_line_before_anything_runs(

@@ -16,7 +16,7 @@ from rich.console import Console
 from scenes import moving_square, world_pairs
 
 from taskray.data.readers.video import checked_part, cut
-from taskray.data.storage.store import build_reader
+from taskray.data.storage.convert import build_reader
 from taskray.errors import InputError
 from taskray.geometry.motion import rigid_motion
 from taskray.job.config import Job, load_job

@@ -19,7 +19,8 @@ import pytest
 from rich.console import Console
 
 from taskray.errors import InputError
-from taskray.record.folder import RunFolder, claim, read_metrics, read_panels, read_result
+from taskray.files import lock_folder
+from taskray.record.folder import RunFolder, read_metrics, read_panels, read_result
 from taskray.record.formatting import METRICS, describe, duration, format_change, relative_change
 from taskray.report import panels
 from taskray.report.charts import Line, line_chart
@@ -159,7 +160,7 @@ def test_a_truncated_last_line_is_left_out_and_repaired_on_resume(tmp_path: Path
 
 def test_a_malformed_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"a": 1}\nnonsense\n{"a": 2}\n')
-    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2: expected one JSON object"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2: got 'nonsense', expected one"):
         read_metrics(tmp_path)
 
 
@@ -202,8 +203,8 @@ def test_steps_done_again_after_a_restart_count_once(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from taskray.record.folder import claim
-with claim(Path(sys.argv[1]), "a run folder"):
+from taskray.files import lock_folder
+with lock_folder(Path(sys.argv[1]), "a run folder"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -218,12 +219,12 @@ def test_a_folder_is_one_process_s_alone_until_it_ends_in_whatever_way(
         assert holder.stdout is not None
         holder.stdout.readline()
         with (
-            pytest.raises(InputError, match=f"{tmp_path}: another taskray is at work"),
-            claim(tmp_path, "a run folder"),
+            pytest.raises(InputError, match=f"{tmp_path}: another taskray process is working"),
+            lock_folder(tmp_path, "a run folder"),
         ):
             pass
         holder.send_signal(end)
-    with claim(tmp_path, "a run folder"):
+    with lock_folder(tmp_path, "a run folder"):
         pass
 
 

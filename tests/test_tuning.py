@@ -18,10 +18,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from taskray.data.storage.store import convert
+from taskray.data.storage.convert import convert
 from taskray.errors import InputError
+from taskray.files import lock_folder
 from taskray.job.config import DataConfig, Job, dump_yaml, load_job, parse_job
-from taskray.record.folder import claim, read_metrics, read_result
+from taskray.record.folder import read_metrics, read_result
 from taskray.report.tables import read_table
 from taskray.run.train import train
 from taskray.tuning.fit import concurrency, footprint, quiet, share_threads
@@ -256,8 +257,8 @@ def test_a_folder_that_another_study_uses_is_refused(tmp_path: Path, kind: Any) 
     file = tmp_path / ("study.yaml" if kind is study else "space.yaml")
     arguments = (file, *([None] if kind is tune else []), tmp_path / "out", None, [], silent())
     with (
-        claim(tmp_path / "out", "a study folder"),
-        pytest.raises(InputError, match="out: another taskray is at work in this folder"),
+        lock_folder(tmp_path / "out", "a study folder"),
+        pytest.raises(InputError, match="out: another taskray process is working in this folder"),
     ):
         kind(*arguments)
 

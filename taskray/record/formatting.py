@@ -1,8 +1,8 @@
-"""What is known about every metric: its title, its direction, and how people read it.
+"""Every metric's title, its direction, and how it is shown.
 
-Result files hold ratios as fractions in [0, 1] and angles in degrees; ``percent`` metrics are
-shown times 100. A metric that is not listed has no direction, unless its name tells that it is a
-loss, an angle or an error.
+Result files contain ratios as fractions in [0, 1] and angles in degrees; ``percent`` metrics are
+shown times 100. A metric that is not listed has no direction, unless its name marks it as
+a loss, an angle or an error.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from taskray.loop.metric_key import ConsistencyLoss, SupervisedLoss, metric_of, parse
+
 NOTHING = "—"
-"""What stands where there is no figure."""
+"""Shown where there is no value."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class MetricInfo:
     name: str
     title: str
     higher_is_better: bool | None
-    """None: neither is, it only tells how things were."""
+    """None: neither is better."""
     unit: str = ""
     decimals: int = 3
 
@@ -38,11 +40,11 @@ class MetricInfo:
 
     @property
     def arrow(self) -> str:
-        """Towards better; empty where neither is."""
+        """The direction towards better; empty if neither is."""
         return {True: "↑", False: "↓", None: ""}[self.higher_is_better]
 
     def format(self, value: float | None, std: float | None = None) -> str:
-        """The figure as people read it, without its unit: ``0.393``, ``37.8 ± 0.4``."""
+        """The value as shown, without its unit: ``0.393``, ``37.8 ± 0.4``."""
         if value is None or not math.isfinite(value):
             return NOTHING
         scale = 100.0 if self.percent else 1.0
@@ -50,7 +52,7 @@ class MetricInfo:
         return text if std is None else f"{text} ± {std * scale:.{self.decimals}f}"
 
     def good(self, change: float | None) -> bool | None:
-        """Whether a change is for better; None where nothing changed, or it is neither."""
+        """Whether a change is an improvement; None if nothing changed or neither is better."""
         if not change or self.higher_is_better is None:
             return None
         return (change > 0) == self.higher_is_better
@@ -121,27 +123,26 @@ METRICS: dict[str, MetricInfo] = {
 
 
 def describe(key: str) -> MetricInfo:
-    """The metric behind a key: a plain name, ``iou/<class>``, or either with a path before it
+    """The metric of a name: a plain name, ``iou/<class>``, or either with a path before it
     (``depth/real_test/abs_rel``)."""
-    if key in METRICS:
-        return METRICS[key]
-    *path, last = key.split("/")
-    if path and path[-1] == "iou":
-        return _ratio(f"iou/{last}", f"IoU {last}")
-    if last in METRICS:
-        return METRICS[last]
-    lower = last.startswith("loss") or "loss" in path or last.endswith(("_deg", "_error"))
-    return MetricInfo(last, last.replace("_", " "), False if lower else None)
+    metric = metric_of(key)
+    if metric in METRICS:
+        return METRICS[metric]
+    if metric.startswith("iou/"):
+        return _ratio(metric, f"IoU {metric.removeprefix('iou/')}")
+    is_loss = isinstance(parse(key), SupervisedLoss | ConsistencyLoss) or metric.startswith("loss")
+    lower = is_loss or metric.endswith(("_deg", "_error"))
+    return MetricInfo(metric, metric.replace("_", " "), False if lower else None)
 
 
 def rank(name: str) -> int:
-    """Where a metric stands in tables; unknown ones stand last, in the order given."""
+    """A metric's place in tables; unknown metrics come last, in the order given."""
     names = list(METRICS)
     return names.index(name) if name in METRICS else len(names)
 
 
 def relative_change(value: float | None, baseline: float | None) -> float | None:
-    """``(value - baseline) / |baseline|``; None where that has no meaning."""
+    """``(value - baseline) / |baseline|``; None if that is not defined."""
     if value is None or baseline is None or not math.isfinite(value) or not baseline:
         return None
     return (value - baseline) / abs(baseline) if math.isfinite(baseline) else None
@@ -168,7 +169,7 @@ def duration(seconds: float | None) -> str:
 
 
 def fixed(value: float | None, decimals: int) -> str:
-    """A number with so many decimals."""
+    """A number with ``decimals`` decimals."""
     return NOTHING if value is None else f"{value:,.{decimals}f}"
 
 

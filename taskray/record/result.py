@@ -1,4 +1,4 @@
-"""The result file's content, from what the driver knows of each task."""
+"""The content of ``result.json``, made from the driver's state of each task."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from taskray.errors import TaskrayError
 from taskray.job.config import Job
 from taskray.loop.evaluation import Evaluation
 from taskray.loop.meters import Edge
+from taskray.loop.metric_key import edge_name
 
 
 @dataclass
 class TaskState:
-    """What the driver knows of one task."""
+    """The driver's state of one task: its last report, its error, its evaluations."""
 
     step: int = 0
     restarts: int = 0
@@ -26,7 +27,7 @@ class TaskState:
 def summarize(
     job: Job, states: dict[str, TaskState], cache: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """The result of a run from what each task last reported."""
+    """The content of ``result.json``, from the last report of each task."""
     failed = [s.error for s in states.values() if s.error is not None]
     complete = all(
         s.step >= job.steps_of(n) and s.evaluations.keys() >= job.evaluation.data.keys()
@@ -36,7 +37,7 @@ def summarize(
     for name, state in states.items():
         edges = state.report["totals"]["edges"] if state.report else {}
         for peer, edge in edges.items():
-            staleness[f"{name}<-{peer}"] = Edge(**edge).summary()
+            staleness[edge_name(name, peer)] = Edge(**edge).summary()
     return {
         "name": job.name,
         "status": "failed" if failed else "finished" if complete else "interrupted",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taskray.errors import InputError
-from taskray.record.folder import atomic_write, write_text
+from taskray.files import atomic_write, write_text
 from taskray.record.formatting import describe
 from taskray.report.charts import Line, line_chart
 from taskray.report.history import Run, Series

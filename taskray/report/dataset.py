@@ -19,8 +19,8 @@ from taskray.data.storage.parquet import columns_of, find_pieces, read_manifest
 from taskray.data.storage.source import DatasetInfo, open_source
 from taskray.data.streams.rows import rows_of
 from taskray.errors import InputError
+from taskray.files import atomic_write, make_folder
 from taskray.job.config import DataConfig
-from taskray.record.folder import atomic_write, make_folder
 from taskray.record.formatting import NOTHING, size
 from taskray.report.birds_eye import birds_eye, reach_of
 from taskray.report.console import print_plain

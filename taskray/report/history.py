@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 
 from taskray.errors import InputError
-from taskray.record.folder import CONFIG, read_metrics, read_panels, read_result, read_text
+from taskray.files import read_text
+from taskray.record.folder import CONFIG, read_metrics, read_panels, read_result
 
 
 @dataclass(frozen=True)

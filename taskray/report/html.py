@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from taskray.errors import InputError
-from taskray.record.folder import write_text
+from taskray.files import write_text
 from taskray.report import exchange, sections, study
 from taskray.report.history import Run
 from taskray.report.page import config_details, page

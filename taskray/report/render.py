@@ -11,7 +11,7 @@ import rich.table
 from rich import box
 from rich.text import Text
 
-from taskray.record.folder import atomic_write
+from taskray.files import atomic_write
 from taskray.report.tables import Entry, Table, grid
 
 GOOD, BAD = "#0f7b55", "#b42318"

@@ -6,7 +6,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from taskray.record.folder import read_result, read_text
+from taskray.files import read_text
+from taskray.record.folder import read_result
 from taskray.record.formatting import NOTHING, describe, duration
 from taskray.report.charts import dot_chart
 from taskray.report.curves import curve_charts, saved_curves

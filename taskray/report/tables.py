@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from taskray.errors import InputError
-from taskray.record.folder import plain, write_text
+from taskray.files import plain, write_text
 from taskray.record.formatting import describe, format_change, relative_change
 
 OURS = "ours"

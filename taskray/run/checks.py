@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from taskray.data.readers.reader import Reader
-from taskray.data.storage.store import build_reader
+from taskray.data.storage.convert import build_reader
 from taskray.errors import InputError
 from taskray.job.config import AugmentConfig, Job
 from taskray.loop.assembly import build_model, build_relations, build_tasks

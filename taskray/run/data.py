@@ -8,12 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
+from taskray.data.storage.convert import build_reader, check_replaceable, convert
 from taskray.data.storage.parquet import read_manifest
-from taskray.data.storage.store import build_reader, check_replaceable, convert, prepare
+from taskray.data.storage.store import prepare
 from taskray.errors import InputError
+from taskray.files import make_folder
 from taskray.job.config import DataConfig, load_job, parse
 from taskray.job.validation import nearest
-from taskray.record.folder import make_folder
 from taskray.record.formatting import size
 from taskray.report.console import print_plain
 from taskray.report.dataset import check_sheet, show

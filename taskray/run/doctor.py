@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from taskray.data.storage.store import build_reader
+from taskray.data.storage.convert import build_reader
 from taskray.job.config import Job
 from taskray.loop.assembly import build_relations, build_tasks, wanted_quantities
 from taskray.record.formatting import NOTHING, count, size

@@ -9,14 +9,16 @@ from typing import Any
 
 from rich.console import Console
 
+from taskray.data.storage.convert import build_reader
 from taskray.data.storage.source import Handle
-from taskray.data.storage.store import build_reader, prepare
+from taskray.data.storage.store import prepare
 from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError
+from taskray.files import lock_folder
 from taskray.job.config import Job, override, parse_job, read_yaml
 from taskray.loop.assembly import build_task, build_tasks, build_trainer
 from taskray.loop.evaluation import Evaluation, evaluate, panels
-from taskray.record.folder import CONFIG, RunFolder, claim, read_panels, read_result
+from taskray.record.folder import CONFIG, RunFolder, read_panels, read_result
 from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
 from taskray.run.checks import check_labels
@@ -46,7 +48,7 @@ def evaluate_run(
     for name in job.tasks:
         if not store.steps(name):
             raise InputError(f"{store.root}/{name}", f"no checkpoint of task {name!r}")
-    with claim(folder, "a run folder"), RunFolder(folder, tensorboard=False) as files:
+    with lock_folder(folder, "a run folder"), RunFolder(folder, tensorboard=False) as files:
         # read first, so that a damaged file is found before the evaluation and not after it
         before = read_result(folder) or {"name": job.name, "status": "interrupted"}
         pictures = read_panels(folder)

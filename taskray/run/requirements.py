@@ -12,16 +12,10 @@ from torch import nn
 
 from taskray.data.readers.reader import Reader
 from taskray.data.storage.codec import ArraySpec, encode
+from taskray.data.storage.convert import build_reader, index_of, is_complete
 from taskray.data.storage.parquet import columns_of, parquet_files
 from taskray.data.storage.source import open_source
-from taskray.data.storage.store import (
-    build_reader,
-    cache_dir,
-    folder_of,
-    index_of,
-    is_complete,
-    prepare,
-)
+from taskray.data.storage.store import cache_dir, folder_of, prepare
 from taskray.errors import InputError, one_line
 from taskray.job.config import DataConfig, Job
 from taskray.loop.assembly import build_tasks, columns_of_datasets

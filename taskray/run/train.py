@@ -14,9 +14,10 @@ from typing import Any, Literal
 from rich.console import Console
 
 from taskray.errors import InputError
+from taskray.files import lock_folder
 from taskray.job.config import Job, dump_yaml
 from taskray.loop.evaluation import panels
-from taskray.record.folder import ERRORS, METRICS, PANELS, RESULT, RunFolder, claim
+from taskray.record.folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
 from taskray.report.html import write_report
 from taskray.report.live import Live
 from taskray.run.backend import make_collective, ray_session
@@ -63,7 +64,7 @@ def train(
     else:
         check_checkpoints(job, checkpoints, models)
         check_same_job(job, folder, checkpoints)
-    with ray_session(job.runtime.address, inline), claim(folder, "a run folder"):
+    with ray_session(job.runtime.address, inline), lock_folder(folder, "a run folder"):
         if resume == "never":
             start_over(folder, checkpoints, job)
         if job.checkpoint.path:

@@ -1,21 +1,21 @@
-"""Checkpoints on any pyarrow filesystem: on a disk written aside, then renamed.
+"""Checkpoints on any pyarrow filesystem.
 
     checkpoints/<task>/step_<n>/model.safetensors   the weights
-                                state.pt            the rest; loads with weights_only=True
+                                state.pt            everything else; loads with weights_only=True
                                 manifest.json       written last: sizes of the files
-    checkpoints/config.yaml                         the job, where they are kept apart from the run
+    checkpoints/config.yaml                         the job
 
 A folder whose manifest is missing or disagrees with its files is not a checkpoint: loading falls
-back to the one before it. A crash at any moment leaves the previous checkpoint untouched. Object
-stores have no folders to rename: there the manifest alone makes a checkpoint of the files.
+back to the one before it. A crash at any moment leaves the previous checkpoint untouched. On a
+disk a checkpoint is written atomically. Object stores cannot rename a folder: there the manifest,
+written last, is what makes a checkpoint of the files.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 from torch import Tensor, nn
 
-from taskray.errors import InputError
+from taskray.errors import InputError, one_line
+from taskray.files import atomic_write
 from taskray.job.config import read_yaml
 
 MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
@@ -35,7 +36,7 @@ JOB = "config.yaml"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One task's weights and everything else, as read back."""
+    """The weights and the state of one task, read from a checkpoint."""
 
     location: str
     step: int
@@ -55,40 +56,46 @@ class CheckpointStore:
         return self.write(task, step, *serialize(model, state))
 
     def write(self, task: str, step: int, weights: bytes, state: bytes) -> str:
-        """As :meth:`save`, from bytes (made while training stood still, written while it runs)."""
-        final = f"{self.root}/{task}/step_{step}"
-        renames = isinstance(self.filesystem, fs.LocalFileSystem)
-        aside = f"{final}.tmp-{os.getpid()}" if renames else final
-        self._delete(aside)
-        self.filesystem.create_dir(aside, recursive=True)
+        """As :meth:`save`, from the bytes of :func:`serialize`: training goes on meanwhile."""
+        folder = f"{self.root}/{task}/step_{step}"
         files = {MODEL: weights, STATE: state}
         manifest = {"task": task, "step": step, "files": {n: len(b) for n, b in files.items()}}
-        for name, content in (*files.items(), (MANIFEST, json.dumps(manifest).encode())):
-            with self.filesystem.open_output_stream(f"{aside}/{name}") as out:
-                out.write(content)
-        if renames:
-            self._delete(final)  # the same step, saved again
-            self.filesystem.move(aside, final)
+
+        def fill(place: str) -> None:
+            self.filesystem.create_dir(place, recursive=True)
+            for name, content in (*files.items(), (MANIFEST, json.dumps(manifest).encode())):
+                self._put(f"{place}/{name}", content)
+
+        self._write(folder, fill)
         for old in self.steps(task)[: -self.keep]:
             self._delete(f"{self.root}/{task}/step_{old}")
-        return final
+        return folder
+
+    def _write(self, path: str, fill: Callable[[str], None]) -> None:
+        """Let ``fill`` make a file or folder at ``path``; atomically if the filesystem can."""
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            atomic_write(Path(path), lambda temporary: fill(str(temporary)))
+        else:
+            self._delete(path)  # the same step, saved again
+            fill(path)
+
+    def _put(self, path: str, content: bytes) -> None:
+        with self.filesystem.open_output_stream(path) as out:
+            out.write(content)
 
     def write_job(self, text: str) -> None:
-        """Say of which job the checkpoints are, for runs whose folder is elsewhere. InputError
-        where nothing can be written there."""
-        renames = isinstance(self.filesystem, fs.LocalFileSystem)
-        place = f"{self.root}/.{JOB}.{os.getpid()}" if renames else f"{self.root}/{JOB}"
+        """Write the job whose checkpoints these are, for a run whose folder is elsewhere.
+        InputError if the location cannot be written."""
         try:
             self.filesystem.create_dir(self.root, recursive=True)
-            with self.filesystem.open_output_stream(place) as out:
-                out.write(text.encode())
-            if renames:
-                self.filesystem.move(place, f"{self.root}/{JOB}")
+            self._write(f"{self.root}/{JOB}", lambda place: self._put(place, text.encode()))
         except OSError as error:
-            raise InputError(f"checkpoint.path: cannot write to {self.root}: {error}") from None
+            raise InputError(
+                "checkpoint.path", f"cannot write to {self.root}: {one_line(error)}"
+            ) from None
 
     def read_job(self) -> str | None:
-        """What :meth:`write_job` wrote; None where nothing was written."""
+        """The text of :meth:`write_job`; None if it was never written."""
         if not _is_file(self.filesystem, f"{self.root}/{JOB}"):
             return None
         return _read(self.filesystem, f"{self.root}/{JOB}").decode(errors="replace")
@@ -106,9 +113,9 @@ class CheckpointStore:
         return [s for s in steps if self._is_complete(f"{self.root}/{task}/step_{s}")]
 
     def latest(self, task: str) -> Checkpoint | None:
-        """The newest checkpoint that can be read, or None where the task has none.
+        """The newest checkpoint that can be read; None if the task has no checkpoint.
 
-        Raises InputError when there are some and none of them can be read.
+        Raises InputError if it has some and none can be read.
         """
         damaged: InputError | None = None
         for step in reversed(self.steps(task)):
@@ -124,7 +131,7 @@ class CheckpointStore:
         """Remove all checkpoints of a task, complete or not, and nothing else."""
         selector = fs.FileSelector(f"{self.root}/{task}", allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
-            if info.base_name.startswith("step_"):
+            if info.base_name.removeprefix(".").startswith("step_"):  # a dot: cut off by a crash
                 self._delete(info.path)
 
     def _is_complete(self, folder: str) -> bool:
@@ -143,7 +150,7 @@ class CheckpointStore:
 def find_checkpoint(location: str, task: str) -> Checkpoint:
     """The checkpoint that ``tasks.<task>.checkpoint`` names: see ``TaskConfig``.
 
-    Raises InputError where there is none, or it cannot be read.
+    Raises InputError if there is no checkpoint, or if it cannot be read.
     """
     place, _, other = location.partition("#")
     filesystem, folder = open_filesystem(place)
@@ -152,14 +159,14 @@ def find_checkpoint(location: str, task: str) -> Checkpoint:
     found = _checkpoints_of_run(place).latest(other or task)
     if found is None:
         raise InputError(
-            f"{location}: neither a checkpoint nor a run with one of task {other or task!r}"
+            location, f"expected a checkpoint, or a run with a checkpoint of task {other or task!r}"
         )
     return found
 
 
 def written_at(location: str, task: str) -> float | None:
     """When the checkpoint that :func:`find_checkpoint` finds was written, in seconds as
-    ``time.time``; None where there is none."""
+    ``time.time``; None if there is no checkpoint."""
     place, _, other = location.partition("#")
     filesystem, folder = open_filesystem(place)
     if not _is_file(filesystem, f"{folder}/{MANIFEST}"):
@@ -173,7 +180,7 @@ def written_at(location: str, task: str) -> float | None:
 
 
 def _checkpoints_of_run(folder: str) -> CheckpointStore:
-    """Where a run keeps its checkpoints: its ``config.yaml`` may say so."""
+    """The checkpoints of a run, in its folder or where its ``config.yaml`` puts them."""
     config = Path(folder).expanduser() / "config.yaml"
     kept = read_yaml(config).get("checkpoint") if config.is_file() else None
     elsewhere = kept.get("path") if isinstance(kept, dict) else None
@@ -185,19 +192,19 @@ def _is_file(filesystem: fs.FileSystem, path: str) -> bool:
 
 
 def open_filesystem(location: str | Path) -> tuple[fs.FileSystem, str]:
-    """The filesystem and the path in it of a folder or URI; InputError if there is none such."""
+    """The filesystem of a folder or URI, and the path in it; InputError if it cannot be opened."""
     text = str(location)
     try:
         if "://" in text:
             filesystem, path = fs.FileSystem.from_uri(text)
             return filesystem, path.rstrip("/")
         return fs.LocalFileSystem(), str(Path(text).expanduser().absolute())
-    except (OSError, ValueError, RuntimeError) as error:  # the last: no such user's home
-        raise InputError(f"cannot open {text!r}: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # the last: '~' of an unknown user
+        raise InputError(text, f"cannot be opened: {one_line(error)}") from None
 
 
 def serialize(model: nn.Module, state: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """Weights and state as the bytes of the two files."""
+    """Weights and state as the contents of ``model.safetensors`` and ``state.pt``."""
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -205,35 +212,35 @@ def serialize(model: nn.Module, state: Mapping[str, Any]) -> tuple[bytes, bytes]
 
 
 def read_checkpoint(filesystem: fs.FileSystem, folder: str) -> Checkpoint:
-    """Read one checkpoint folder; InputError names what is missing or unreadable."""
+    """Read one checkpoint folder; InputError names the file that is missing or unreadable."""
     try:
         manifest = json.loads(_read(filesystem, f"{folder}/{MANIFEST}"))
         weights = load_weights(_read(filesystem, f"{folder}/{MODEL}"))
         written = io.BytesIO(_read(filesystem, f"{folder}/{STATE}"))
-        # to the CPU: the GPU that it was written on may not be here
+        # to the CPU: this machine may not have the GPU that it was written on
         state = torch.load(written, weights_only=True, map_location="cpu")
     except FileNotFoundError as error:
-        raise InputError(f"{folder}: not a checkpoint: {error}") from None
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{folder}: the checkpoint cannot be read: {reason}") from None
+        raise InputError(folder, f"not a checkpoint: {one_line(error)}") from None
+    except Exception as error:  # safetensors and torch raise many types for a damaged file
+        raise InputError(folder, f"the checkpoint cannot be read: {one_line(error)}") from None
     return Checkpoint(folder, manifest["step"], weights, state)
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Give a model its weights; InputError when they are those of another model."""
+    """Load a checkpoint's weights into a model; InputError if they are of another model."""
     own = model.state_dict()
     for name in sorted(own.keys() ^ checkpoint.weights.keys()):
         side = "lacks" if name in own else "has an unknown"
         raise InputError(
-            f"{checkpoint.location}: from another model: the file {side} weight {name!r}"
+            checkpoint.location, f"from another model: the file {side} weight {name!r}"
         )
     for name, tensor in own.items():
         got = checkpoint.weights[name]
         if got.shape != tensor.shape:
             raise InputError(
-                f"{checkpoint.location}: from another model: weight {name!r} has shape "
-                f"{tuple(got.shape)}, this model has {tuple(tensor.shape)}"
+                checkpoint.location,
+                f"from another model: weight {name!r} has shape {tuple(got.shape)}, "
+                f"expected {tuple(tensor.shape)}",
             )
     model.load_state_dict(checkpoint.weights)
 

@@ -1,4 +1,4 @@
-"""Connecting to Ray: a cluster's address, or a Ray of our own on this machine."""
+"""Connecting to Ray: to a cluster's address, or to a local Ray started for this process."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from typing import Any
 
 import ray
 
-from taskray.errors import InputError, TaskrayError
+from taskray.errors import InputError, TaskrayError, one_line
 from taskray.runtime import environment
 
 CONNECT_SECONDS = 10.0
 
 CALL_BYTES = 1 << 20
-"""Up to this size arguments and answers travel with the call itself. Ray's own limit of 100 kB
-sends a batch of small predictions through the object store twice: half as dear again."""
+"""Arguments and results up to this size are sent with the call itself. Ray's default of 100 kB
+sends a batch of small predictions through the object store twice, which costs half as much more."""
 
 
 @contextmanager
 def session(address: str | None = None, **options: Any) -> Iterator[None]:
-    """Ray for the length of the block. A Ray that is already there is used and left running.
+    """Ray inside the block. If this process is already connected, that Ray is used and kept.
 
-    Raises InputError where no cluster answers at the address, or where one of the two asks for a
-    token and the other has none.
+    Raises InputError if no cluster answers at the address, or if authentication fails.
     """
     if ray.is_initialized():
         yield
@@ -37,7 +36,7 @@ def session(address: str | None = None, **options: Any) -> Iterator[None]:
     try:
         if address is None:
             environment.for_own_ray()
-            # "local", or else a file that a killed driver left behind would be obeyed
+            # "local": without it Ray would use the address in a file that a killed driver left
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -45,15 +44,15 @@ def session(address: str | None = None, **options: Any) -> Iterator[None]:
                 **_quiet(options),
             )
         else:
-            _knock(address)
+            _check_address(address)
             with _core_muted():
                 ray.init(address=address, **_quiet(options))
     except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise InputError(f"runtime.address: {_why_not(address, error)}") from None
+        raise InputError("runtime.address", _reason(address, error)) from None
     except RuntimeError as error:
-        raise TaskrayError(f"Ray did not start: {_first_line(error)}") from error
+        raise TaskrayError(f"Ray did not start: {one_line(error)}") from error
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init has put its own in its place
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaced it
     try:
         yield
     finally:
@@ -64,8 +63,8 @@ def _quiet(options: dict[str, Any]) -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": logging.ERROR, **options}
 
 
-def _knock(address: str) -> None:
-    """Whether anything listens at ``host:port``; Ray itself would try for minutes."""
+def _check_address(address: str) -> None:
+    """Raise OSError if nothing listens at ``host:port``: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
@@ -74,8 +73,8 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _core_muted() -> Iterator[None]:
-    """Ray's core repeats every refusal each second on file descriptor 2; the exception that it
-    ends with says it once."""
+    """Close stderr to Ray's core, which repeats a failure every second on file descriptor 2; the
+    exception at the end contains it."""
     saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
     try:
@@ -86,17 +85,11 @@ def _core_muted() -> Iterator[None]:
         os.close(nothing)
 
 
-def _why_not(address: str | None, error: Exception) -> str:
+def _reason(address: str | None, error: Exception) -> str:
     cause = error.__cause__ or error.__context__
     if "authentication" in f"{error} {cause}".lower():
         return (
-            f"the cluster at {address} asks for another token; put its own into "
+            f"the cluster at {address} expects another token; put the cluster's token into "
             f"{environment.TOKEN} or ~/.ray/auth_token (on the cluster: ray get-auth-token)"
         )
-    where = address or "a Ray of our own on this machine"
-    return f"cannot connect to {where}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return f"cannot connect to {address or 'a local Ray'}: {one_line(error)}"

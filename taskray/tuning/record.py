@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from taskray.record.folder import plain, write_text
+from taskray.files import plain, write_text
 from taskray.report.render import markdown_table, to_markdown
 from taskray.report.tables import Table, to_json
 

@@ -14,8 +14,9 @@ from typing import Any
 from rich.console import Console
 
 from taskray.errors import InputError
+from taskray.files import lock_folder, make_folder, write_text
 from taskray.job.config import Job, dump_yaml, read_yaml
-from taskray.record.folder import claim, make_folder, read_result, write_text
+from taskray.record.folder import read_result
 from taskray.report.console import print_plain
 from taskray.report.curves import read_curves, write_curves
 from taskray.report.html import write_report
@@ -77,7 +78,7 @@ def study(
     runs = plan_study(config, path, folder.resolve(), config.seed_list(seeds), overrides)
     if record_to is not None:  # checked now: an error after all the runs would come too late
         make_folder(record_to, "a folder of records")
-    with claim(folder, "a study folder"):
+    with lock_folder(folder, "a study folder"):
         write_text(folder / "study.yaml", dump_yaml(config))
         try:
             errors = run_in_waves(runs, folder.resolve(), config.max_concurrent, console)

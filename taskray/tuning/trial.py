@@ -22,8 +22,8 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from taskray.data.storage.store import lock
 from taskray.errors import TaskrayError
+from taskray.files import lock_folder
 from taskray.job.config import Job
 from taskray.record.folder import RESULT, read_metrics, read_result
 from taskray.run.train import train
@@ -97,8 +97,8 @@ def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = 
     that no scheduler can stop the run. Two trials of the same point share a folder: the second
     waits until the first has ended.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with lock(run.folder / ".trial.lock"):  # a second lock: the lock of `train` does not wait
+    # Another lock than that of ``train``, which raises where this one waits.
+    with lock_folder(run.folder, "a run folder", wait=True, name=".trial.lock"):
         _run_trial(run, ToTune(run.job, stop, metric if early else None), metric, early)
 
 

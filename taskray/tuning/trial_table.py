@@ -15,7 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.text import Text
 
-from taskray.record.folder import plain, read_result, write_text
+from taskray.files import plain, write_text
+from taskray.record.folder import read_result
 from taskray.record.formatting import NOTHING, describe, duration
 from taskray.report.render import markdown_table
 from taskray.report.tables import Table, heading_of, study_table, to_json

@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from taskray.errors import InputError, TaskrayError
+from taskray.files import lock_folder, make_folder, plain, write_text
 from taskray.job.config import Job, dump_yaml, read_yaml
-from taskray.record.folder import claim, make_folder, plain, write_text
 from taskray.record.formatting import describe, format_change, relative_change
 from taskray.report.console import print_plain
 from taskray.report.html import write_report
@@ -117,7 +117,7 @@ def tune(
     check_space(searched)
     if record_to is not None:  # checked now: an error after all the trials would come too late
         make_folder(record_to, "a folder of records")
-    with claim(folder, "a folder of a search"):
+    with lock_folder(folder, "a folder of a search"):
         write_text(folder / "space.yaml", dump_yaml(config))
         rows = search(searched, console)
         best = pick_best(rows, searched.maximise)
