@@ -1,30 +1,30 @@
-"""Every quantity that crosses a room: its shape, unit, range and sign, stated once.
+"""Every quantity that modules exchange: its shape, unit, range and sign.
 
 Conventions
 -----------
 * Camera axes: x right, y down, z forward. Pixel ``(i, j)`` is (row, column);
   its homogeneous form is ``p = (j, i, 1)``.
-* Depth is z in metres (never the ray length); 0 means *not measured*.
+* Depth is z in metres (not the ray length); 0 means *not measured*.
 * ``camera_motion`` M is 4x4 and takes a point from camera 1 to camera 2:
   ``X2 = R12 @ X1 + T12 (+ m * delta12)`` with ``M = [[R12, T12], [0, 1]]``.
-* ``object_motion`` delta12 lives on the pixels of frame 1, in metres, in the axes
-  of camera 2: the movement of the point seen there relative to the scene.
+* ``object_motion`` delta12 is on the pixels of frame 1, in metres, in the axes of
+  camera 2: the movement of the visible point relative to the scene.
 * Normals are unit vectors in camera axes that face the camera: ``n . ray < 0``.
 * Segmentation is a class index per pixel; 255 is ignored.
-* Maps of point clouds are seen from above: row y, column x, both rising (``geometry.grid``). In
-  each cell stand two anchors for each class of a task, in the order of its classes: at the
-  cell's centre, of its class's size and height, heading 0 first, then pi/2. A prediction for an
-  anchor is *box minus anchor*: in metres for x y z, ``log(box / anchor)`` for l w h, radians for
-  theta. Theta's difference lies in (-pi/2, pi/2] and tells the axis of a box; whether the box
-  points along that axis or, half a turn further, against it, is a logit of its own.
-* Point clouds and boxes live in the axes of the LiDAR of their own frame: x forward, y left,
-  z up, metres; a box's heading theta is about z, from x towards y, in (-pi, pi].
+* Maps of point clouds are from above: row y, column x, both increasing (``geometry.grid``). Each
+  cell has two anchors for each class of a task, in the order of its classes: at the cell's
+  centre, of the class's size and height, heading 0 first, then pi/2. A prediction for an anchor
+  is *box minus anchor*: in metres for x y z, ``log(box / anchor)`` for l w h, radians for theta.
+  The difference of theta is in (-pi/2, pi/2] and gives the axis of a box; a separate logit gives
+  its direction along that axis.
+* Point clouds and boxes are in the axes of the LiDAR of their frame: x forward, y left, z up,
+  metres; a box's heading theta is about z, from x towards y, in (-pi, pi].
 
-A dataset row holds one frame, a pair or a triplet. The columns of the first frame
-carry the plain name; those of frame k carry the suffix ``_k`` (``image_2``).
-``camera_motion`` is 1 -> 2 and ``camera_motion_2`` is 2 -> 3. ``intrinsics`` is shared
-by all frames of a row. What a task predicts is named the same way: a network that sees one
-frame predicts ``depth``, and ``depth_2`` when it is shown the second.
+A dataset row contains one frame, a pair or a triplet. The columns of the first frame have the
+plain name; those of frame k have the suffix ``_k`` (``image_2``). ``camera_motion`` is 1 -> 2 and
+``camera_motion_2`` is 2 -> 3. ``intrinsics`` is shared by all frames of a row. Predictions are
+named the same way: a network with one input frame predicts ``depth`` for the first frame and
+``depth_2`` for the second.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ import re
 from dataclasses import dataclass
 
 IGNORE = 255
-"""Segmentation value of pixels that count neither in losses nor in metrics."""
+"""Segmentation value of pixels that are left out of losses and metrics."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One named tensor. ``shape`` is that of one sample, with H and W for the frame size."""
+    """One named tensor; ``shape`` is that of one sample, with H and W for the frame size."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -131,14 +131,14 @@ QUANTITIES: dict[str, Quantity] = {
             "points",
             ("P", 4),
             "float32",
-            "x y z in metres, reflectance in [0, 1]; rows of NaN hold no point",
+            "x y z in metres, reflectance in [0, 1]; rows of NaN are empty",
             "LiDAR sweep in the axes of its sensor",
         ),
         Quantity(
             "boxes",
             ("M", 9),
             "float32",
-            "x y z l w h in metres, theta in radians, class index, track id; rows of NaN hold none",
+            "x y z l w h in metres, theta in radians, class index, track id; rows of NaN are empty",
             "upright boxes around objects, in the axes of the frame's LiDAR; x y z is the centre",
         ),
         Quantity(
@@ -153,15 +153,15 @@ QUANTITIES: dict[str, Quantity] = {
             ("A", 9, "Y", "X"),
             "float32",
             "x y z in metres, log of l w h, theta in radians, logits of direction and class",
-            "of each anchor the likeliest box, as the difference of box and anchor; see above",
+            "for each anchor the most likely box, as the difference of box and anchor; see above",
         ),
         Quantity(
             "box_flow",
             ("A", "D", "Y", "X"),
             "float32",
             "x y in metres, theta in radians; these three for each other frame",
-            "of each anchor the movement of its box: box in another frame minus box in this one, "
-            "each in the axes of its own frame; the frame before first, then the one before it",
+            "for each anchor the movement of its box: box in another frame minus box in this one, "
+            "each in the axes of its frame; the previous frame first, then the one before it",
         ),
     )
 }
@@ -169,30 +169,30 @@ QUANTITIES: dict[str, Quantity] = {
 PREDICTED_SHAPES: dict[str, tuple[int | str, ...]] = {
     "segmentation": ("C", "H", "W"),  # predictions are logits, labels are indices
 }
-"""Where a prediction is shaped otherwise than its label."""
+"""Shapes of predictions that differ from those of their labels."""
 
 
 SHARED = frozenset({"intrinsics"})
-"""Columns that all frames of a row have in common."""
+"""Columns that all frames of a row share."""
 
 
 def quantity_of(column: str) -> str:
-    """The quantity that a column holds: ``depth_2`` -> ``depth``."""
+    """The quantity of a column: ``depth_2`` -> ``depth``."""
     base = re.sub(r"_[2-9]$", "", column)
     return base if base in QUANTITIES else column
 
 
 def frame_suffix(number: int) -> str:
-    """That of the columns of a row's frame, counted from 1: none, ``_2``, ``_3``."""
+    """The suffix of the columns of a frame, counted from 1: none, ``_2``, ``_3``."""
     return "" if number == 1 else f"_{number}"
 
 
 def frame_of(column: str) -> str:
-    """The suffix of a column's frame: ``depth_2`` -> ``_2``, ``depth`` -> an empty one."""
+    """The suffix of a column's frame: ``depth_2`` -> ``_2``, ``depth`` -> empty."""
     return column[len(quantity_of(column)) :]
 
 
 def at_frame(column: str, frame: str) -> str:
-    """The column of the first frame, for the frame of this suffix: ``image``, ``_2`` ->
-    ``image_2``. What frames share keeps its name."""
+    """The column of another frame, by its suffix: ``image``, ``_2`` -> ``image_2``. Shared columns
+    keep their name."""
     return column if column in SHARED else column + frame

@@ -121,10 +121,10 @@ def test_what_is_encoded_is_decoded_again() -> None:
 @pytest.mark.parametrize(
     ("column", "values", "reason"),
     [
-        ("depth", np.zeros((6, 8), np.float32), "depth is float32 6x8, expected float32 1xHxW"),
-        ("depth", np.zeros((1, 6, 8)), "depth is float64 1x6x8, expected float32"),
-        ("depth", np.zeros((1, 5, 8), np.float32), "depth is 5x8 pixels, but image is 6x8"),
-        ("image", np.zeros((3, 6, 8), np.uint8), "image is uint8 3x6x8, expected uint8 HxWx3"),
+        ("depth", np.zeros((6, 8), np.float32), "depth: got float32 6x8, expected float32 1xHxW"),
+        ("depth", np.zeros((1, 6, 8)), "depth: got float64 1x6x8, expected float32"),
+        ("depth", np.zeros((1, 5, 8), np.float32), "depth: got 5x8 pixels, expected 6x8 as image"),
+        ("image", np.zeros((3, 6, 8), np.uint8), "image: got uint8 3x6x8, expected uint8 HxWx3"),
     ],
 )
 def test_a_sample_that_breaks_the_schema_is_refused(
@@ -135,7 +135,7 @@ def test_a_sample_that_breaks_the_schema_is_refused(
 
 
 def test_a_missing_column_is_named() -> None:
-    with pytest.raises(ValueError, match="the reader gave no normals"):
+    with pytest.raises(ValueError, match="the reader returned no normals"):
         encode(make_sample(1), ["image", "normals"])
 
 
@@ -148,7 +148,7 @@ def test_a_corrupt_row_becomes_zeros_with_a_reason() -> None:
     errors = list(decoded["error"])
     assert [bool(error) for error in errors] == [True, True, False, True]
     assert all(error.startswith(f"part.parquet: k{n}: ") for n, error in enumerate(errors) if error)
-    assert "image is uint8 7x8x3, but uint8 6x8x3 in the rest of the dataset" in errors[3]
+    assert "image: got uint8 7x8x3, expected uint8 6x8x3 as in" in errors[3]
     assert [float(depth.max()) for depth in decoded["depth"]] == [0, 0, 3, 0]
 
 
@@ -418,7 +418,7 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"b\.parquet: not a readable Parquet file"):
         load_in_process(tmp_path, parquet(tmp_path), ["depth"])
     damage(tmp_path / "b.parquet", whole)
-    with pytest.raises(InputError, match=r"b\.parquet: broken Parquet"):
+    with pytest.raises(InputError, match=r"b\.parquet: damaged Parquet"):
         load_in_process(tmp_path, parquet(tmp_path), list(COLUMNS))
 
 
@@ -433,7 +433,7 @@ def test_that_labels_were_lost_is_known_of_what_was_converted(
 
 def test_a_column_that_the_dataset_lacks_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", range(3))
-    with pytest.raises(InputError, match=r"'rooms' has no column 'normals'; it has image, depth"):
+    with pytest.raises(InputError, match=r"'rooms': no column 'normals'; it has image, depth"):
         load_in_process(tmp_path, parquet(tmp_path), ["normals"], name="rooms")
     pq.write_table(pa.table({"key": ["x"], "depth": [b""]}), tmp_path / "b.parquet")
     with pytest.raises(InputError, match=r"b.parquet: no column 'image'; it has key, depth"):
@@ -443,7 +443,7 @@ def test_a_column_that_the_dataset_lacks_is_named(tmp_path: Path) -> None:
 def test_a_dataset_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
     rows = [{"key": f"k{n}", "depth": b"x"} for n in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a.parquet: k0: .*no readable row"):
+    with pytest.raises(InputError, match=r"a.parquet: no readable row; the first error: k0: "):
         load_in_process(tmp_path, parquet(tmp_path), ["depth"])
 
 
@@ -479,7 +479,7 @@ def test_rows_that_share_a_key_are_refused(tmp_path: Path) -> None:
     """Unreadable rows are counted by their keys."""
     rows = [{"key": "same", **encode(make_sample(n), COLUMNS)} for n in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="two rows have the key 'same', expected unique ones"):
+    with pytest.raises(InputError, match="duplicate key 'same' in two rows"):
         load_in_process(tmp_path, parquet(tmp_path), ["depth"])
     assert load_in_process(tmp_path, parquet(tmp_path, limit=1), ["depth"]).info.num_rows == 1
 
@@ -564,7 +564,7 @@ def test_an_error_in_a_ray_worker_names_the_file(ray_session: ModuleType, tmp_pa
     write_parquet(tmp_path / "a.parquet", range(3))
     write_parquet(tmp_path / "b.parquet", range(3, 6))
     damage(tmp_path / "b.parquet", (tmp_path / "b.parquet").read_bytes())
-    with pytest.raises(InputError, match=r"b\.parquet: broken Parquet"):
+    with pytest.raises(InputError, match=r"b\.parquet: damaged Parquet"):
         open_source(parquet(tmp_path), tmp_path, list(COLUMNS), use_ray=True)
 
 
@@ -684,5 +684,7 @@ def test_the_manifest_of_a_broken_cache_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", range(3))
     for content in ('{"err', "[]", '{"errors": 3}'):
         (tmp_path / "_taskray.json").write_text(content)
-        with pytest.raises(InputError, match=r"_taskray\.json: broken"):
+        with pytest.raises(
+            InputError, match=r"_taskray\.json: (malformed JSON|got list|not a manifest)"
+        ):
             load_in_process(tmp_path, parquet(tmp_path), ["depth"])

@@ -186,7 +186,7 @@ def test_parts_of_the_time_share_no_sweep(folder: Path) -> None:
     assert sweeps == [set(range(6)), set(range(6, 10))]
     every = reader(folder, stride=4).index()
     assert [row["sweeps"] for row in every] == [[0], [4], [8]]
-    with pytest.raises(InputError, match=r"stop: expected more than start, 0.5"):
+    with pytest.raises(InputError, match=r"stop: got 0.5, expected more than start, 0.5"):
         reader(folder, start=0.5, stop=0.5)
 
 
@@ -250,7 +250,9 @@ def test_a_folder_that_is_not_kitti_tracking_is_named(folder: Path) -> None:
         reader(folder, sequence=4).index()
     (folder / "training" / "poses" / "0003.txt").unlink()
     assert len(reader(folder).index()) == SWEEPS
-    with pytest.raises(InputError, match=r"poses/0003.txt: no such file.*motion: false does witho"):
+    with pytest.raises(
+        InputError, match=r"poses/0003.txt: no such file.*not needed with motion: false"
+    ):
         reader(folder, frames=2).index()
     for file in (folder / "training" / "velodyne" / "0003").glob("*.bin"):
         file.unlink()
@@ -263,9 +265,9 @@ def test_a_folder_that_is_not_kitti_tracking_is_named(folder: Path) -> None:
     [
         ("Tr_velo_to_cam", "Tr_imu_to_velo", r"calib: 0003.txt: no Tr_velo_to_cam"),
         ("R_rect", "R_wrong", r"0003.txt: no R0_rect"),
-        ("R_rect ", "R_rect 1.0 ", r"R_rect: expected 3x3 finite numbers, got '1.0"),
-        ("R_rect 9.99", "R_rect 0.00", r"R_rect: its rotation is none \(determinant is not 1\)"),
-        ("R_rect 9", "R_rect x", r"R_rect: expected 3x3 finite numbers, got 'x"),
+        ("R_rect ", "R_rect 1.0 ", r"R_rect: got '1.0 .*expected 3x3 finite numbers"),
+        ("R_rect 9.99", "R_rect 0.00", r"R_rect: got a determinant of .*, expected 1 \(a rotation"),
+        ("R_rect 9", "R_rect x", r"R_rect: got 'x.*expected 3x3 finite numbers"),
     ],
 )
 def test_a_calibration_that_is_none_is_named(folder: Path, old: str, new: str, reason: str) -> None:
@@ -287,20 +289,20 @@ def test_broken_sweeps_labels_and_poses_cost_their_own_rows(folder: Path, cache:
     lines[3 * 8 + 1] = lines[3 * 8 + 1].replace("4.000000000 ", "nan ", 1)
     (training / "label_02" / "0003.txt").write_text("\n".join(lines))
     assert errors(reader(folder)) == {
-        "0003/000001": "000001.bin: holds no points",
-        "0003/000003": "000003.bin: 4219 bytes, expected a multiple of 16 (cut short?)",
-        "0003/000005": "000005.bin: holds values that are not finite",
-        "0003/000006": "label_02/0003.txt line 20: expected 17 values (got 16)",
+        "0003/000001": "000001.bin: contains no points",
+        "0003/000003": "000003.bin: got 4219 bytes, expected a multiple of 16",
+        "0003/000005": "000005.bin: contains values that are not finite",
+        "0003/000006": "label_02/0003.txt line 20: got 16 values, expected 17",
         "0003/000007": "label_02/0003.txt line 23: unknown type 'Cart'",
-        "0003/000008": "label_02/0003.txt line 26: expected 15 finite numbers, "
-        "got '5 0.000000000 0.000000000 -1.500000000 1'",
+        "0003/000008": "label_02/0003.txt line 26: "
+        "got '5 0.000000000 0.000000000 -1.500000000 1', expected 15 finite numbers",
     }
     poses = (training / "poses" / "0003.txt").read_text().splitlines()
     (training / "poses" / "0003.txt").write_text("\n".join(["1 2 3", *poses[1:9]]))
     found = errors(reader(folder, frames=2, label_fraction=0.0))
-    assert found["0003/000000"] == "000001.bin: holds no points"
-    assert found["0003/000008"] == "poses/0003.txt: 9 lines, none for frame 9"
-    assert "0003/000006" not in found, "who needs no label is not hurt by a broken one"
+    assert found["0003/000000"] == "000001.bin: contains no points"
+    assert found["0003/000008"] == "poses/0003.txt: got 9 lines, expected a line for frame 9"
+    assert "0003/000006" not in found, "without labels a damaged label does not matter"
 
     settings = {"name": "kitti_tracking", "path": str(folder), "sequence": "0003"}
     config = DataConfig.model_validate({"reader": settings, "max_corrupt_rows": 6})

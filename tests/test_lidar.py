@@ -94,7 +94,7 @@ def test_lidar_rows_hold_the_columns_shapes_and_types_of_the_schema() -> None:
     check_sample(sample)
     assert sample["points_3"].shape == (5000, 4)
     assert sample["boxes_3"].shape == (7, 9)
-    with pytest.raises(InputError, match=r"lidar: expected true where cameras is false"):
+    with pytest.raises(InputError, match=r"lidar: got false, expected true because cameras"):
         World(cameras=False)
 
 
@@ -391,12 +391,16 @@ def test_settings_of_the_sensor_are_checked_and_named() -> None:
     assert build(beams=16).sensor.beams == 16
     with pytest.raises(InputError, match=r"data.a.reader.sensor.beems: unknown key.*'beams'"):
         build(beems=16)
-    with pytest.raises(InputError, match=r"reader.sensor.dropout: expected less than 1"):
+    with pytest.raises(InputError, match=r"reader.sensor.dropout: got 1.0, expected less"):
         build(dropout=1.0)
     for key in ("max_range", "range_noise"):
-        with pytest.raises(InputError, match=rf"reader.sensor.{key}: expected a finite number"):
+        with pytest.raises(
+            InputError, match=rf"reader.sensor.{key}: got inf, expected a finite number"
+        ):
             build(**{key: float("inf")})
-    with pytest.raises(InputError, match=r"reader.sensor: highest_deg must be at least"):
+    with pytest.raises(
+        InputError, match=r"reader.sensor.highest_deg: got 3, expected at least lowest_deg, 10"
+    ):
         build(lowest_deg=10.0)
 
 

@@ -148,9 +148,12 @@ def test_in_bfloat16_metres_are_not_rounded() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"x": [0, 10], "y": [-5, 5], "cell": 0.3}, "model.grid: x: 10 m are no whole number"),
-        ({"x": [5, 5]}, "model.grid: x: expected two bounds"),
-        ({"cell": 0}, "model.grid.cell: expected more than 0"),
+        (
+            {"x": [0, 10], "y": [-5, 5], "cell": 0.3},
+            "model.grid.x: got 10 m, expected a whole number",
+        ),
+        ({"x": [5, 5]}, r"model.grid.x: got \[5, 5\], expected \[lower"),
+        ({"cell": 0}, "model.grid.cell: got 0, expected more than 0"),
         ({"cells": 4}, "model.grid.cells: unknown key"),
     ],
 )

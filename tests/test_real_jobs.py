@@ -156,7 +156,7 @@ def test_parts_of_a_video_meet_and_do_not_overlap() -> None:
     assert first | last == frames
     assert len(first) + len(last) == 7
     assert cut(frames, checked_part(0.0, 1.0)) == frames
-    with pytest.raises(InputError, match=r"stop: expected more than start, 0.6 \(got 0.5\)"):
+    with pytest.raises(InputError, match=r"stop: got 0.5, expected more than start, 0.6"):
         checked_part(0.6, 0.5)
 
 

@@ -437,7 +437,7 @@ def test_bad_intrinsics_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("scene_photometric", {"rgb": -1.0}, r"\.rgb: expected at least 0"),
+        ("scene_photometric", {"rgb": -1.0}, r"\.rgb: got -1.0, expected at least 0"),
         ("scene_photometric", dict.fromkeys(TERMS, 0.0), "every term has weight 0"),
         ("scene_photometric", {"movable": []}, r"\.movable: expected at least one class"),
         ("segmentation_warp", {"movable": [-1]}, r"\.movable: expected at least one class"),

@@ -1,8 +1,8 @@
-"""Upright boxes in point clouds: seen from another frame, what they hold, where they stand.
+"""Upright boxes in point clouds: change of axes, the points inside, the corners on the ground.
 
-A box is ``x y z l w h theta`` and whatever follows (class index, track id), in the axes of
-:mod:`taskray.schema`: its centre, its extent along its heading, across and up, in metres, and
-its heading about z in radians, from x towards y. Shape legend: ``m`` boxes, ``n`` points, ``d``
+A box is ``x y z l w h theta`` and further values (class index, track id), in the axes of
+:mod:`taskray.schema`: the centre, the extent along the heading, across and up, in metres, and
+the heading about z in radians, from x towards y. Shape legend: ``m`` boxes, ``n`` points, ``d``
 values of a box (7 or more); ``...`` any leading dimensions, the same for all arguments. Rows of
 NaN stay rows of NaN. All functions but :func:`points_in_boxes` are differentiable.
 """
@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 def transform_boxes(boxes: Tensor, motion: Tensor) -> Tensor:
-    """Boxes ``[..., m, d]`` in the axes that the rigid ``motion`` ``[..., 4, 4]`` leads to.
+    """Boxes ``[..., m, d]`` in the axes after the rigid ``motion`` ``[..., 4, 4]``.
 
-    Boxes stay upright: of a motion that tips z, only what it does to centres and headings is
-    applied. The new headings lie in [-pi, pi].
+    Boxes stay upright: a motion that tilts z changes only their centres and headings. The new
+    headings are in [-pi, pi].
     """
     rotation, shift = motion[..., None, :3, :3], motion[..., None, :3, 3]
     centre = (rotation * boxes[..., None, :3]).sum(dim=-1) + shift
@@ -29,10 +29,10 @@ def transform_boxes(boxes: Tensor, motion: Tensor) -> Tensor:
 
 
 def points_in_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
-    """Whether each point ``[..., n, 3 or more]`` lies in each box ``[..., m, d]``; bool
+    """Whether each point ``[..., n, 3 or more]`` is in each box ``[..., m, d]``; bool
     ``[..., n, m]``.
 
-    ``margin`` metres are added to the box on every side. NaN is in no box and holds no point.
+    ``margin`` metres are added to the box on every side. False for points and boxes of NaN.
     """
     x, y, z = (points[..., :, None, :3] - boxes[..., None, :, :3]).unbind(dim=-1)
     cos, sin = boxes[..., None, :, 6].cos(), boxes[..., None, :, 6].sin()
@@ -41,8 +41,8 @@ def points_in_boxes(points: Tensor, boxes: Tensor, margin: float = 0.0) -> Tenso
 
 
 def ground_corners(boxes: Tensor) -> Tensor:
-    """Corners of boxes ``[..., m, d]`` seen from above, ``[..., m, 4, 2]``: x and y in metres,
-    anticlockwise from the front left one."""
+    """Corners of boxes ``[..., m, d]`` from above, ``[..., m, 4, 2]``: x and y in metres,
+    anticlockwise from the front left corner."""
     along = boxes.new_tensor([0.5, -0.5, -0.5, 0.5]) * boxes[..., 3:4]
     across = boxes.new_tensor([0.5, 0.5, -0.5, -0.5]) * boxes[..., 4:5]
     cos, sin = boxes[..., 6:7].cos(), boxes[..., 6:7].sin()

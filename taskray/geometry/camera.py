@@ -1,9 +1,9 @@
-"""The pinhole camera: pixels to points and back, and what a resize or a flip does to it.
+"""The pinhole camera: pixels to points and back, and its intrinsics after a resize or a flip.
 
 Shape legend: ``b`` batch, ``1``/``2``/``3`` channels, ``h`` and ``w`` rows and columns of the
-frame. Axes, signs and units are those of :mod:`taskray.schema`; pixel centres lie at whole
-numbers. All functions are differentiable and work per element, so that autocast leaves them
-in the precision of their input.
+frame. Axes, signs and units are those of :mod:`taskray.schema`; pixel centres are at whole
+numbers. All functions are differentiable and elementwise, so that autocast does not change the
+precision of their input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def rays(height: int, width: int, intrinsics_b33: Tensor) -> Tensor:
 
 
 def backproject(depth_b1hw: Tensor, intrinsics_b33: Tensor) -> Tensor:
-    """Points seen by the pixels, ``K^-1 z p``, ``[b, 3, h, w]`` in metres, camera axes.
+    """The points of the pixels, ``K^-1 z p``, ``[b, 3, h, w]`` in metres, camera axes.
 
     Where depth is 0 (not measured) the point is the origin.
     """
@@ -43,8 +43,7 @@ def backproject(depth_b1hw: Tensor, intrinsics_b33: Tensor) -> Tensor:
 def project(points_b3hw: Tensor, intrinsics_b33: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels ``[b, 2, h, w]`` (column, row) and depths ``[b, 1, h, w]`` in metres of points.
 
-    Points at or behind the camera (z <= 0) have no pixel: theirs are finite but mean nothing;
-    look at the depth.
+    The pixels of points at or behind the camera (z <= 0) are finite but invalid: check the depth.
     """
     x, y, z = points_b3hw.unbind(dim=1)
     safe_z = z.clamp(min=1e-6)
@@ -71,8 +70,8 @@ def resize_intrinsics(
 ) -> Tensor:
     """Intrinsics ``[b, 3, 3]`` of frames resized from ``size`` to ``new_size``, both (h, w).
 
-    Assumes that the frame's borders stay in place (``align_corners=False``), so a pixel centre
-    x moves to ``(x + 1/2) s - 1/2``.
+    The frame's borders stay in place (``align_corners=False``), so a pixel centre x moves to
+    ``(x + 1/2) s - 1/2``.
     """
     scale_y, scale_x = new_size[0] / size[0], new_size[1] / size[1]
     change = intrinsics_b33.new_tensor(
@@ -85,8 +84,7 @@ def flip_intrinsics(intrinsics_b33: Tensor, width: int) -> Tensor:
     """Intrinsics ``[b, 3, 3]`` of frames mirrored left to right: the principal point moves to
     ``w - 1 - x0`` and the skew changes sign.
 
-    What else a flip does (``schema`` axes): x of normals, points, translations and object
-    motions changes sign.
+    A flip also changes the sign of x of normals, points, translations and object motions.
     """
     flipped = intrinsics_b33.clone()
     flipped[:, 0, 1] = -intrinsics_b33[:, 0, 1]

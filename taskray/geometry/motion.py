@@ -1,4 +1,4 @@
-"""Rigid motions from what networks give: axis-angle rotations and translations."""
+"""Rigid motions from the outputs of networks: axis-angle rotations and translations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 def rotation_matrix(axis_angle_b3: Tensor) -> Tensor:
     """Rotations ``[b, 3, 3]`` by the angle ``|v|`` in radians about the axis ``v / |v|``.
 
-    Rodrigues' formula, with factors whose value and gradient are exact at the identity too.
+    Rodrigues' formula, with factors whose value and gradient are exact also at the identity.
     """
     x, y, z = axis_angle_b3.unbind(dim=1)
     zero = torch.zeros_like(x)
@@ -39,7 +39,7 @@ def rigid_motion(axis_angle_b3: Tensor, translation_b3: Tensor) -> Tensor:
 
 
 def rotation_angle(rotation_b33: Tensor) -> Tensor:
-    """The angle of rotations, ``[b]`` in radians in [0, pi]; precise near 0, where acos is not."""
+    """The angle of rotations, ``[b]`` in radians in [0, pi]; exact near 0, unlike acos."""
     r = rotation_b33
     axis = torch.stack(
         [r[:, 2, 1] - r[:, 1, 2], r[:, 0, 2] - r[:, 2, 0], r[:, 1, 0] - r[:, 0, 1]], dim=1

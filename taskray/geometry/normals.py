@@ -21,27 +21,28 @@ def normals_from_depth(
     window: int = 3,
     bend: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Normals of the surface that a depth map describes, and where they exist.
+    """Normals of the surface of a depth map, and the mask of the pixels that have one.
 
-    The points are differentiated over two pixels, differences across depth discontinuities
-    dropped, the rest summed over ``window`` x ``window`` pixels, and crossed. The result is
-    exact on planes. The gradient reaches the depth through the normals, never through the mask.
+    The points are differentiated over two pixels, differences across depth discontinuities are
+    dropped, the others are summed over ``window`` x ``window`` pixels, and the cross product is
+    taken. The result is exact on planes. The gradient reaches the depth through the normals,
+    never through the mask.
 
     Args:
         depth_b1hw: metres along z; 0 where not measured.
         intrinsics_b33: camera matrices in pixels of this depth map.
-        beta: a pixel is dropped where depth changes by ``beta`` of itself or more between its
-            two neighbours, towards the camera or away from it.
+        beta: a pixel is dropped if depth changes by ``beta`` of itself or more between its two
+            neighbours, towards the camera or away from it.
         window: side of the averaging window in pixels; odd.
-        bend: a pixel is dropped, too, where inverse depth differs by ``bend`` of itself or more
-            from the straight line between its two neighbours. The inverse depth of a plane is
-            linear in the pixel, however steep the plane, so this drops the blur with which a
-            network surrounds near things, and no ground. None: the paper's test alone.
+        bend: a pixel is also dropped if inverse depth differs by ``bend`` of itself or more from
+            the straight line between its two neighbours. The inverse depth of a plane is linear
+            in the pixel, at any slope, so this drops the blur of a network around near objects
+            and keeps the ground. None: the paper's test alone.
 
     Returns:
-        ``normals_b3hw``: unit vectors in camera axes that face the camera, 0 where there is none.
-        ``valid_b1hw``: bool. False on the outermost pixels, where depth was not measured, and
-        where no difference in the window is usable.
+        ``normals_b3hw``: unit vectors in camera axes that face the camera, 0 if invalid.
+        ``valid_b1hw``: bool. False for the outermost pixels, for pixels whose depth was not
+        measured, and if no difference in the window is usable.
 
     Taskology, supplement 7, eq. 11-17. Eq. 13 is printed without the absolute values, eq. 17
     without the pixels that have no valid neighbour; the 1/N^2 of eq. 15 cancels in eq. 17.
@@ -65,8 +66,8 @@ def normals_from_depth(
 
 
 def unit(vectors_bchw: Tensor, shortest: float = 1e-6) -> Tensor:
-    """Vectors of length 1 along channels. Those below length ``shortest`` are divided by it, so
-    the zero vector stays zero and its gradient finite.
+    """Vectors of length 1 along channels. Vectors shorter than ``shortest`` are divided by it, so
+    that the zero vector stays zero and its gradient finite.
 
     Ten times as fast as ``torch.nn.functional.normalize``, whose norm over a short inner
     dimension is slow on CPUs.
@@ -87,7 +88,7 @@ def _is_continuous(depth: Tensor, along_x: Tensor, along_y: Tensor, beta: float)
 
 def _is_straight(depth: Tensor, bend: float) -> Tensor:
     """Whether inverse depth is linear over three pixels, along rows and columns, for the inner
-    pixels; anything where depth was not measured."""
+    pixels; undefined where depth was not measured."""
     inverse = depth.clamp(min=SHORTEST_DEPTH).reciprocal()
     twice = 2 * inverse[..., 1:-1, 1:-1]
     limit = bend * twice  # the sum of both neighbours is compared with twice the pixel
@@ -99,7 +100,7 @@ def _is_straight(depth: Tensor, bend: float) -> Tensor:
 def _box_sum(values: Tensor, window: int) -> Tensor:
     """Sum over the window around each pixel; pixels outside the image are zero."""
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"window: expected an odd number of pixels, got {window}")
+        raise ValueError(f"window: got {window}, expected an odd number of pixels")
     height, width = values.shape[-2:]
     padded = functional.pad(values, (window // 2,) * 4)
     rows = padded[..., :height, :]
@@ -119,5 +120,5 @@ def _cross(a_b3hw: Tensor, b_b3hw: Tensor) -> Tensor:
 
 
 def has_direction(normals_b3hw: Tensor) -> Tensor:
-    """Where a normal label is valid, ``[B, 1, H, W]`` bool: by its length, which is 1 or 0."""
+    """Whether a normal label is valid, ``[B, 1, H, W]`` bool: its length is 1, or 0 if invalid."""
     return normals_b3hw.square().sum(dim=1, keepdim=True) > 0.25

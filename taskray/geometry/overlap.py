@@ -1,6 +1,6 @@
-"""How far upright boxes overlap, and which of many overlapping ones to keep.
+"""Overlap of upright boxes, and non-maximum suppression.
 
-Boxes are ``x y z l w h theta`` and whatever follows, as in :mod:`taskray.schema`.
+Boxes are ``x y z l w h theta`` and further values, as in :mod:`taskray.schema`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 GROWTH = 1e-9
-"""Relative. By so much one box of each pair is grown: so no two sides lie on one line."""
+"""Relative growth of one box of each pair, so that no two sides are on one line."""
 
 
 def ground_overlap(a_nd: Tensor, b_md: Tensor) -> Tensor:
-    """Area ``[n, m]`` in square metres, float64, that boxes share, seen from above.
-
-    Boxes of NaN share nothing. No gradient is meant to pass.
+    """Shared area ``[n, m]`` of boxes from above, in square metres, float64; 0 for boxes of NaN.
+    Not for gradients.
     """
     a, b = a_nd.double(), b_md.double()
     reach = a[:, None, 3:5].norm(dim=-1) / 2 + b[None, :, 3:5].norm(dim=-1) / 2
@@ -26,14 +25,14 @@ def ground_overlap(a_nd: Tensor, b_md: Tensor) -> Tensor:
 
 
 def ground_iou(a_nd: Tensor, b_md: Tensor) -> Tensor:
-    """Overlap over union ``[n, m]`` of boxes seen from above (BEV), in [0, 1], float64."""
+    """Intersection over union ``[n, m]`` of boxes from above (BEV), in [0, 1], float64."""
     shared = ground_overlap(a_nd, b_md)
     area_a = a_nd[:, 3:5].double().prod(dim=1)[:, None]
     return shared / (area_a + b_md[:, 3:5].double().prod(dim=1) - shared).clamp(min=1e-12)
 
 
 def height_overlap(a_nd: Tensor, b_md: Tensor) -> Tensor:
-    """Metres ``[n, m]`` of height that boxes share."""
+    """Shared height ``[n, m]`` of boxes, in metres."""
     a, b = a_nd[:, None], b_md[None]
     top = torch.minimum(a[..., 2] + a[..., 5] / 2, b[..., 2] + b[..., 5] / 2)
     bottom = torch.maximum(a[..., 2] - a[..., 5] / 2, b[..., 2] - b[..., 5] / 2)
@@ -41,8 +40,8 @@ def height_overlap(a_nd: Tensor, b_md: Tensor) -> Tensor:
 
 
 def non_maximum_suppression(boxes_nd: Tensor, scores_n: Tensor, max_overlap: float) -> Tensor:
-    """Indices of the boxes to keep, best first: none overlaps a better one that is kept by more
-    than ``max_overlap`` (:func:`ground_iou`). Of equal scores the first is the better."""
+    """Indices of the boxes to keep, best first: none overlaps a better kept box by more than
+    ``max_overlap`` (:func:`ground_iou`). Of equal scores the first is better."""
     order = scores_n.argsort(descending=True, stable=True)
     rivals = ground_iou(boxes_nd[order], boxes_nd[order]) > max_overlap
     rivals = rivals.cpu()
@@ -52,30 +51,30 @@ def non_maximum_suppression(boxes_nd: Tensor, scores_n: Tensor, max_overlap: flo
         best = int(left.int().argmax())
         kept.append(best)
         left &= ~rivals[best]
-        left[best] = False  # a box of no area does not overlap itself
+        left[best] = False  # a box without area does not overlap itself
     return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
 
 
 def _shared_area(a: Tensor, b: Tensor) -> Tensor:
-    """Area ``[k]`` that box i of a and box i of b share.
+    """Shared area ``[k]`` of box i of a and box i of b.
 
-    It is the integral of (x dy - y dx) / 2 along the border of what they share. That border is
-    made of the parts of a's sides that lie in b, and of b's sides that lie in a; in the axes of
-    the other box such a part is found by cutting at two pairs of parallel lines. All boxes at
-    once, without sorting corners.
+    It is the integral of (x dy - y dx) / 2 along the border of the intersection. That border
+    consists of the parts of a's sides in b and of b's sides in a; in the axes of the other box
+    such a part is found by clipping at two pairs of parallel lines. All boxes at once, without
+    sorting corners.
     """
     half_a, half_b = a[:, None, 3:5] / 2, b[:, None, 3:5] / 2 * (1 + GROWTH)
     begin, end = _sides(a, half_a, of=b)
     swept = begin[..., 0] * end[..., 1] - begin[..., 1] * end[..., 0]
     area = (_fraction_inside(begin, end, half_b) * swept).sum(dim=-1)
-    # around b's own centre each of its sides sweeps the same area
+    # around b's centre each of b's sides sweeps the same area
     within = _fraction_inside(*_sides(b, half_b, of=a), half_a).sum(dim=-1)
     return ((area + within * 2 * half_b[:, 0].prod(dim=-1)) / 2).clamp(min=0)
 
 
 def _sides(boxes: Tensor, half: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     """Both ends ``[k, 4, 2]`` of the sides of boxes of this half size, anticlockwise, in the axes
-    of the other ones."""
+    of the boxes ``of``."""
     turn = (boxes[:, 6] - of[:, 6])[:, None]
     along = half.new_tensor([1.0, -1.0, -1.0, 1.0]) * half[..., 0]
     across = half.new_tensor([1.0, 1.0, -1.0, -1.0]) * half[..., 1]
@@ -90,7 +89,7 @@ def _rotated(x: Tensor, y: Tensor, angle: Tensor) -> Tensor:
 
 
 def _fraction_inside(begin: Tensor, end: Tensor, half: Tensor) -> Tensor:
-    """The fraction ``[k, 4]`` of each side that lies in the box of this half size, in its axes."""
+    """The fraction ``[k, 4]`` of each side that is in the box of this half size, in its axes."""
     step = end - begin
     step = torch.where(step == 0, 1e-300, step)
     first, second = (-half - begin) / step, (half - begin) / step

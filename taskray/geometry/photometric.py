@@ -1,7 +1,7 @@
-"""How alike two frames look, and how smooth a map is where a frame is.
+"""Dissimilarity of two frames, and smoothness of maps.
 
 From "Depth from Videos in the Wild" (Gordon et al., ICCV 2019), whose photometric loss Taskology
-takes over. Shape legend as in :mod:`taskray.geometry.camera`; images lie in [0, 1].
+uses. Shape legend as in :mod:`taskray.geometry.camera`; images are in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from torch.nn import functional
 from taskray.geometry.warp import NEAREST
 
 CONTRAST = 9e-6
-"""c2 of SSIM. c1 is infinite: means do not count, only contrast and structure do."""
+"""c2 of SSIM. c1 is infinite: only contrast and structure count, not the means."""
 LEAST_WEIGHT = 0.01
-"""Added to every pixel's weight, so that no window is without any."""
+"""Added to every pixel's weight, so that every window has some weight."""
 LEAST_DISPARITY = 1e-3
-"""Per metre. What a frame's mean disparity is at least, so that it can be divided by."""
+"""Lower bound of a frame's mean disparity, per metre, before the division by it."""
 
 
 def weighted_dissimilarity(x_bchw: Tensor, y_bchw: Tensor, weight_b1hw: Tensor) -> Tensor:
     """(1 - SSIM) / 2 of all windows of 3x3 pixels within the frames, each times its mean weight;
     their mean, a scalar in [0, 1].
 
-    Pixels count in the windows' moments by ``weight`` in [0, 1] (and a little besides). SSIM is
+    Pixels count in the windows' moments by ``weight`` in [0, 1] plus ``LEAST_WEIGHT``. SSIM is
     its contrast-structure term alone, ``(2 s_xy + c2) / (s_xx + s_yy + c2)``. The gradient
-    reaches x; y and the weight are taken as constant.
+    reaches only x.
     """
     result: Tensor = _WeightedDissimilarity.apply(x_bchw, y_bchw, weight_b1hw)  # type: ignore[no-untyped-call]
     return result
 
 
 class _WeightedDissimilarity(torch.autograd.Function):
-    """With its gradient by hand, worked out on the way forward, one frame after the other on a
-    CPU: the moments of a frame stay in its cache. Three times as fast as autograd's."""
+    """With an explicit gradient, computed in the forward pass, frame by frame on a CPU so that the
+    moments of a frame stay in the CPU's cache. Three times as fast as autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -62,13 +62,13 @@ class _WeightedDissimilarity(torch.autograd.Function):
 def _dissimilarity(
     x: Tensor, y: Tensor, weight: Tensor, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """The sum over all windows, and its gradient to x (or nothing).
+    """The sum over all windows, and its gradient to x (if ``with_gradient``).
 
     With E the weighted mean over a window, A = 2 (E[xy] - E[x] E[y]) + c and D = E[xx] + E[yy] -
     E[x]^2 - E[y]^2 + c, SSIM is S = A / D, and its slopes are 2 / D by E[xy], -S / D by E[xx],
     and 2 (S E[x] - E[y]) / D by E[x].
     """
-    # what all pixels share changes nothing but the digits that are left for what differs
+    # subtracting a common level changes nothing but keeps more digits for the differences
     level = y.mean(dim=(-2, -1), keepdim=True)
     x, y = x - level, y - level
     weight = weight + LEAST_WEIGHT
@@ -94,8 +94,8 @@ def _dissimilarity(
 
 
 def _box_sum(values: Tensor) -> Tensor:
-    """Sum over 3x3 pixels, those within the frame: ``[..., h - 2, w - 2]``. By shifts, which on a
-    CPU is five times as fast as pooling."""
+    """Sum over 3x3 pixels inside the frame: ``[..., h - 2, w - 2]``. By shifts, which on a CPU is
+    five times as fast as pooling."""
     rows = values[..., :-2, :] + values[..., 1:-1, :]
     rows += values[..., 2:, :]
     columns = rows[..., :-2] + rows[..., 1:-1]
@@ -104,13 +104,13 @@ def _box_sum(values: Tensor) -> Tensor:
 
 
 def _spread(values: Tensor) -> Tensor:
-    """The transpose of :func:`_box_sum`: what each pixel has from the windows it lies in."""
+    """The transpose of :func:`_box_sum`: for each pixel the sum over its windows."""
     return _box_sum(functional.pad(values, (2, 2, 2, 2)))
 
 
 def edge_aware_smoothness(depth_b1hw: Tensor, image_b3hw: Tensor) -> Tensor:
-    """Mean slope of disparity, divided by the mean disparity of its frame, where the image has
-    no edge: ``|dx d| exp(-|dx I|) + |dy d| exp(-|dy I|)``, a scalar.
+    """Mean slope of disparity, relative to the mean disparity of the frame and reduced at edges
+    of the image: ``|dx d| exp(-|dx I|) + |dy d| exp(-|dy I|)``, a scalar.
 
     Where depth is 0 (sky, or not measured) disparity is 0.
     """
@@ -125,8 +125,8 @@ def edge_aware_smoothness(depth_b1hw: Tensor, image_b3hw: Tensor) -> Tensor:
 
 
 def field_smoothness(field_b3hw: Tensor, weight_b1hw: Tensor | None = None) -> Tensor:
-    """Mean ``|dx f| + |dy f|`` of vector fields, ``[b]`` in the fields' units. With a weight (in
-    [0, 1]) a slope counts by the product of the weights at its two ends."""
+    """Mean ``|dx f| + |dy f|`` of vector fields, ``[b]`` in the fields' units. With a weight in
+    [0, 1], each slope is multiplied by the weights at its two ends."""
     along_x = field_b3hw[..., 1:] - field_b3hw[..., :-1]
     along_y = field_b3hw[..., 1:, :] - field_b3hw[..., :-1, :]
     if weight_b1hw is not None:

@@ -1,8 +1,8 @@
-"""From one frame to the other: depth to points, rigid and object motion, projection, sampling.
+"""Warping between frames: depth to points, rigid and object motion, projection, sampling.
 
 Taskology, eq. 9: ``z' p' = K R K^-1 z p + K (m delta + T)``, with p a pixel of frame 1, z its
 depth, R and T the camera's motion 1 -> 2, delta the object motion in axes of camera 2, and m
-the mask of what can move; p' is where the point stands in frame 2 and z' its depth there.
+the mask of movable pixels; p' is the pixel of the point in frame 2 and z' its depth there.
 
 Shape legend as in :mod:`taskray.geometry.camera`. Everything is differentiable in depth,
 motions and sampled values; validity is boolean and carries no gradient.
@@ -20,19 +20,19 @@ from torch.nn import functional
 from taskray.geometry.camera import pixel_grid
 
 NEAREST = 1e-3
-"""Metres. Points nearer than this to the camera's plane, or behind it, are not valid; they are
-projected as if they stood here, which keeps gradients finite."""
+"""Metres. Points nearer than this to the camera's plane, or behind it, are invalid; they are
+projected from this depth, which keeps gradients finite."""
 
 
 class Warp(NamedTuple):
-    """Where the points of frame 1 stand in frame 2; all fields lie on the pixels of frame 1."""
+    """The points of frame 1 in frame 2; all fields are on the pixels of frame 1."""
 
     pixels_b2hw: Tensor
     """p': column and row in frame 2."""
     depth_b1hw: Tensor
     """z' in metres."""
     valid_b1hw: Tensor
-    """bool: depth was measured, z' is positive, and p' lies within frame 2. A point hidden there is
+    """bool: depth was measured, z' is positive, and p' is inside frame 2. A point occluded there is
     still valid: compare ``depth_b1hw`` with the other depth sampled at ``pixels_b2hw``."""
 
 
@@ -75,14 +75,14 @@ def invert_intrinsics(intrinsics_b33: Tensor) -> Tensor:
 def _homogeneous_pixels(
     height: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """``(j, i, 1)`` of every pixel, ``[3, h * w]``; the same frames come again and again."""
+    """``(j, i, 1)`` of every pixel, ``[3, h * w]``; cached, because frame sizes repeat."""
     grid = pixel_grid(height, width, torch.empty(0, dtype=dtype, device=device))
     return torch.cat([grid, torch.ones_like(grid[:1])]).flatten(1)
 
 
 def in_bounds(pixels_b2hw: Tensor, height: int, width: int) -> Tensor:
-    """bool ``[b, 1, h, w]``: the pixel lies between the outermost pixel centres of the frame, up
-    to a thousandth of a pixel, so that rounding does not void the border of a frame at rest."""
+    """bool ``[b, 1, h, w]``: the pixel is between the outermost pixel centres of the frame, up to
+    a thousandth of a pixel, so that rounding does not exclude the border without motion."""
     column, row = pixels_b2hw[:, :1], pixels_b2hw[:, 1:]
     inside = (column >= -1e-3) & (column <= width - 1 + 1e-3)
     return inside & (row >= -1e-3) & (row <= height - 1 + 1e-3)
@@ -91,7 +91,7 @@ def in_bounds(pixels_b2hw: Tensor, height: int, width: int) -> Tensor:
 def sample(values_bchw: Tensor, pixels_b2hw: Tensor) -> Tensor:
     """Values ``[b, c, h, w]`` of frame 2 at pixels (column, row), bilinear, ``[b, c, h', w']``.
 
-    Outside the frame the border's value is repeated: mask with :func:`in_bounds`.
+    Outside the frame the border's value is used: mask with :func:`in_bounds`.
     """
     height, width = values_bchw.shape[-2:]
     size = pixels_b2hw.new_tensor([width, height])[:, None, None]
@@ -102,7 +102,7 @@ def sample(values_bchw: Tensor, pixels_b2hw: Tensor) -> Tensor:
 
 
 def invert(motion_b44: Tensor) -> Tensor:
-    """The rigid motion back, ``[b, 4, 4]``: ``[R^T, -R^T T]``."""
+    """The inverse rigid motion, ``[b, 4, 4]``: ``[R^T, -R^T T]``."""
     rotation_t = motion_b44[:, :3, :3].transpose(1, 2)
     translation = -(rotation_t * motion_b44[:, None, :3, 3]).sum(dim=2, keepdim=True)
     return torch.cat([torch.cat([rotation_t, translation], dim=2), motion_b44[:, 3:]], dim=1)

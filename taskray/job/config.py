@@ -25,11 +25,14 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
-"""Names become folders, and parts of the names of metrics."""
+"""Names become folders and parts of the names of metrics (``loop.metric_key``)."""
 
 
 class Settings(BaseModel):
-    """Base of all sections: unknown keys are fatal, docstrings are the reference."""
+    """Base of all sections: unknown keys are fatal, docstrings are the reference.
+
+    A validator that concerns several keys raises InputError with the key at fault.
+    """
 
     model_config = ConfigDict(
         extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False
@@ -37,7 +40,7 @@ class Settings(BaseModel):
 
 
 class Plugin(Settings):
-    """A name (built-in, or ``package.module:Name``) and the arguments of what it names."""
+    """A name (built-in, or ``package.module:Name``) and the arguments of that class."""
 
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, frozen=True)
 
@@ -51,22 +54,23 @@ class Plugin(Settings):
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """The keys besides ``name``."""
         return dict(self.model_extra or {})
 
 
 class DataConfig(Settings):
-    """One dataset: where it comes from and how it reaches a task."""
+    """One dataset: its reader and how it is loaded."""
 
     reader: Plugin
     """A built-in reader (``plugins.BUILTIN``) or an import path, with its arguments."""
     materialize: Literal["auto", "always", "never"] = "auto"
-    """Hold the decoded dataset in the object store (``auto``: when below ``materialize_bytes``)."""
+    """Keep the decoded dataset in memory (``auto``: up to ``materialize_bytes``)."""
     materialize_bytes: Positive = 1 << 30
-    """The decoded size in bytes up to which ``auto`` materialises."""
+    """The decoded size in bytes up to which ``auto`` keeps the dataset in memory."""
     max_corrupt_rows: NonNegative = 10
-    """How many unreadable rows are skipped and counted before it is an error."""
+    """The number of unreadable rows that are skipped and counted; more are an error."""
     limit: Positive | None = None
-    """Use only the first so many rows."""
+    """Use only the first ``limit`` rows; null: all."""
 
 
 class OptimizerConfig(Settings):
@@ -79,11 +83,11 @@ class OptimizerConfig(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Adam's averages."""
+    """Decay rates of Adam's averages of the gradient and of its square."""
     momentum: Decay = 0.9
     """Momentum of ``sgd``."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """How the rate falls from its peak to ``final_fraction`` of it over the task's steps."""
+    """How the rate falls from its peak to ``final_fraction`` of the peak over the task's steps."""
     warmup_steps: NonNegative = 0
     """Steps over which the rate rises linearly from 0."""
     final_fraction: Fraction = 0.01
@@ -93,7 +97,7 @@ class OptimizerConfig(Settings):
 
 
 class AugmentConfig(Settings):
-    """Changes of a task's own input, in training only: of its colours, and ``flip``."""
+    """Augmentation of a task's input in training: colours, noise and ``flip``."""
 
     brightness: Annotated[float, Field(ge=0)] = 0.0
     """Image values are multiplied by a factor from [1 - b, 1 + b]."""
@@ -102,36 +106,37 @@ class AugmentConfig(Settings):
     saturation: Annotated[float, Field(ge=0)] = 0.0
     """Saturation factor from [1 - s, 1 + s]."""
     hue: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Colours are turned about the grey axis by an angle from [-180 h, 180 h] degrees."""
+    """Colours are rotated about the grey axis by an angle from [-180 h, 180 h] degrees."""
     noise: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation of added Gaussian noise (image values lie in [0, 1])."""
+    """Standard deviation of added Gaussian noise (image values are in [0, 1])."""
     flip: bool = False
-    """Mirror labelled samples left to right, half of the time (never mediator batches)."""
+    """Mirror labelled samples left to right with probability 0.5 (never mediator batches)."""
 
 
 class TaskConfig(Settings):
-    """One vision task: what it predicts, with which network, from which labels, how it trains."""
+    """One vision task: its quantities, its network, its labels and its training."""
 
     task: Plugin
     """A built-in task (``plugins.BUILTIN``) or an import path, with its arguments."""
     model: Plugin = Plugin(name="unet")
     """The network and its arguments."""
     dedicated: str | None = None
-    """Name of the labelled dataset (a key of ``data``); null: no labels, consistency alone."""
+    """The dedicated dataset: the task's own labelled data (a key of ``data``); null: no labels,
+    the task learns from consistency alone."""
     batch_size: Positive = 8
-    """Labelled samples a step."""
+    """Labelled samples in a step."""
     checkpoint: str | None = None
-    """Initial weights: the folder of a checkpoint (``RUN/checkpoints/depth/step_100``) or a run,
-    of which the latest checkpoint of the task of this name is taken, or that of another
-    (``RUN#other``); null: random ones. A run that is resumed goes on from its own."""
+    """Initial weights: the folder of a checkpoint (``RUN/checkpoints/depth/step_100``) or of a
+    run, whose latest checkpoint of the task of this name is used, or of another task
+    (``RUN#other``); null: random weights. A resumed run continues from its own checkpoints."""
     frozen: bool = False
-    """Predict for the peers and never take a step: a ``checkpoint`` gives the weights, and the
-    labels are left alone. Its predictions are always fresh."""
+    """Predict for the peers and never take a step, with the weights of ``checkpoint``. Labels are
+    not used. Its predictions are always fresh."""
     steps: Positive | None = None
     """Training steps of this task; null: the job's ``steps``."""
     consistency_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on every consistency loss in this task: supervised losses differ in scale. With 0 it
-    learns from its labels alone, and goes on predicting for its peers."""
+    """Factor on every consistency loss of this task, because supervised losses differ in scale.
+    With 0 the task learns from its labels alone, and still predicts for its peers."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and schedule."""
     augment: AugmentConfig = AugmentConfig()
@@ -145,9 +150,9 @@ class TaskConfig(Settings):
     seed: NonNegative | None = None
     """Seed of initial weights and shuffling; null: derived from the job's seed and the name."""
     threads: Positive | None = None
-    """CPU threads of this task; null: the machine's cores shared evenly among the tasks."""
+    """CPU threads of this task; null: the machine's cores divided evenly among the tasks."""
     cpus: Annotated[float, Field(ge=0)] | None = None
-    """CPUs reserved in Ray; null: one each where that leaves one for data, else none."""
+    """CPUs reserved in Ray; null: one for each task if one more is left for data, else none."""
     gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs reserved in Ray; above 0 the task trains on CUDA."""
 
@@ -161,25 +166,26 @@ class TaskConfig(Settings):
 
 
 class MediatorConfig(Settings):
-    """The mediator: the shared unlabelled dataset on which tasks are tied to each other."""
+    """The mediator: the shared unlabelled proxy dataset of the consistency losses."""
 
     data: str
-    """Name of the dataset (a key of ``data``); labels in it are never read."""
+    """Name of the dataset (a key of ``data``); its labels are never read."""
     batch_size: Positive = 8
     """Samples in each numbered batch."""
     window: Positive | Literal["all"] = "all"
-    """Walk so many batches ``visits`` times before moving on; this bounds staleness."""
+    """Pass over ``window`` batches ``visits`` times before the next window; this bounds
+    staleness."""
     visits: Positive = 2
-    """How often a window is walked."""
+    """Passes over a window."""
     shuffle: bool = False
-    """Shuffle the order of batches in a window anew at each walk, the same way for all tasks."""
+    """Shuffle the batches of a window in each pass, in the same order for all tasks."""
     supervised_steps: NonNegative = 1
     """Supervised steps in each round of the alternation."""
     consistency_steps: NonNegative = 1
     """Consistency steps in each round of the alternation."""
 
     def has_turn(self, step: int) -> bool:
-        """Whether the alternation gives a step to the mediator."""
+        """Whether ``step`` is a consistency step of the alternation."""
         return step % (self.supervised_steps + self.consistency_steps) >= self.supervised_steps
 
 
@@ -191,33 +197,34 @@ class RelationConfig(Settings):
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Factor on the loss; 0 switches the relation off."""
     start_step: NonNegative = 0
-    """No consistency before this step of the consuming task."""
+    """The first step of the consuming task with this loss."""
     warmup_steps: NonNegative = 0
     """Steps, from ``start_step``, over which the weight rises linearly from 0."""
 
 
 class StalenessConfig(Settings):
-    """How old a peer's prediction may be. One beyond the bound is never used silently."""
+    """The bound on the age of a peer's prediction. A prediction beyond it is never used."""
 
     max_steps: NonNegative | None = None
-    """At most so many steps of its producer ago; null: any age."""
+    """Maximum age in steps of the producer; null: no bound."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
-    """At most so many seconds ago; null: any age."""
+    """Maximum age in seconds; null: no bound."""
     on_stale: Literal["skip", "wait", "forward_server"] = "skip"
-    """Beyond the bound: skip the step, wait for a fresh one, or ask the peer's forward server."""
+    """Beyond the bound: skip the step, wait for a fresh prediction, or ask the peer's forward
+    server."""
     wait_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """``wait`` gives up after this time, and the step is skipped and counted. So does a task
-    without labels that waits for a peer's first prediction on a batch."""
+    """Time limit of ``wait``, and of a task without labels that waits for a peer's first
+    prediction on a batch; after it the step is skipped and counted."""
 
 
 class CacheConfig(Settings):
     """The prediction cache."""
 
     max_bytes: Positive = 1 << 30
-    """Byte budget; the oldest predictions are evicted beyond it."""
+    """Byte budget; beyond it the oldest predictions are evicted."""
     dtype: Literal["float16", "float32"] = "float16"
-    """How predictions travel and are kept. float16 rounds depth by up to a part in 2000: normals
-    computed from it turn by 0.2 degrees at 64x96, but by 1 to 2 at 480x640."""
+    """Type of published predictions. float16 rounds depth by up to 1/2000: normals computed from
+    it change by 0.2 degrees at 64x96, but by 1 to 2 degrees at 480x640."""
 
 
 class ForwardServerConfig(Settings):
@@ -226,20 +233,20 @@ class ForwardServerConfig(Settings):
     refresh_every: Positive = 20
     """Steps of the trainer between two refreshes of its copy."""
     reuse: bool = True
-    """Serve a batch already predicted by the same copy from the cache (the paper asks anew)."""
+    """Take a batch that the same copy has predicted from the cache (the paper predicts again)."""
 
 
 class EvaluationConfig(Settings):
-    """What is measured on data that no training step has seen."""
+    """Evaluation on data that no training step has seen."""
 
     data: dict[Name, str] = {}
     """Title of each evaluation -> name of the dataset (``{real_test: ...}``); the first is the
-    main one, whose values stand in ``result.json`` under ``metrics``."""
+    main one, whose values are under ``metrics`` in ``result.json``."""
     batch_size: Positive = 16
-    """Samples a batch."""
+    """Samples in a batch."""
     every: Positive | None = None
-    """Also evaluate every so many steps, for curves, at the end of the chunk
-    (``runtime.chunk_steps``) in which they are done; null: at the end only."""
+    """Also evaluate every ``every`` steps, for curves, at the end of the chunk
+    (``runtime.chunk_steps``) that contains the step; null: only at the end."""
 
 
 class CheckpointConfig(Settings):
@@ -247,9 +254,9 @@ class CheckpointConfig(Settings):
 
     every: Positive = 100
     """Steps between two checkpoints of a task, written at the end of the chunk
-    (``runtime.chunk_steps``) in which they are done."""
+    (``runtime.chunk_steps``) that contains the step."""
     keep: Positive = 2
-    """How many of each task are kept."""
+    """Checkpoints kept for each task."""
     path: str | None = None
     """Folder or URI of any pyarrow filesystem; null: ``checkpoints`` in the run folder."""
 
@@ -258,16 +265,16 @@ class RuntimeConfig(Settings):
     """How the collective runs on Ray."""
 
     chunk_steps: Positive = 25
-    """Steps in each call of the driver to a task: how soon a stop or a failure is noticed."""
+    """Steps in each call of the driver to a task: the delay before a stop or a failure is seen."""
     max_restarts: NonNegative = 3
-    """How often a task whose process is lost is started again from its checkpoint."""
+    """Restarts of a task from its checkpoint after its process is lost; one more fails it."""
     publisher: Literal["trainer", "forward_server"] = "trainer"
-    """Who fills the cache: each trainer with its own forward pass, or a stale copy on demand."""
+    """What fills the cache: each trainer with its own forward pass, or a stale copy on demand."""
     address: str | None = None
-    """A Ray cluster's address; null: a Ray of our own on this machine."""
+    """Address of a Ray cluster; null: a local Ray, started for the run."""
     peer_timeout: Annotated[float, Field(gt=0)] = 0.5
-    """Seconds a training step waits for a look-up that is late; then it counts as a miss, and
-    no further step waits until the cache answers again."""
+    """Seconds that a training step waits for a look-up; then the look-up counts as a miss, and no
+    further step waits until the cache answers again."""
 
 
 class Job(Settings):
@@ -276,11 +283,11 @@ class Job(Settings):
     name: Name
     """Name of the run; also of its folder."""
     description: str = ""
-    """One line for people."""
+    """One line for reports."""
     seed: NonNegative = 0
-    """Seed of everything that has none of its own."""
+    """Seed of everything that has no other seed."""
     steps: Positive = 1000
-    """Training steps of each task that names none of its own."""
+    """Training steps of each task that sets no ``steps``."""
     data: dict[Name, DataConfig]
     """The datasets, by name."""
     tasks: Annotated[dict[Name, TaskConfig], Field(min_length=1)]
@@ -288,26 +295,26 @@ class Job(Settings):
     mediator: MediatorConfig | None = None
     """The shared unlabelled dataset; null: each task trains alone."""
     consistency: dict[Name, RelationConfig] = {}
-    """The relations that tie tasks together, by name."""
+    """The relations between tasks, by name."""
     staleness: StalenessConfig = StalenessConfig()
-    """How old a peer's prediction may be."""
+    """The bound on the age of a peer's prediction."""
     cache: CacheConfig = CacheConfig()
     """The prediction cache."""
     forward_server: ForwardServerConfig = ForwardServerConfig()
-    """The forward servers, where they are used."""
+    """The forward servers, if they are used."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """What is measured."""
+    """Evaluation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
     runtime: RuntimeConfig = RuntimeConfig()
-    """How it runs on Ray."""
+    """The collective on Ray."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Job:
         def known(where: str, name: str | None) -> None:
             if name is not None and name not in self.data:
                 hint = nearest(name, list(self.data))
-                raise ValueError(f"@{where}@no dataset {name!r} under 'data'; {hint}")
+                raise InputError(where, f"no dataset {name!r} under 'data'; {hint}")
 
         refuse_one_folder(self.tasks, "tasks")
         for task_name, task in self.tasks.items():
@@ -315,33 +322,37 @@ class Job(Settings):
         if self.mediator:
             known("mediator.data", self.mediator.data)
             if self.mediator.supervised_steps + self.mediator.consistency_steps == 0:
-                raise ValueError("@mediator@supervised_steps and consistency_steps are both 0")
+                raise InputError(
+                    "mediator",
+                    "supervised_steps and consistency_steps are both 0, expected one above 0",
+                )
         for title, name in self.evaluation.data.items():
             known(f"evaluation.data.{title}", name)
         for task_name, task in self.tasks.items():
             if task.frozen and task.checkpoint is None:
-                raise ValueError(f"@tasks.{task_name}.frozen@a frozen task needs a 'checkpoint'")
+                raise InputError(f"tasks.{task_name}.frozen", "a frozen task needs a 'checkpoint'")
             if task.dedicated is None and not self.mediator and not task.frozen:
-                raise ValueError(
-                    f"@tasks.{task_name}.dedicated@a task without labels needs a mediator"
+                raise InputError(
+                    f"tasks.{task_name}.dedicated", "a task without labels needs a mediator"
                 )
         return self
 
     @model_validator(mode="after")
     def _waiting_has_an_end(self) -> Job:
         if self.staleness.on_stale == "wait" and self.runtime.publisher == "forward_server":
-            raise ValueError(
-                "@staleness.on_stale@'wait' waits for what trainers publish, and with "
-                "runtime.publisher 'forward_server' they publish nothing"
+            raise InputError(
+                "staleness.on_stale",
+                "'wait' waits for predictions of trainers, and with runtime.publisher "
+                "'forward_server' trainers publish nothing; expected 'skip' or 'forward_server'",
             )
         return self
 
     def steps_of(self, task: str) -> int:
-        """Training steps of a task; none where it is frozen."""
+        """Training steps of a task; 0 if it is frozen."""
         return 0 if self.tasks[task].frozen else self.tasks[task].steps or self.steps
 
     def labels_of(self, task: str) -> str | None:
-        """The labelled dataset that a task trains on; none where it is frozen."""
+        """The labelled dataset that a task trains on; None if it has none or is frozen."""
         return None if self.tasks[task].frozen else self.tasks[task].dedicated
 
     @property
@@ -351,12 +362,13 @@ class Job(Settings):
 
     @property
     def active_relations(self) -> dict[str, RelationConfig]:
-        """The relations that act: none without a mediator, none of weight 0."""
+        """The relations of weight above 0; empty without consistency steps."""
         on = self.mediator is not None and self.mediator.consistency_steps > 0
         return {n: r for n, r in self.consistency.items() if on and r.weight > 0}
 
     @property
     def uses_forward_servers(self) -> bool:
+        """Whether a task's predictions may come from a forward server."""
         return bool(self.active_relations) and (
             self.runtime.publisher == "forward_server"
             or self.staleness.on_stale == "forward_server"
@@ -364,39 +376,42 @@ class Job(Settings):
 
 
 def refuse_one_folder(names: Iterable[str], where: str) -> None:
-    """Names that differ by case alone are one folder on some file systems: ValueError, as our
-    validators raise it."""
+    """Refuse (InputError) names that differ by case alone: on some filesystems they are one
+    folder."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(name.casefold(), name)
         if other != name:
-            raise ValueError(f"@{where}.{name}@differs from {other!r} by case alone")
+            raise InputError(f"{where}.{name}", f"differs from {other!r} by case alone")
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Read a job file, apply ``a.b=value`` overrides, and check every field.
 
-    Raises InputError with one line that names the file, the key and what was expected.
+    Raises InputError with the file and the key.
     """
     values = read_yaml(path)
     for key, command in (("variants", "study"), ("parameters", "tune")):
         if key in values and "tasks" not in values:
-            raise InputError(f"{path}: not a job; it is for: taskray {command} {path}")
+            raise InputError(str(path), f"not a job; use it with: taskray {command} {path}")
     return parse_job(override(values, overrides), str(path))
 
 
 def parse_job(values: dict[str, Any], source: str) -> Job:
-    """Check a job given as plain values; ``source`` is named in errors."""
+    """Check a job given as plain values; ``source`` comes before the key in errors."""
     job: Job = parse(Job, values, source)
     return job
 
 
 def parse(model: type[Any], values: dict[str, Any], source: str) -> Any:
-    """Check ``values`` against a settings class, with one-line errors."""
+    """Check ``values`` against a settings class; InputError with ``source`` and the key."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{source}: {first_problem(error, model)}") from None
+        key, text = first_problem(error, model)
+    except InputError as error:  # from one of our validators
+        key, text = error.key, error.text
+    raise InputError(": ".join(filter(None, (source, key))), text)
 
 
 def dump_yaml(settings: BaseModel) -> str:

@@ -1,8 +1,8 @@
-"""Names that a job may use, and how a name plus its arguments becomes an object.
+"""The names that a job may use, and how a name and its arguments become an object.
 
-A name is either a built-in one from ``BUILTIN`` or an import path ``package.module:Name``.
-The arguments that a job may give are those of the class's ``__init__``: its signature and
-docstring are the reference, its type hints are checked.
+A name is a built-in one from ``BUILTIN`` or an import path ``package.module:Name``. The arguments
+that a job may give are those of the class's ``__init__``: its signature and docstring are the
+reference, its type hints are checked.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ BASES = {
     "task": "taskray.tasks.task:Task",
     "relation": "taskray.relations.relation:Relation",
 }
-"""What the plugins of a kind are; losses are plain functions."""
+"""The base class of each kind of plugin; losses are plain functions."""
 
 
 def resolve(kind: str, name: str, where: str) -> Any:
@@ -79,28 +79,30 @@ def resolve(kind: str, name: str, where: str) -> Any:
     path = BUILTIN[kind].get(name, name)
     if ":" not in path:
         raise InputError(
-            f"{where}: unknown {kind} {name!r}; {nearest(name, list(BUILTIN[kind]))} "
-            "(or an import path 'package.module:Name')"
+            where,
+            f"unknown {kind} {name!r}; {nearest(name, list(BUILTIN[kind]))} "
+            "(or an import path 'package.module:Name')",
         )
     module_name, _, attribute = path.partition(":")
-    if os.getcwd() not in sys.path:  # a job's own code usually stands beside the job
+    if os.getcwd() not in sys.path:  # a job's own code is usually beside the job file
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except AttributeError as error:
         if module_name in sys.modules:
-            raise InputError(f"{where}: module {module_name!r} has no {attribute!r}") from None
-        raise InputError(f"{where}: cannot import {module_name!r}: {one_line(error)}") from error
-    except (Exception, SystemExit) as error:  # a module that a person wrote may fail in any way
-        raise InputError(f"{where}: cannot import {module_name!r}: {one_line(error)}") from error
+            raise InputError(where, f"module {module_name!r} has no {attribute!r}") from None
+        raise InputError(where, f"cannot import {module_name!r}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
+        raise InputError(where, f"cannot import {module_name!r}: {one_line(error)}") from error
     if not callable(found):
-        kind_found = type(found).__name__
-        raise InputError(f"{where}: {name!r} is no class or function (but of type {kind_found})")
+        raise InputError(
+            where, f"{name!r} is of type {type(found).__name__}, expected a class or function"
+        )
     return found
 
 
 def arguments_of(target: Any) -> dict[str, inspect.Parameter]:
-    """The named parameters of a class or function: what a job, or taskray itself, passes to it."""
+    """The named parameters of a class or function, which a job or taskray itself may pass."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(target).parameters
     return {n: p for n, p in parameters.items() if p.kind in named}
@@ -111,56 +113,61 @@ def check_arguments(
 ) -> dict[str, Any]:
     """The arguments, converted to the types of ``target``'s signature.
 
-    Unknown ones are refused, naming the nearest known; ``given`` are those taskray passes itself.
-    A signature with ``**keywords`` takes any. InputError, too, where there is no signature, or
-    its type hints cannot be looked up (imported under ``TYPE_CHECKING``, say).
+    ``given`` are the arguments that taskray passes itself. A signature with ``**keywords`` takes
+    any argument. Raises InputError for an unknown argument (with the nearest known one), for a
+    missing one, for a wrong type, and if ``target`` has no signature or its type hints cannot be
+    resolved (for example, imported under ``TYPE_CHECKING``).
     """
     function = target.__init__ if inspect.isclass(target) else target
     try:
         kinds = {p.kind for p in inspect.signature(target).parameters.values()}
         hints = get_type_hints(function, include_extras=True)
     except Exception as error:
-        raise InputError(f"{where}: its arguments cannot be told: {one_line(error)}") from error
+        raise InputError(where, f"its signature cannot be read: {one_line(error)}") from error
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds
     known = {n: p for n, p in arguments_of(target).items() if n not in given}
     checked = {}
     for name, value in arguments.items():
         if name not in known and not takes_any:
-            raise InputError(f"{where}.{name}: unknown key; {nearest(name, list(known))}")
+            raise InputError(f"{where}.{name}", f"unknown key; {nearest(name, list(known))}")
         hint = hints.get(name, Any) if name in known else Any
         try:
             adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-        except PydanticUserError:  # a settings class brings its own configuration
+        except PydanticUserError:  # a settings class has its own configuration
             adapter = TypeAdapter(hint)
         try:
             checked[name] = adapter.validate_python(value)
         except ValidationError as error:
-            raise InputError(first_problem(error, hint, f"{where}.{name}")) from None
+            raise InputError(*first_problem(error, hint, f"{where}.{name}")) from None
+        except InputError as error:  # from a validator of a settings class
+            raise InputError(f"{where}.{name}.{error.key}", error.text) from None
     for name, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and name not in arguments:
-            raise InputError(f"{where}.{name}: required, but not given")
+            raise InputError(f"{where}.{name}", "required, but not given")
     return checked
 
 
 def build(kind: str, name: str, arguments: Mapping[str, Any], where: str, **given: Any) -> Any:
-    """Build the plugin ``name`` with the job's ``arguments`` and what taskray itself gives.
+    """Build the plugin ``name`` from the job's ``arguments`` and the ``given`` ones of taskray.
 
-    Raises InputError, naming the key, for an unknown name, an unknown argument, a missing one
-    or a value of the wrong type; for whatever the class itself refuses; and for what is no plugin
-    of this kind (``BASES``).
+    Raises InputError, naming the key, for an unknown name, an unknown or missing argument, a
+    value of the wrong type, a value that the class itself refuses, and an object of another base
+    class than ``BASES`` has for this kind.
     """
     target = resolve(kind, name, where)
     checked = check_arguments(target, arguments, where, given)
     try:
         built = target(**checked, **given)
-    except InputError as error:  # the class names its argument; the key is where a job has it
-        text = str(error)
-        argument = re.split(r"[:.\s]", text, maxsplit=1)[0]
-        separator = "." if argument in arguments_of(target) else ": "
-        raise InputError(text if text.startswith(where) else f"{where}{separator}{text}") from None
+    except InputError as error:  # its key may be an argument of the class: make it the job's key
+        argument = re.split(r"[:.\s]", error.key, maxsplit=1)[0]
+        if error.key.startswith(where):
+            raise
+        if argument in arguments_of(target):
+            raise InputError(f"{where}.{error.key}", error.text) from None
+        raise InputError(where, str(error)) from None
     except (Exception, SystemExit) as error:
-        raise InputError(f"{where}: {one_line(error)}") from error
+        raise InputError(where, one_line(error)) from error
     if kind in BASES and not isinstance(built, resolve(kind, BASES[kind], where)):
         wanted = BASES[kind].replace(":", ".")
-        raise InputError(f"{where}: {name!r} makes {type(built).__name__}, expected {wanted}")
+        raise InputError(where, f"{name!r} makes {type(built).__name__}, expected {wanted}")
     return built

@@ -1,7 +1,7 @@
-"""What is wrong with a value that a person gave, in the words of that person.
+"""One-line messages for values that fail validation.
 
-pydantic finds the problem; here it becomes one line: the key as it stands in the file, what was
-expected, and what was found.
+pydantic finds the problem; here it becomes a key as written in the file, what was found and what
+was expected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXPECTED = {
     "string_pattern_mismatch": "a name of letters, digits, '_', '-' and '.'",
     "none_required": "null",
 }
-"""What was expected, by pydantic's kind of error; see ``FAMILIES`` for the rest."""
+"""The expected value, by pydantic's type of error; see ``FAMILIES`` for the others."""
 
 FAMILIES = {
     "int": "a whole number",
@@ -40,41 +40,41 @@ FAMILIES = {
     "tuple": "a list",
     "path": "a path",
 }
-"""What was expected, by the first word of pydantic's kind of error."""
+"""The expected value, by the first word of pydantic's type of error."""
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """A hint for an unknown name: ``did you mean 'x'?`` or the list of known ones."""
+    """A hint for an unknown name: ``did you mean 'x'?`` or the list of known names."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(sorted(known))}" if known else "none is known"
+    return f"known: {', '.join(sorted(known))}" if known else "no name is known"
 
 
-def first_problem(error: ValidationError, annotation: Any, prefix: str = "") -> str:
-    """One line, ``key: what was expected (got ...)``, for the most telling of the errors.
+def first_problem(error: ValidationError, annotation: Any, prefix: str = "") -> tuple[str, str]:
+    """The key and the text of an InputError for the most helpful of pydantic's errors.
 
-    ``annotation`` is the type that was checked against; ``prefix`` stands before its keys.
+    ``annotation`` is the type of the validated value; ``prefix`` is the key of that value.
     """
     problems = error.errors(include_url=False)
-    # a misspelt key is why the right one is missing: it comes first
+    # a misspelt key first: it is the reason why the right one is missing
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
     message = problem["msg"].removeprefix("Value error, ")
-    if message.startswith("@"):  # our own validators name the key themselves
+    if message.startswith("@"):  # "@key@text": a validator that names the key
         _, key, text = message.split("@", 2)
-        return f"{key}: {text}"
+        return key, text
     keys, place = _walk(annotation, problem["loc"])
     where = ".".join([prefix, *keys] if prefix else keys)
     match problem["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown key; {nearest(keys[-1], _fields(place))}"
+            return where, f"unknown key; {nearest(keys[-1], _fields(place))}"
         case "missing":
-            return f"{where}: required, but not given"
+            return where, "required, but not given"
         case "value_error":
-            return f"{where}: {message}"
+            return where, message
     expected = [_expected(p) for p in problems if _walk(annotation, p["loc"])[0] == keys]
     wanted = " or ".join(dict.fromkeys(expected))
-    return f"{where}: expected {wanted} (got {_shown(problem['input'])})"
+    return where, f"got {_shown(problem['input'])}, expected {wanted}"
 
 
 def _expected(problem: Any) -> str:
@@ -91,15 +91,15 @@ def _shown(value: Any) -> str:
 
 
 def _walk(annotation: Any, location: Sequence[int | str]) -> tuple[list[str], Any]:
-    """The keys in a location that a person wrote, and the type that held the last of them.
+    """The keys of a location as written in the file, and the type that has the last of them.
 
-    pydantic also puts into a location which member of a union it tried: these are left out.
+    A location of pydantic also contains which member of a union it tried: these are left out.
     """
     keys: list[str] = []
     place = annotation
     for part in location:
         current = _section(annotation)
-        if part == "[key]":  # it is the key before it that is wrong
+        if part == "[key]":  # the key before it is wrong
             continue
         if isinstance(current, type) and issubclass(current, BaseModel):
             place, field = current, current.model_fields.get(str(part))
@@ -115,7 +115,7 @@ def _walk(annotation: Any, location: Sequence[int | str]) -> tuple[list[str], An
 
 
 def _section(annotation: Any) -> Any:
-    """The part of a type that has keys or items of its own."""
+    """The part of a type that has keys or items."""
     if get_origin(annotation) is Annotated:
         return _section(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):

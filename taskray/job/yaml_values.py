@@ -1,4 +1,4 @@
-"""Values from YAML files and from ``--set a.b=value``, before anybody knows what they mean."""
+"""Plain values from YAML files and from ``--set a.b=value``, not yet checked."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from typing import Any
 import yaml
 
 from taskray.errors import InputError
+from taskray.files import read_text
 
 SECTIONS_OF_NAMES = {("data",), ("tasks",), ("consistency",), ("evaluation", "data")}
-"""Sections of a job whose keys are names that the job itself gives."""
+"""Sections of a job whose keys are names chosen by the job."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two differences: ``1e-3`` is a number, and a key may stand only once."""
+    """YAML 1.1 with two differences: ``1e-3`` is a number, and duplicate keys are refused."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):  # what PyYAML's constructors let through
+        except (
+            ValueError,
+            LookupError,
+            AttributeError,
+        ):  # PyYAML's constructors do not catch these
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
-                problem=f"{node.value!r} is no {kind}", problem_mark=node.start_mark
+                problem=f"invalid {kind} {node.value!r}", problem_mark=node.start_mark
             ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -33,7 +38,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        problem=f"the key {key.value!r} stands there twice",
+                        problem=f"duplicate key {key.value!r}",
                         problem_mark=key.start_mark,
                     )
                 seen.add(key.value)
@@ -48,22 +53,16 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file; InputError names the line where it is malformed."""
+    """A YAML mapping from a file; InputError names the line that is malformed."""
+    if Path(path).is_dir():
+        raise InputError(str(path), "is a folder, expected a YAML file")
     try:
-        values = _load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder, expected a YAML file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file in UTF-8") from None
+        values = _load(read_text(Path(path)))
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: {_malformed(error)}") from None
+        raise InputError(str(path), _malformed(error)) from None
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
-        raise InputError(f"{path}: expected a mapping of keys, got {found}")
+        raise InputError(str(path), f"got {found}, expected a mapping of keys")
     return values
 
 
@@ -73,18 +72,18 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         path, equals, value = text.partition("=")
         keys = path.split(".")
         if not equals or not all(keys):
-            raise InputError(f"--set {text!r}: expected dotted.path=value")
+            raise InputError(f"--set {text!r}", "expected dotted.path=value")
         try:
             parsed = _load(value)
         except yaml.YAMLError:
-            raise InputError(f"--set {text!r}: the value is not valid YAML") from None
+            raise InputError(f"--set {text!r}", "the value is not valid YAML") from None
         values = assign(values, keys, parsed, text)
     return values
 
 
 def assign(values: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> dict[str, Any]:
-    """A copy of ``values`` with the nested key set. An entry of a section of names, such as
-    ``tasks.depth``, is removed by null; InputError where there is none to remove."""
+    """A copy of ``values`` with the nested key set. Null removes an entry of a section of names,
+    such as ``tasks.depth``; InputError if there is no such entry."""
     *section, name = keys
     if value is not None or tuple(section) not in SECTIONS_OF_NAMES:
         return set_path(values, keys, value, text)
@@ -92,18 +91,18 @@ def assign(values: dict[str, Any], keys: Sequence[str], value: Any, text: str) -
     for key in section:
         inner = inner.get(key) if isinstance(inner, dict) else None
     if not isinstance(inner, dict) or name not in inner:
-        raise InputError(f"--set {text!r}: there is no {'.'.join(keys)!r} to remove")
+        raise InputError(f"--set {text!r}", f"there is no {'.'.join(keys)!r} to remove")
     return set_path(values, section, {k: v for k, v in inner.items() if k != name}, text)
 
 
 def set_path(values: Any, keys: Sequence[str], value: Any, text: str) -> dict[str, Any]:
-    """A copy of ``values`` with the nested key set; plain strings on the way become plugins."""
+    """A copy of ``values`` with the nested key set; strings along the path become plugins."""
     if values is None:
         values = {}
     elif isinstance(values, str):  # ``model: unet`` is short for ``model: {name: unet}``
         values = {"name": values}
     elif not isinstance(values, dict):
-        raise InputError(f"--set {text!r}: {keys[0]!r} lies under a value, not under a section")
+        raise InputError(f"--set {text!r}", f"{keys[0]!r} is under a value, expected a section")
     head, *rest = keys
     inner = set_path(values.get(head), rest, value, text) if rest else value
     return {**values, head: inner}

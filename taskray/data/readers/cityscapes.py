@@ -37,16 +37,16 @@ from taskray.job.config import Fraction
 from taskray.schema import IGNORE, frame_suffix
 
 CAMERA_SIZE: Size = (1024, 2048)
-"""Size of the frames that the camera files and the disparities are about."""
+"""Size of the frames of the camera files and the disparities."""
 NUM_IDS = 34
-"""Label ids are 0 to 33, of which a class map names some."""
+"""Label ids are 0 to 33; a class map lists some of them."""
 
 Label = Literal["segmentation", "depth"]
 FOLDERS: dict[Label, tuple[str, str]] = {
     "segmentation": ("gtFine", "gtFine_labelIds.png"),
     "depth": ("disparity", "disparity.png"),
 }
-"""Where each kind of label lies, and how its files end."""
+"""The folder of each kind of label, and the end of its file names."""
 NAME = re.compile(r"(?P<video>[^_]+_\d+)_(?P<frame>\d+)_")
 
 
@@ -59,21 +59,21 @@ class Cityscapes(Reader):
     invalid) and ``camera/..._camera.json`` (for 2048x1024, too). Images may have been resized.
 
     Args:
-        path: the folder that holds these.
+        path: the folder that contains these.
         split: ``train``, ``val`` or ``test``.
         cities: names of cities; null for all.
         labels: ``segmentation``, ``depth`` (from disparity, metres), or both: samples then begin
-            at labelled frames, whose labels they carry. Empty: samples are taken from the video.
+            at labelled frames and contain their labels. Empty: samples are from the video.
         class_map: the classes of the segmentation, a built-in class map with ids of
             ``cityscapes`` or the path of one.
-        height, width: size of the frames given, in pixels.
-        crop_bottom: part of the frame that is cut off below, where the car's bonnet is.
+        height, width: size of the frames in pixels.
+        crop_bottom: fraction of the frame removed at the bottom, where the car's bonnet is.
         frames: frames in a sample.
         gap: frames from one frame of a sample to the next.
         stride: a sample begins at every ``stride``-th frame of a video (without labels).
-        start, stop: part of each video's time, as fractions of its frames; no sample reaches out
-            of it, so that training and test data given other parts share no frame. Not for single
-            labelled frames, which have no video around them: ``split`` and ``cities`` part those.
+        start, stop: part of each video's time, as fractions of its frames; all frames of a sample
+            are in it, so that training and test data of other parts share no frame. Not for single
+            labelled frames, which have no video around them: use ``split`` and ``cities``.
     """
 
     def __init__(
@@ -101,8 +101,9 @@ class Cityscapes(Reader):
         alone = bool(labels) and frames == 1
         if alone and self._part != (0, 1):
             raise InputError(
-                f"{'start' if start else 'stop'}: not for single labelled frames, of which a video "
-                "has one or few to part; expected other cities, or frames of 2 or 3"
+                "start" if start else "stop",
+                "not for single labelled frames, because a video has only one or few of them; "
+                "expected other cities, or frames of 2 or 3",
             )
         self._images = "leftImg8bit" if alone else "leftImg8bit_sequence"
         self.columns = ("intrinsics", *columns_of(["image"], frames), *labels)
@@ -112,7 +113,7 @@ class Cityscapes(Reader):
         for city in self._folders():
             videos = _videos(city, "leftImg8bit.png")
             if not videos:
-                raise InputError(f"{city}: no Cityscapes frames (*_leftImg8bit.png)")
+                raise InputError(str(city), "no Cityscapes frames (*_leftImg8bit.png)")
             cameras = _videos(self._folder("camera", city.name), "camera.json")
             labelled = [
                 _videos(self._folder(FOLDERS[label][0], city.name), FOLDERS[label][1])
@@ -137,7 +138,7 @@ class Cityscapes(Reader):
             names = ", ".join(FOLDERS[label][0] for label in self._labels)
             what = f"no labels ({names}) for the frames" if names else "no frames"
             part = "" if self._part == (0, 1) else " in this part (start, stop)"
-            raise InputError(f"{self._path}: {what} of {self._split}{part}")
+            raise InputError(str(self._path), f"{what} of {self._split}{part}")
         return some_sample(rows, self._path)
 
     def load(self, row: Row) -> Sample:
@@ -151,7 +152,7 @@ class Cityscapes(Reader):
             kept = self._kept(image.height)
             box = (0, 0, image.width, kept)
             sample[f"image{frame_suffix(number)}"] = resize_image(image, self._size, box)
-            if number == 1:  # cutting off below leaves pixels, and so intrinsics, where they are
+            if number == 1:  # removing rows at the bottom does not change the intrinsics
                 whole = resize_camera(camera["matrix"], CAMERA_SIZE, (image.height, image.width))
                 matrix = resize_camera(whole, (kept, image.width), self._size)
                 sample["intrinsics"] = matrix.astype(np.float32)
@@ -192,14 +193,14 @@ class Cityscapes(Reader):
         assert self._table is not None
         unknown = ids[(ids >= NUM_IDS) & (ids != IGNORE)]
         if unknown.size:
-            raise ValueError(f"{name}: label id {unknown[0]}; Cityscapes has 0 to {NUM_IDS - 1}")
+            raise ValueError(f"{name}: got label id {unknown[0]}, expected 0 to {NUM_IDS - 1}")
         classes: np.ndarray = self._table[ids]
         return classes[None]
 
 
 def read_camera(file: Path) -> dict[str, Any]:
-    """``matrix`` [3, 3] float64 in pixels and ``baseline`` in metres; ValueError where the file
-    has none, or none with an inverse."""
+    """``matrix`` [3, 3] float64 in pixels and ``baseline`` in metres; ValueError if the file
+    lacks them, or if the matrix has no inverse."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         fx, fy, u0, v0 = (float(content["intrinsic"][key]) for key in ("fx", "fy", "u0", "v0"))
@@ -233,5 +234,5 @@ def _videos(folder: Path, ending: str) -> dict[str, dict[int, str]]:
 
 
 def _nearest_camera(cameras: dict[int, str], frame: int) -> str | None:
-    """That of the labelled frame nearest to a frame of the same video."""
+    """The camera file of the labelled frame nearest to a frame of the same video."""
     return cameras[min(cameras, key=lambda n: abs(n - frame))] if cameras else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,24 +13,25 @@ from taskray.data.readers.images import Box, Size, open_image, resize_image
 from taskray.data.readers.masks import fill_polygon, fill_runs
 from taskray.data.readers.reader import Reader, Row, Sample, fingerprint_files
 from taskray.errors import InputError
+from taskray.files import read_json
 from taskray.schema import IGNORE
 
 
 class Coco(Reader):
-    """Images with a class per pixel, made of the outlines of objects.
+    """Images with a class per pixel, made from the outlines of objects.
 
     Layout: ``{split}/*.jpg`` and ``annotations/instances_{split}.json``. A pixel has the class of
-    the smallest object that covers it. What no outline covers, and objects that the class map
-    does not list, are its ``rest``; crowds, which are outlined as one, are ignored.
+    the smallest object that covers it. Pixels without an outline, and objects that the class map
+    does not list, have its class ``rest``; crowds, which have one outline together, are ignored.
 
-    An image is scaled until it covers the frame, and what juts out is cut off on both sides:
-    unlike a border around it, that shows nothing that no camera sees. COCO knows no intrinsics.
+    An image is scaled until it covers the frame and cropped equally on both sides, so that the
+    frame has no artificial border. COCO has no intrinsics.
 
     Args:
-        path: the folder that holds these.
+        path: the folder that contains these.
         split: name of the folder of images (``train2017``, ``val2017``).
         class_map: the classes, a built-in class map with ids of ``coco`` or the path of one.
-        height, width: size of the frames given, in pixels.
+        height, width: size of the frames in pixels.
     """
 
     columns = ("image", "segmentation")
@@ -69,24 +69,30 @@ class Coco(Reader):
                 for image in content["images"]
             ]
         except KeyError as error:
-            raise InputError(f"{self._annotations}: not COCO instances: no {error}") from None
+            raise InputError(str(self._annotations), f"not COCO instances: no {error}") from None
         except TypeError:
             raise InputError(
-                f"{self._annotations}: not COCO instances: expected lists of sections under "
-                "'categories', 'annotations' and 'images'"
+                str(self._annotations),
+                "not COCO instances: expected lists of sections under 'categories', "
+                "'annotations' and 'images'",
             ) from None
         if not any((self._folder / row["image"]).is_file() for row in rows):
-            raise InputError(f"{self._folder}: none of the {len(rows)} images of {self._file}")
+            raise InputError(
+                str(self._folder), f"contains none of the {len(rows)} images of {self._file}"
+            )
         return rows
 
     def load(self, row: Row) -> Sample:
         if row["unknown"]:
-            raise ValueError(f"category {row['unknown'][0]} is not among those of {self._file}")
+            raise ValueError(f"category {row['unknown'][0]} is not in {self._file}")
         image = open_image(self._folder / row["image"])
         size = (image.height, image.width)
         if size != tuple(row["size"]):
-            said = "x".join(map(str, row["size"]))
-            raise ValueError(f"{row['image']}: is {size[0]}x{size[1]}, {self._file} says {said}")
+            expected = "x".join(map(str, row["size"]))
+            raise ValueError(
+                f"{row['image']}: got {size[0]}x{size[1]} pixels, "
+                f"expected {expected} (from {self._file})"
+            )
         box = centre_box(size, self._size)
         return {
             "image": resize_image(image, self._size, box),
@@ -103,33 +109,25 @@ class Coco(Reader):
         return self._annotations.name
 
     def _read(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self._annotations.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{self._annotations}: no such file") from None
-        except ValueError as error:
-            raise InputError(f"{self._annotations}: broken: {error}") from None
-        if not isinstance(content, dict):
-            raise InputError(f"{self._annotations}: not COCO instances")
-        return content
+        return read_json(self._annotations)
 
     def _check_ids(self, ids: set[Any]) -> None:
         wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < IGNORE]
         if wrong:
             raise InputError(
-                f"{self._annotations}: category id {wrong[0]!r}, expected 0 to {IGNORE - 1}"
+                str(self._annotations), f"got category id {wrong[0]!r}, expected 0 to {IGNORE - 1}"
             )
 
     def _segmentation(self, objects: list[Any], size: Size, box: Box) -> np.ndarray:
         """Class indices ``[H, W]``: crowds first, then objects from the largest to the smallest,
-        so that what stands in front of something larger is seen."""
+        so that a small object in front of a larger one is visible."""
         classes = np.full(self._size, self._rest, dtype=np.uint8)
         for _, category, crowd, outline in sorted(objects, key=lambda o: (not o[2], -o[0])):
             index = IGNORE if crowd else self._table[category]
             if isinstance(outline, dict):
                 inside = fill_runs(outline)
                 if inside.shape != size:
-                    raise ValueError(f"a mask of {inside.shape}, the image is {size}")
+                    raise ValueError(f"got a mask of {inside.shape}, expected {size} (the image)")
                 classes[_show(inside, box, self._size)] = index
                 continue
             for polygon in outline:
@@ -138,16 +136,16 @@ class Coco(Reader):
 
 
 def centre_box(size: Size, wanted: Size) -> Box:
-    """The largest part of an image, in its middle, that is shaped as is wanted."""
+    """The largest part of an image, in its middle, of the aspect ratio of ``wanted``."""
     scale = min(size[0] / wanted[0], size[1] / wanted[1])
     height, width = wanted[0] * scale, wanted[1] * scale
     left, top = max(0.0, (size[1] - width) / 2), max(0.0, (size[0] - height) / 2)
-    # rounding may put an edge a hair outside, and Pillow reads nothing beyond the image
+    # rounding may put an edge just outside, and Pillow refuses a box beyond the image
     return (left, top, min(left + width, size[1]), min(top + height, size[0]))
 
 
 def _show(mask: np.ndarray, box: Box, size: Size) -> np.ndarray:
-    """The pixels of a mask at the centres of a frame's, which shows this part of the image."""
+    """The values of a mask at the pixel centres of a frame that shows ``box`` of the image."""
     left, top, right, bottom = box
     rows = (top + (np.arange(size[0]) + 0.5) * (bottom - top) / size[0]).astype(int)
     columns = (left + (np.arange(size[1]) + 0.5) * (right - left) / size[1]).astype(int)
@@ -156,7 +154,7 @@ def _show(mask: np.ndarray, box: Box, size: Size) -> np.ndarray:
 
 
 def _classes(name: str) -> tuple[np.ndarray, int]:
-    """Index of each category's class, and that of what is not outlined."""
+    """The class index of each category, and that of pixels without an outline."""
     found = class_map(name)
     rest = IGNORE if found.rest is None else found.classes.index(found.rest)
     return found.table("coco"), rest

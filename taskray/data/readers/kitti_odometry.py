@@ -1,4 +1,4 @@
-"""KITTI odometry (Geiger et al., CVPR 2012): stereo video from a car, with the car's path."""
+"""KITTI odometry (Geiger et al., CVPR 2012): stereo video from a car, with its trajectory."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class KittiOdometry(Reader):
     numbers for each frame: left grey camera to world, metres; sequences 11-21 have none).
 
     Args:
-        path: the folder that holds ``sequences`` and ``poses``.
+        path: the folder that contains ``sequences`` and ``poses``.
         sequences: names of the sequences (``["07"]``); null for all.
         camera: 0 and 1 are the left and right grey cameras, 2 and 3 the colour ones. Grey frames
             have three equal channels.
-        poses: give ``camera_motion``; false for sequences without poses.
-        height, width: size of the frames given, in pixels.
+        poses: include ``camera_motion``; false for sequences without poses.
+        height, width: size of the frames in pixels.
         frames: frames in a sample.
         gap: frames from one frame of a sample to the next.
         stride: a sample begins at every ``stride``-th frame of a sequence.
-        start, stop: part of each sequence's time, as fractions of its frames; no sample reaches out
-            of it, so that training and test data given other parts share no frame.
+        start, stop: part of each sequence's time, as fractions of its frames; all frames of a
+            sample are in it, so that training and test data of other parts share no frame.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class KittiOdometry(Reader):
             name = folder.name
             names = {int(file.stem): file.name for file in self._images(folder)}
             if not names:
-                raise InputError(f"{folder}/image_{self._camera}: no frames (NNNNNN.png)")
+                raise InputError(f"{folder}/image_{self._camera}", "no frames (NNNNNN.png)")
             names = cut(names, self._part)
             lines = self._pose_lines(name)
             starts = sorted(names)[:: self._stride]
@@ -86,7 +86,7 @@ class KittiOdometry(Reader):
             for clip in found:
                 row: Row = {"key": f"{name}/{clip[0]:06d}", "sequence": name}
                 row["images"] = [names[n] for n in clip]
-                if self._poses:  # the lines as they are: a bad one is its row's affair
+                if self._poses:  # unparsed: a malformed line makes only its row unreadable
                     row["poses"] = [lines[n] if n < len(lines) else "" for n in clip]
                 rows.append(row)
             if not found:
@@ -123,7 +123,7 @@ class KittiOdometry(Reader):
         found = folders(root, self._sequences, "sequence", "sequences (NN)")
         for file in (self._pose_file(folder.name) for folder in found if self._poses):
             if not file.is_file():
-                raise InputError(f"{file}: no such file (poses: false reads frames alone)")
+                raise InputError(str(file), "no such file (poses: false reads frames alone)")
         return found
 
     def _images(self, folder: Path) -> list[Path]:
@@ -139,7 +139,7 @@ class KittiOdometry(Reader):
         return self._pose_file(sequence).read_text(encoding="utf-8").splitlines()
 
     def _calibration(self, file: Path) -> tuple[np.ndarray, np.ndarray]:
-        """The camera's matrix ``[3, 3]``, and the rigid motion from camera 0 to it ``[4, 4]``."""
+        """The camera matrix ``[3, 3]``, and the motion from camera 0 to this one ``[4, 4]``."""
         name = f"P{self._camera}"
         lines = (line.partition(":") for line in file.read_text(encoding="utf-8").splitlines())
         rows = {key.strip(): values for key, _, values in lines}

@@ -31,37 +31,37 @@ from taskray.schema import frame_suffix
 CLASSES: tuple[str, ...] = (
     "car", "van", "truck", "pedestrian", "person", "cyclist", "tram", "misc",
 )  # fmt: skip
-"""The dataset's types in small letters; a box's class index counts from the first."""
+"""The dataset's types in lower case, in the order of the class indices."""
 IGNORED = "dontcare"
-"""Type of image regions that nobody labelled: no box of a thing."""
+"""Type of image regions without labels: not a box of an object."""
 FIELDS = 17
 """Values in a line of labels: frame, track, type, truncated, occluded, alpha, 4 of a 2D box,
 height, width, length, x, y, z, rotation_y (18 with a detector's score, which is not read)."""
 
 
 class KittiTracking(Reader):
-    """One to three sweeps of one sequence, at 10 Hz, with the boxes of what is labelled.
+    """One to three sweeps of one sequence, at 10 Hz, with the boxes of labelled objects.
 
     Layout: ``training/{velodyne/NNNN/NNNNNN.bin, label_02/NNNN.txt, calib/NNNN.txt}``, and for
-    ``lidar_motion`` ``training/poses/NNNN.txt``: a 3x4 camera-to-world matrix a line, in metres,
-    of the rectified camera 0. Boxes are labelled in that camera's axes, their place at the bottom;
-    they are given in those of the LiDAR, their place at the centre. Classes are :data:`CLASSES`.
+    ``lidar_motion`` ``training/poses/NNNN.txt``: one 3x4 camera-to-world matrix in each line, in
+    metres, of the rectified camera 0. The labels give boxes in that camera's axes by the centre of
+    their bottom; the samples give them in LiDAR axes by their centre. Classes: :data:`CLASSES`.
 
     Args:
-        path: the folder that holds ``training``.
+        path: the folder that contains ``training``.
         sequence: its number (0 for ``0000``).
         frames: sweeps in a sample.
-        motion: also give ``lidar_motion`` between them, which needs the poses.
-        gap: sweeps from one of a sample to the next.
+        motion: include ``lidar_motion`` between them, which needs the poses.
+        gap: sweeps from one sweep of a sample to the next.
         stride: a sample begins at every ``stride``-th sweep.
-        start, stop: part of the sequence's time, as fractions; no sample reaches out of it, so
-            that training and test data given other parts share no sweep.
-        max_points: rows of ``points``; of more a random subset is kept.
-        max_boxes: rows of ``boxes``; of more the nearest are kept.
-        min_box_points: boxes that hold fewer of the kept points are left out.
-        label_fraction: share of samples that keep their boxes, chosen by ``seed``; a smaller
-            share is part of a larger one. The others' boxes are all NaN.
-        rows: ``labelled`` or ``unlabelled`` keeps those samples alone.
+        start, stop: part of the sequence's time, as fractions; all sweeps of a sample are in it,
+            so that training and test data of other parts share no sweep.
+        max_points: rows of ``points``; a larger sweep is reduced to a random subset.
+        max_boxes: rows of ``boxes``; of more boxes the nearest are kept.
+        min_box_points: boxes that contain fewer of the kept points are left out.
+        label_fraction: fraction of samples that keep their boxes, chosen by ``seed``; a smaller
+            fraction is a subset of a larger one. The boxes of the other samples are all NaN.
+        rows: ``labelled`` or ``unlabelled`` keeps only those samples.
         seed: of the choices of samples and points.
     """
 
@@ -100,12 +100,12 @@ class KittiTracking(Reader):
     def index(self) -> list[Row]:
         for file in self._tables():
             if not file.is_file():
-                without = " (motion: false does without)" if file.parent.name == "poses" else ""
-                raise InputError(f"{file}: no such file, expected one of KITTI tracking{without}")
+                hint = " (not needed with motion: false)" if file.parent.name == "poses" else ""
+                raise InputError(str(file), f"no such file, expected one of KITTI tracking{hint}")
         try:
             read_calibration(self._file("calib"))
         except ValueError as error:  # all samples need it
-            raise InputError(f"{self._file('calib').parent}: {error}") from None
+            raise InputError(str(self._file("calib").parent), str(error)) from None
         sweeps = self._sweeps()
         rows: list[Row] = [
             {"key": f"{self._name}/{clip[0]:06d}", "sweeps": clip}
@@ -136,11 +136,11 @@ class KittiTracking(Reader):
         return fingerprint_files(self._root, [*self._tables(), *sweeps])
 
     def _sweeps(self) -> list[int]:
-        """Numbers of the sweeps in the part of the sequence that was asked for."""
+        """Numbers of the sweeps in the part ``start`` to ``stop`` of the sequence."""
         folder = self._root / "velodyne" / self._name
         present = {int(f.stem): f.name for f in folder.glob("*.bin") if f.stem.isdigit()}
         if not present:
-            raise InputError(f"{folder}: no sweeps of KITTI tracking (NNNNNN.bin)")
+            raise InputError(str(folder), "no sweeps of KITTI tracking (NNNNNN.bin)")
         return list(cut(present, self._part))
 
     def _points(self, sweep: int) -> np.ndarray:
@@ -164,22 +164,22 @@ class KittiTracking(Reader):
 
 
 def read_sweep(file: Path) -> np.ndarray:
-    """Points ``[P, 4]`` float32: x y z in metres, reflectance. ValueError where there are none,
-    or the file does not hold whole, finite points."""
+    """Points ``[P, 4]`` float32: x y z in metres, reflectance. ValueError if there are none, or
+    if the file does not contain whole, finite points."""
     data = file.read_bytes()
     if not data:
-        raise ValueError(f"{file.name}: holds no points")
+        raise ValueError(f"{file.name}: contains no points")
     if len(data) % 16:
-        raise ValueError(f"{file.name}: {len(data)} bytes, expected a multiple of 16 (cut short?)")
+        raise ValueError(f"{file.name}: got {len(data)} bytes, expected a multiple of 16")
     points = np.frombuffer(data, dtype="<f4").reshape(-1, 4)
     if not np.isfinite(points).all():
-        raise ValueError(f"{file.name}: holds values that are not finite")
+        raise ValueError(f"{file.name}: contains values that are not finite")
     return points
 
 
 def read_calibration(file: Path) -> np.ndarray:
     """4x4 from the axes of the LiDAR to those of the rectified camera 0, ``R0_rect @
-    Tr_velo_to_cam``; ValueError where a matrix is missing or is no rigid motion."""
+    Tr_velo_to_cam``; ValueError if a matrix is missing or is not a rigid motion."""
     found: dict[str, str] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         key, *numbers = line.split(maxsplit=1) or [""]
@@ -197,7 +197,7 @@ def read_calibration(file: Path) -> np.ndarray:
 
 def read_boxes(file: Path, frame: int, to_lidar: np.ndarray) -> np.ndarray:
     """Boxes ``[N, 9]`` of a frame, as in ``schema``, in LiDAR axes; ``to_lidar`` is 4x4 from the
-    rectified camera 0. ValueError where a line is malformed."""
+    rectified camera 0. ValueError if a line is malformed."""
     boxes = []
     for name, values in _labels_of(file, frame):
         height, width, length, *bottom, rotation_y = values[8:15]
@@ -211,28 +211,30 @@ def read_boxes(file: Path, frame: int, to_lidar: np.ndarray) -> np.ndarray:
 
 
 def read_poses(file: Path, frames: Sequence[int]) -> list[np.ndarray]:
-    """4x4 camera-to-world matrices of the frames; ValueError where one is missing or is none."""
+    """4x4 camera-to-world matrices of the frames; ValueError if one is missing or malformed."""
     lines = file.read_text(encoding="utf-8").splitlines()
     if max(frames) >= len(lines):
-        raise ValueError(f"poses/{file.name}: {len(lines)} lines, none for frame {max(frames)}")
+        raise ValueError(
+            f"poses/{file.name}: got {len(lines)} lines, expected a line for frame {max(frames)}"
+        )
     return [
         read_motion(lines[frame], (3, 4), f"poses/{file.name} line {frame + 1}") for frame in frames
     ]
 
 
 def _labels_of(file: Path, frame: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Type of each labelled thing of a frame, with the numbers of its line (track id first)."""
+    """Type of each labelled object of a frame, with the numbers of its line (track id first)."""
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         where = f"label_02/{file.name} line {number}"
         words = line.split()
         if not words:
             continue
         if not words[0].isdigit():
-            raise ValueError(f"{where}: expected a frame's number (got {words[0]!r})")
+            raise ValueError(f"{where}: got {words[0]!r}, expected a frame number")
         if int(words[0]) != frame:
             continue
         if len(words) not in (FIELDS, FIELDS + 1):
-            raise ValueError(f"{where}: expected {FIELDS} values (got {len(words)})")
+            raise ValueError(f"{where}: got {len(words)} values, expected {FIELDS}")
         name = words[2].lower().removesuffix("_sitting")
         if name == IGNORED:
             continue

@@ -1,4 +1,4 @@
-"""Which samples of a dataset keep their labels: the low-label studies."""
+"""The choice of samples that keep their labels, for studies with few labels."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from taskray.data.readers.reader import Row
 
 WhichRows = Literal["all", "labelled", "unlabelled"]
-"""What a dataset holds: every row, or those alone that keep or lose their labels."""
+"""The rows of a dataset: all, or only those that keep or lose their labels."""
 
 
 def mark_labelled(
     rows: Sequence[Row], fraction: float, seed: int, which: WhichRows = "all"
 ) -> list[Row]:
-    """The rows, each with ``labelled`` true or false, and of these the ones asked for.
+    """The rows that ``which`` selects, each with ``labelled`` true or false.
 
-    A share of ``fraction`` is labelled, chosen by ``seed`` and by the number of rows alone; a
-    smaller share is part of a larger one.
+    A part of ``fraction`` is labelled, chosen by ``seed`` and the number of rows alone; a smaller
+    part is a subset of a larger one.
     """
     draw = np.random.default_rng([seed, 0x1ABE1]).random(len(rows))
     kept = round(fraction * len(rows))

@@ -25,13 +25,13 @@ class NYUv2(Reader):
     """Indoor frames with dense depth and 40 classes.
 
     Layout: ``{split}/rgb/NNNN.jpg``, ``{split}/depth/NNNN.png`` (uint16 millimetres, 0 invalid)
-    and ``{split}/label40/NNNN.png`` (class index, 255 ignored). There are no normals: depth
-    stored in steps of some centimetres has none. Frames are not consecutive.
+    and ``{split}/label40/NNNN.png`` (class index, 255 ignored). There are no normals, because
+    the depth is stored in steps of some centimetres. Frames are not consecutive.
 
     Args:
-        path: the folder that holds the splits.
-        split: ``train`` or ``test``, the official ones.
-        height, width: size of the frames given, in pixels.
+        path: the folder that contains the splits.
+        split: ``train`` or ``test``, as published.
+        height, width: size of the frames in pixels.
         fx, fy, x0, y0: camera matrix for 640x480 frames.
     """
 
@@ -56,7 +56,7 @@ class NYUv2(Reader):
         images = self._folder / "rgb"
         rows = [{"key": file.stem, "image": file.name} for file in sorted(images.glob("*.jpg"))]
         if not rows:
-            raise InputError(f"{images}: no NYUv2 images (*.jpg) in this folder")
+            raise InputError(str(images), "no NYUv2 images (*.jpg) in this folder")
         return rows
 
     def load(self, row: Row) -> Sample:

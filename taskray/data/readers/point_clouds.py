@@ -1,4 +1,4 @@
-"""What readers of point clouds share: sweeps and boxes of any number as arrays of a fixed size."""
+"""Shared by the readers of point clouds: points and boxes as arrays of a fixed size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def pad(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def thin_out(number: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Which of ``number`` points to keep where there is room for ``size``: a random subset, in
-    order; all of them where they fit."""
+    """Indices of the points to keep: a random subset of ``size`` of ``number`` points, in order,
+    or all if there are no more."""
     if number <= size:
         return np.arange(number)
     return np.sort(rng.permutation(number)[:size])

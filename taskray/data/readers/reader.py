@@ -1,6 +1,6 @@
-"""A reader: one dataset, as its authors publish it, turned into rows in the terms of ``schema``.
+"""A reader: one dataset, as its authors publish it, as rows in the terms of ``schema``.
 
-A reader of your own subclasses :class:`Reader`; a job names it by import path.
+A custom reader is a subclass of :class:`Reader`; a job names it by import path.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
-"""What ``index`` knows of a sample: JSON-able values, with its name under ``key``."""
+"""One entry of ``index``: JSON-able values, with the sample's name under ``key``."""
 Sample = dict[str, np.ndarray]
-"""A decoded sample: ``image`` uint8 ``[H, W, 3]``; every other column shaped, typed and in the
-units of ``schema.QUANTITIES`` (channels first)."""
+"""A decoded sample: ``image`` uint8 ``[H, W, 3]``; every other column with the shape, type and
+unit of ``schema.QUANTITIES`` (channels first)."""
 
 
 class Reader(ABC):
-    """One dataset. Its ``__init__`` arguments are what a job may set under ``reader``.
+    """One dataset. A job sets its ``__init__`` arguments under ``reader``.
 
     A reader is pickled to the workers that convert it: keep it small, open files in ``load``.
     """
 
     columns: tuple[str, ...]
-    """Columns that every sample has."""
+    """Columns of every sample."""
     unlabelled: bool = False
-    """Whether some samples have lost their labels, whose columns then say that there are none."""
+    """Whether some samples have no labels; their label columns then contain invalid values."""
     stored: Path | None = None
-    """Where the dataset already lies in taskray's own Parquet layout: no conversion needed."""
+    """The dataset in taskray's Parquet layout, if it needs no conversion."""
 
     @abstractmethod
     def index(self) -> list[Row]:
-        """One row for each sample, cheap to make, in an order that never changes; each has a
-        unique ``key``. Raises InputError where the files are not those of this dataset."""
+        """One row for each sample, each with a unique ``key``, in an order that never changes;
+        fast, without loading. Raises InputError if the files are not those of this dataset."""
 
     @abstractmethod
     def load(self, row: Row) -> Sample:
-        """The sample behind a row; raises (anything) where it cannot be read."""
+        """The sample of a row; raises any exception if it cannot be read."""
 
     def load_many(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Sample | Exception]]:
-        """Every row with its sample, or with the error that kept it from loading.
+        """Every row with its sample, or with the error of loading it.
 
-        Override it where several samples share work (one scene, one archive).
+        Override it if several samples share work (one scene, one archive).
         """
         for row in rows:
             try:
@@ -56,35 +56,34 @@ class Reader(ABC):
                 yield row, error
 
     def group(self, rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
-        """Cut the index into pieces of work that ``load_many`` gets whole, in order."""
+        """Divide the index into pieces of work, in order; ``load_many`` is called with each."""
         return [rows[start : start + 16] for start in range(0, len(rows), 16)]
 
     def fingerprint(self) -> Any:
         """JSON-able: what a cached conversion depends on besides the arguments (the files read,
-        the version of a generator). A reader of your own need not mention what
-        :func:`fingerprint_own` sees."""
+        the version of a generator). A custom reader may leave out what :func:`fingerprint_own`
+        contains."""
         return None
 
 
 def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
-    """A hash of the files' names below ``root``, sizes and times of change; a file that is
-    missing counts as such, so that a conversion is redone when it turns up."""
+    """A hash of the files' names below ``root``, sizes and times of change. A missing file is
+    part of the hash, so that the dataset is converted again when the file appears."""
     digest = hashlib.sha256(str(root.resolve()).encode())
     for file in files:
         try:
             status = file.stat()
             state = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:  # gone, not for us to read, or a link that leads nowhere
+        except OSError:  # gone, not readable, or a broken link
             state = "missing"
         digest.update(f"{file.relative_to(root)} {state}\n".encode())
     return digest.hexdigest()
 
 
 def fingerprint_own(reader: Reader, settings: Mapping[str, Any]) -> list[str]:
-    """What a conversion by a reader that is not built in depends on, besides its own
-    ``fingerprint``: the source of the modules that it is named by and that its classes are in,
-    and every file and folder that ``settings`` name; not the current folder or one that it lies
-    in, where runs are written."""
+    """What a conversion by a custom reader depends on besides its ``fingerprint``: the source of
+    the module that the job names and of those that contain its classes, and every file and folder
+    named in ``settings``; except the current folder and its parents, where runs are written."""
     classes = [c for c in type(reader).__mro__ if c not in Reader.__mro__]
     names = {settings["name"].partition(":")[0], *(c.__module__ for c in classes)}
     sources = {str(getattr(sys.modules.get(name), "__file__", None)) for name in names}
@@ -103,7 +102,7 @@ def fingerprint_own(reader: Reader, settings: Mapping[str, Any]) -> list[str]:
 
 
 def first_repeated(keys: Iterable[str]) -> str | None:
-    """The first key that stands there for the second time; None where each is unique."""
+    """The first key that occurs twice; None if all are unique."""
     seen = set()
     for key in keys:
         if key in seen:
@@ -113,7 +112,7 @@ def first_repeated(keys: Iterable[str]) -> str | None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in nested settings."""
+    """Every string in nested settings."""
     if isinstance(value, (str, Path)):
         yield str(value)
     elif isinstance(value, Mapping):

@@ -36,23 +36,23 @@ from taskray.geometry.normals import normals_from_depth
 from taskray.schema import frame_suffix
 
 NORMALS_WINDOW = 1 / 40
-"""Part of the frame's width over which slopes of the depth are averaged. At 3 m the sensor's
-noise between two neighbouring pixels is as large as the slope itself: over 3 pixels of 320, the
-normals of two frames 1/30 s apart differ by 10 degrees (median), over 9 by 3."""
+"""Fraction of the frame's width over which slopes of the depth are averaged. At 3 m the sensor's
+noise between two neighbouring pixels is as large as the slope itself: averaged over 3 pixels of
+320, the normals of two frames 1/30 s apart differ by 10 degrees (median), over 9 pixels by 3."""
 
 
 class SevenScenes(Reader):
     """Frames, pairs or triplets of one scene, from a hand-held Kinect at about 30 Hz.
 
     Layout: ``seq-NN/frame-NNNNNN.{color.png, depth.png, pose.txt}``: depth in uint16 millimetres,
-    0 and 65535 invalid; poses 4x4, camera to world, in metres. Depth and colour are taken as if
-    seen by the same camera, as the dataset's authors advise. Normals are those of the measured
-    depth, averaged over neighbouring pixels, and zero where none could be measured.
+    0 and 65535 invalid; poses 4x4, camera to world, in metres. Depth and colour are used as if
+    from the same camera, as the dataset's authors advise. Normals are computed from the measured
+    depth, averaged over neighbouring pixels, and zero where that is not possible.
 
     Args:
-        path: the folder of a scene, which holds the sequences.
+        path: the folder of a scene, which contains the sequences.
         sequences: names of the sequences (``[seq-01]``); null for all.
-        height, width: size of the frames given, in pixels.
+        height, width: size of the frames in pixels.
         stride: a sample begins at every ``stride``-th frame of a sequence.
         frames: frames in a sample.
         gap: frames from one frame of a sample to the next.
@@ -85,7 +85,7 @@ class SevenScenes(Reader):
         for sequence in self._folders():
             present = _frames(sequence)
             if not present:
-                raise InputError(f"{sequence}: no 7-Scenes frames (frame-NNNNNN.color.png)")
+                raise InputError(str(sequence), "no 7-Scenes frames (frame-NNNNNN.color.png)")
             starts = sorted(present)[:: self._stride]
             found = clips(present, starts, self._frames, self._gap)
             for clip in found:
@@ -117,7 +117,7 @@ class SevenScenes(Reader):
         return folders(self._path, self._sequences, "sequence", "sequences (seq-NN)", "seq-*")
 
     def _normals(self, depth: np.ndarray) -> np.ndarray:
-        """``[3, h, w]`` at the size of the depth map, where slopes are best measured."""
+        """``[3, h, w]`` at the size of the depth map, which gives the most exact slopes."""
         size = (depth.shape[0], depth.shape[1])
         intrinsics = torch.from_numpy(camera_matrix(*self._camera, (480, 640), size))
         window = 2 * round(size[1] * NORMALS_WINDOW / 2) + 1
@@ -128,11 +128,11 @@ class SevenScenes(Reader):
 
 
 def read_pose(file: Path) -> np.ndarray:
-    """A 4x4 camera-to-world matrix, float64; raises ValueError where it is not one."""
+    """A 4x4 camera-to-world matrix, float64; ValueError if the file contains anything else."""
     return read_motion(file.read_text(encoding="utf-8"), (4, 4), file.name)
 
 
 def _frames(sequence: Path) -> dict[int, str]:
-    """Frame number -> what the names of its files begin with."""
+    """Frame number -> the common prefix of the names of its files."""
     found = (re.fullmatch(r"(frame-(\d+))\.color\.png", file.name) for file in sequence.iterdir())
     return {int(match[2]): match[1] for match in found if match}

@@ -6,7 +6,6 @@ file names itself.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,17 +19,18 @@ import pyarrow.parquet as pq
 from taskray.data.readers.reader import Reader, Row, Sample, first_repeated
 from taskray.data.storage.codec import KEY, decode_row
 from taskray.errors import InputError, one_line
+from taskray.files import read_json
 
 MANIFEST = "_taskray.json"
-"""Beside the files that ``taskray data convert`` writes: what they were made of."""
+"""The file beside the Parquet files of a conversion: its settings and errors."""
 
 
 class ParquetFolder(Reader):
-    """A dataset already stored as Parquet: what ``taskray data convert`` writes, or the like.
+    """A dataset already stored as Parquet, by ``taskray data convert`` or in the same layout.
 
-    It is read where it lies. Files are taken in the order of their names. Each has a string
-    column ``key``, unique in the dataset, and binary columns named as in ``schema``: ``image``
-    as PNG or JPEG, all others as the bytes of a ``.npy`` file.
+    It is read in place, its files in the order of their names. Each has a string column ``key``,
+    unique in the dataset, and binary columns named as in ``schema``: ``image`` as PNG or JPEG,
+    all others as the bytes of a ``.npy`` file.
 
     Args:
         path: a folder of ``*.parquet`` files, or one such file.
@@ -69,16 +69,13 @@ class ParquetFolder(Reader):
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What ``_taskray.json`` says; empty where there is none (Parquet made by others)."""
+    """The content of ``_taskray.json``; empty without the file (Parquet from another tool)."""
     file = path / MANIFEST
     if not file.is_file():
         return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file}: broken: {one_line(error)}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("errors", []), list):
-        raise InputError(f"{file}: broken: expected what 'taskray data convert' writes")
+    content = read_json(file)
+    if not isinstance(content.get("errors", []), list):
+        raise InputError(str(file), "not a manifest as 'taskray data convert' writes it")
     return content
 
 
@@ -91,8 +88,8 @@ class Piece:
     rows: int
 
     def read(self, columns: Sequence[str], rows_each: int = 64) -> Iterator[pa.Table]:
-        """Tables of ``rows_each`` rows with the key and the columns; InputError names a file
-        that is broken."""
+        """Tables of ``rows_each`` rows with the key and the columns; InputError names a damaged
+        file."""
         opened, left = _open(Path(self.file)), self.rows
         try:
             for batch in opened.iter_batches(
@@ -100,17 +97,17 @@ class Piece:
             ):
                 yield pa.Table.from_batches([batch.slice(0, left)])
                 left -= batch.num_rows
-                if left <= 0:  # the rest of the row group need not be read
+                if left <= 0:  # do not read the rest of the row group
                     return
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise InputError(f"{self.file}: broken Parquet: {one_line(error)}") from None
+            raise InputError(self.file, f"damaged Parquet: {one_line(error)}") from None
 
 
 def find_pieces(path: Path, columns: Iterable[str], limit: int | None = None) -> list[Piece]:
-    """The pieces of a stored dataset in its order, of only the first ``limit`` rows.
+    """The pieces of a stored dataset in order, up to the first ``limit`` rows.
 
-    Raises InputError, naming the file, for one that is missing, broken or without one of the
-    columns, and for a dataset without rows.
+    Raises InputError, naming the file, if a file is missing, damaged or lacks one of the columns,
+    and if the dataset has no rows.
     """
     pieces = []
     left = limit
@@ -119,7 +116,7 @@ def find_pieces(path: Path, columns: Iterable[str], limit: int | None = None) ->
         present = opened.schema_arrow.names
         for column in (KEY, *columns):
             if column not in present:
-                raise InputError(f"{file}: no column {column!r}; it has {', '.join(present)}")
+                raise InputError(str(file), f"no column {column!r}; it has {', '.join(present)}")
         for group in range(opened.num_row_groups):
             rows = opened.metadata.row_group(group).num_rows
             if left is not None:
@@ -128,37 +125,37 @@ def find_pieces(path: Path, columns: Iterable[str], limit: int | None = None) ->
             if rows:
                 pieces.append(Piece(str(file), group, rows))
     if not pieces:
-        raise InputError(f"{path}: no rows")
+        raise InputError(str(path), "no rows")
     return pieces
 
 
 def check_keys(path: Path, limit: int | None = None) -> None:
-    """Refuse (InputError) a dataset two of whose first ``limit`` rows have one key: rows are told
-    apart by it. What ``store.convert`` wrote was looked at then."""
+    """Refuse (InputError) a dataset with a duplicate key in its first ``limit`` rows. Conversions
+    of taskray were checked when they were written."""
     if read_manifest(path):
         return
     files = parquet_files(path)
     keys = (str(key) for file in files for key in _read(file, [KEY])[KEY].to_pylist())
-    twice = first_repeated(islice(keys, limit))
-    if twice is not None:
-        raise InputError(f"{path}: two rows have the key {twice!r}, expected unique ones")
+    repeated = first_repeated(islice(keys, limit))
+    if repeated is not None:
+        raise InputError(str(path), f"duplicate key {repeated!r} in two rows")
 
 
 def columns_of(path: Path) -> tuple[str, ...]:
-    """The quantities that a stored dataset holds, from its first file."""
+    """The columns of a stored dataset besides its key, from its first file."""
     names = _open(parquet_files(path)[0]).schema_arrow.names
     return tuple(column for column in names if column != KEY)
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The Parquet files of a dataset, by name; InputError where there is none."""
+    """The Parquet files of a dataset, by name; InputError if there is none."""
     if path.is_file():
         return [path]
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(str(path), "no such file or folder")
     files = sorted(path.glob("*.parquet"))
     if not files:
-        raise InputError(f"{path}: no *.parquet files in this folder")
+        raise InputError(str(path), "no *.parquet files in this folder")
     return files
 
 
@@ -166,11 +163,11 @@ def _open(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: not a readable Parquet file: {one_line(error)}") from None
+        raise InputError(str(file), f"not a readable Parquet file: {one_line(error)}") from None
 
 
 def _read(file: Path, columns: Sequence[str]) -> pa.Table:
     try:
         return _open(file).read(list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: broken Parquet: {one_line(error)}") from None
+        raise InputError(str(file), f"damaged Parquet: {one_line(error)}") from None

@@ -1,11 +1,11 @@
-"""Ray Data, as far as taskray needs it: a function mapped over pieces of work, in order.
+"""Ray Data: a function mapped over pieces of work, in order.
 
-This is the only file of the room that touches Ray, and it imports it when called.
+This is the only file of ``data`` that imports Ray, and only when a function is called.
 
-Three facts shape it. Every execution of a plan costs seconds, so whoever reads pass after pass
-starts the next one early (``source.StreamSource``). A plan hangs, silently, when actors hold
-every CPU; so work is then asked for without CPUs, a little at a time. And order is not kept
-unless one asks.
+Three properties of Ray Data matter here. Every execution of a plan costs seconds, so a reader of
+many passes starts the next one early (``source.StreamSource``). A plan hangs without a message if
+actors hold every CPU, so the work is then requested without CPUs, two pieces at a time. The order
+is kept only if ``preserve_order`` is set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Block = ObjectRef["Arrays"]
 
 MOST_BLOCKS = 256
-"""Into how many tasks a plan is cut at most; each costs the driver about a millisecond."""
+"""Maximum number of Ray tasks of a plan; each costs the driver about a millisecond."""
 
 Arrays = dict[str, np.ndarray]
 Work = Callable[[Any], Iterator[Any]]
@@ -33,40 +33,40 @@ Work = Callable[[Any], Iterator[Any]]
 
 
 def stream_tables(pieces: Sequence[Any], work: Work) -> Iterator[pa.Table]:
-    """What ``work`` makes of the pieces, as tables in the order of the pieces."""
+    """The results of ``work``, as tables in the order of the pieces."""
     yield from _plan(pieces, work).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=1
     )
 
 
 def stream_arrays(pieces: Sequence[Any], work: Work) -> Iterator[Arrays]:
-    """What ``work`` makes of the pieces, as arrays in the order of the pieces."""
+    """The results of ``work``, as arrays in the order of the pieces."""
     yield from _plan(pieces, work).iter_batches(
         batch_size=None, batch_format="numpy", prefetch_batches=1
     )
 
 
 def materialize_arrays(pieces: Sequence[Any], work: Work) -> list[ObjectRef[Arrays]]:
-    """The same, held in the object store: one object for each block, in order.
+    """The results of ``work`` in the object store: one object for each block, in order.
 
-    They belong to the calling process and live as long as it does. Whoever gets one reads it
+    They belong to the calling process and live as long as it does. Every process reads them
     without a copy, and read-only.
     """
     import ray
 
-    # ``Dataset.to_numpy_refs`` would need free CPUs, and twice the memory.
+    # ``Dataset.to_numpy_refs`` needs free CPUs, and twice the memory.
     return [ray.put(block) for block in stream_arrays(pieces, work)]
 
 
 def fetch(blocks: Sequence[ObjectRef[Arrays]]) -> list[Arrays]:
-    """The blocks that ``materialize_arrays`` holds, from any process of the cluster."""
+    """The blocks of ``materialize_arrays``, read in any process of the cluster."""
     import ray
 
     return list(ray.get(list(blocks), timeout=600))
 
 
 def application_error(error: BaseException) -> BaseException:
-    """The error that ``work`` raised in a worker, out of Ray's wrapping."""
+    """The error that ``work`` raised in a worker, without Ray's wrapping."""
     seen: BaseException | None = error
     while seen is not None:
         cause = getattr(seen, "cause", None) or seen.__cause__
@@ -83,7 +83,7 @@ def _plan(pieces: Sequence[Any], work: Work) -> Dataset:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    # Every execution announces itself, and prints pages about errors that it raises as well.
+    # Every execution logs its start, and logs long texts about errors that it also raises.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
     def run(batch: Arrays) -> Iterator[Any]:

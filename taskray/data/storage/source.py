@@ -1,12 +1,12 @@
-"""A stored dataset, opened: held decoded in memory, or streamed pass after pass.
+"""A stored dataset, opened: decoded in memory, or streamed in passes.
 
 ::
 
     Parquet ─ pieces ─ decode ─┬─▶ blocks in the object store (or in this process) ─▶ MemorySource
                                └─▶ one pass after another, the next started early ──▶ StreamSource
 
-``open_source`` decides which, in the driver, and gives a handle. The handle travels to whoever
-needs the data, and ``handle.open()`` gives the source there.
+``open_source`` decides which, in the driver, and returns a handle. The handle is sent to the
+process that needs the data, and ``handle.open()`` returns the source there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BLOCK_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a dataset before it is read."""
+    """Properties of a dataset that are known before it is read."""
 
     name: str
     """Its name in the job."""
@@ -44,14 +44,15 @@ class DatasetInfo:
     num_rows: int
     """Rows stored, unreadable ones included."""
     layout: Layout
-    """Shape and type of each column that was asked for (images ``[H, W, 3]``)."""
+    """Shape and type of each requested column (images ``[H, W, 3]``)."""
     skipped: int = 0
-    """Rows that its conversion could not read, and left out."""
+    """Rows left out by the conversion because they could not be read."""
     max_corrupt_rows: int = 0
-    """How many unreadable rows, those left out included, are no error."""
+    """Unreadable rows, those left out included, up to which it is no error."""
 
     @property
     def decoded_bytes(self) -> int:
+        """Size of all decoded rows."""
         return self.num_rows * sum(spec.nbytes for spec in self.layout.values())
 
 
@@ -75,14 +76,14 @@ class MemorySource:
         return {column: np.stack([row[column] for row in rows]) for column in rows[0]}
 
     def close(self) -> None:
-        """Nothing to end here."""
+        """Do nothing: there is no thread to end."""
 
 
 class StreamSource:
-    """A dataset that is decoded anew for each pass, in order, by a background thread.
+    """A dataset that is decoded again in each pass, in order, by a background thread.
 
-    Starting a pass takes seconds under Ray Data, so the next one is started when half of the
-    rows of this one have been given out. One source serves one stream.
+    Starting a pass takes seconds under Ray Data, so the next one is started after half of the
+    rows of this one. A source is used by one stream.
     """
 
     def __init__(self, info: DatasetInfo, read: Callable[[], Iterator[Columns]]) -> None:
@@ -92,15 +93,15 @@ class StreamSource:
         self._running: set[Prefetcher[Columns]] = set()
 
     def one_pass(self, more: bool = True) -> Iterator[Columns]:
-        """The blocks of one pass, in order. ``more``: another one follows, and is started early.
+        """The blocks of one pass, in order. ``more``: another pass follows, and is started early.
         Raises ``prefetch.Closed`` after ``close``."""
         current = self._next or self._start()
         self._next = None
-        given = 0
+        done = 0
         try:
             for block in current:
-                given += len(block[KEY])
-                if more and self._next is None and 2 * given >= self.info.num_rows:
+                done += len(block[KEY])
+                if more and self._next is None and 2 * done >= self.info.num_rows:
                     self._next = self._start()
                 yield block
         finally:
@@ -108,7 +109,7 @@ class StreamSource:
             self._running.discard(current)
 
     def close(self) -> None:
-        """End the background threads. A pass begun later starts afresh."""
+        """End the background threads. A later pass starts new ones."""
         self._next = None
         while self._running:
             self._running.pop().close()
@@ -135,7 +136,7 @@ class MemoryHandle:
 
 @dataclass(frozen=True)
 class RayHandle:
-    """A dataset decoded into Ray's object store; it lives as long as the process that did it."""
+    """A dataset decoded into Ray's object store; it lives as long as the process that made it."""
 
     info: DatasetInfo
     blocks: list[ray_data.Block] = field(repr=False)
@@ -146,7 +147,7 @@ class RayHandle:
 
 @dataclass(frozen=True)
 class StreamHandle:
-    """A dataset that each opener decodes for itself, pass after pass."""
+    """A dataset that each process decodes for itself in every pass."""
 
     info: DatasetInfo
     pieces: list[Piece] = field(repr=False)
@@ -167,14 +168,14 @@ def open_source(
     *,
     name: str | None = None,
 ) -> Handle:
-    """Open a prepared dataset (``store.prepare``) as ``config.materialize`` says.
+    """Open a prepared dataset (``store.prepare``) in memory or as a stream.
 
-    Only ``columns`` are read, and only the first ``config.limit`` rows. ``auto`` holds the
-    dataset in memory where its decoded size, reckoned from one row, is within
-    ``materialize_bytes``. ``name`` is that of the dataset in the job, for errors.
+    ``config.materialize`` decides; ``auto`` decodes the dataset into memory if its decoded size,
+    computed from one row, is at most ``materialize_bytes``. Only ``columns`` are read, and only
+    the first ``config.limit`` rows. ``name`` is the dataset's name in the job, for errors.
 
-    Raises InputError for a column that the dataset lacks, for broken files, and where no row can
-    be read. Unreadable rows are found when they are used.
+    Raises InputError if a column is missing, a file is damaged, or no row can be read. A single
+    unreadable row is found when it is used.
     """
     info, pieces = _describe(config, folder, columns, name)
     small = info.decoded_bytes <= config.materialize_bytes
@@ -186,7 +187,7 @@ def open_source(
 def load_in_process(
     folder: Path, config: DataConfig, columns: Sequence[str], *, name: str | None = None
 ) -> MemoryHandle:
-    """Decode a stored dataset in this process: the same without Ray."""
+    """Decode a stored dataset in this process, without Ray; errors as in :func:`open_source`."""
     return _load(*_describe(config, folder, columns, name))
 
 
@@ -213,7 +214,7 @@ def _describe(
     for column in columns:
         if column not in present:
             raise InputError(
-                f"dataset {name!r} has no column {column!r}; it has {', '.join(present)}"
+                f"dataset {name!r}", f"no column {column!r}; it has {', '.join(present)}"
             )
     pieces = find_pieces(folder, columns, config.limit)
     check_keys(folder, config.limit)
@@ -235,15 +236,15 @@ def _layout(pieces: Sequence[Piece], columns: Sequence[str], max_corrupt_rows: i
     for piece in pieces:
         for table in piece.read(columns, rows_each=1):
             try:
-                decoded = decode_rows(table, columns, where=piece.file)
+                decoded = decode_rows(table, columns)
             except ValueError as error:
                 first = first or str(error)
                 tried += 1
                 if tried > max_corrupt_rows:
-                    raise InputError(f"{first} (and no readable row before it)") from None
+                    raise InputError(piece.file, f"no readable row before: {first}") from None
                 continue
             return {c: ArraySpec.of(decoded[c][0]) for c in columns}
-    raise InputError(f"{first} (and there is no readable row)")
+    raise InputError(pieces[0].file, f"no readable row; the first error: {first}")
 
 
 def _read(info: DatasetInfo, pieces: Sequence[Piece], use_ray: bool) -> Iterator[Columns]:

@@ -1,9 +1,9 @@
 """The embedded world: procedural scenes, ray cast, with exact truth for every quantity.
 
-``scene`` says what stands where and moves how, ``views`` where cameras go, ``render`` what
-their rays meet, ``truth`` turns that into the columns of ``schema``, ``appearance`` with
-``texture`` into colours; ``lidar`` measures the same scenes with a laser. Nothing is downloaded;
-the same arguments always give the same data.
+``scene`` places and moves bodies, ``views`` moves cameras, ``render`` casts their rays, ``truth``
+computes the columns of ``schema`` and ``appearance`` with ``texture`` the colours; ``lidar``
+measures the same scenes with a laser. Nothing is downloaded; the same arguments always give the
+same data.
 """
 
 from __future__ import annotations
@@ -39,50 +39,51 @@ __all__ = ["CLASSES", "MOVABLE", "LidarSensor", "World"]
 
 Split = Literal["train", "validation", "test"]
 _VERSION = 1
-"""Raise it whenever the same arguments begin to give other data."""
+"""Raise it when the same arguments give other data than before."""
 _DOMAINS, _SPLITS = ("sim", "real"), ("train", "validation", "test")
 _LIDAR_STREAM = 0x11DA2
 _UNLABELLED = {
     "depth": 0, "normals": 0, "segmentation": IGNORE, "edges": IGNORE, "object_motion": 0,
     "object_motion_back": 0, "motion_mask": IGNORE, "boxes": np.nan,
 }  # fmt: skip
-"""Labels, and the value that says there is none. Motion of the sensors, intrinsics and points are
-measured, not labelled: they stay."""
+"""Labels and their invalid values. Sensor motion, intrinsics and points are measured, not labelled:
+they are kept."""
 
 
 class World(Reader):
     """Frames, pairs or triplets of rooms and streets; the default dataset.
 
-    Every sample is a clip of its own: a camera put somewhere in a scene, moving 0.15-0.4 m and
-    about half a degree per frame while some bodies move. What a sample shows depends on ``seed``,
-    ``domain``, ``split``, its number, ``frames_per_scene`` and ``scenes``, and on nothing else.
-    Classes are :data:`CLASSES`; what can move is :data:`MOVABLE`.
+    Every sample is a separate clip: a camera at a random place in a scene, moving 0.15-0.4 m and
+    about half a degree per frame while some bodies move. A sample depends only on ``seed``,
+    ``domain``, ``split``, its number, ``frames_per_scene`` and ``scenes``. Classes are
+    :data:`CLASSES`; those that can move are :data:`MOVABLE`.
 
     Args:
-        domain: ``sim`` has flat colours and clean light; ``real`` has another palette, textures,
-            shadows, haze, vignette and noise, and slightly fuller scenes.
-        split: ``train``, ``validation`` and ``test`` share no scene, and neither do domains.
-        num_samples: rows of the dataset; a longer one begins with the rows of a shorter one
-            (other ones of which keep their labels where ``label_fraction`` is less than 1).
+        domain: both are synthetic, in two rendering styles. ``sim`` has flat colours and clean
+            light; ``real`` has another palette, textures, shadows, haze, vignette and noise, and
+            slightly fuller scenes.
+        split: ``train``, ``validation`` and ``test`` share no scene; the two domains neither.
+        num_samples: rows of the dataset; a longer dataset begins with the rows of a shorter one
+            (if ``label_fraction`` is less than 1, other rows keep their labels).
         height: of frames, in pixels.
         width: of frames, in pixels.
         focal: focal length in frame widths; 0.8 is a field of view of 64 degrees across.
         frames: 1 (frames), 2 (pairs with motion) or 3 (triplets).
         seed: of everything; another seed is another world.
-        label_fraction: share of samples that keep their labels, chosen by ``seed``; a smaller
-            share is part of a larger one. The others' labels are marked invalid; boxes are all
-            NaN, as they are where there is nothing to box: ``rows`` tells the two apart.
+        label_fraction: fraction of samples that keep their labels, chosen by ``seed``; a smaller
+            fraction is a subset of a larger one. The labels of the other samples are invalid;
+            their boxes are all NaN, as in a sample without objects: use ``rows`` to separate them.
         frames_per_scene: samples that share a scene.
-        rows: ``labelled`` or ``unlabelled`` keeps those of the ``num_samples`` rows alone.
+        rows: ``labelled`` or ``unlabelled`` keeps only those of the ``num_samples`` rows.
         scenes: ``rooms`` or ``streets``, ``any`` of the two, or ``traffic``: wide squares with
             some ten cars within 35 m on all sides, for detection.
-        cameras: false leaves out all that cameras see, which is most of the work.
-        lidar: also give a LiDAR's sweeps, the boxes of what can move, and its motion.
+        cameras: false leaves out the columns of cameras, which are most of the work.
+        lidar: include LiDAR sweeps, the boxes of movable objects, and the sensor's motion.
         sensor: settings of the LiDAR; see :class:`LidarSensor`.
         lidar_points: rows of ``points``; of more returns a random subset is kept.
-        max_boxes: rows of ``boxes``; of more the nearest are kept.
+        max_boxes: rows of ``boxes``; of more boxes the nearest are kept.
         min_box_points: boxes of bodies with fewer kept returns are left out.
-        static: the same scenes with nothing on the move but the camera.
+        static: the same scenes with only the camera moving.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class World(Reader):
         static: bool = False,
     ) -> None:
         if not (cameras or lidar):
-            raise InputError("lidar: expected true where cameras is false, or nothing is left")
+            raise InputError("lidar", "got false, expected true because cameras is false")
         self.domain, self.split, self.seed = domain, split, seed
         self.num_samples, self.frames_per_scene = num_samples, frames_per_scene
         self.size, self.frames, self.label_fraction = (height, width), frames, label_fraction
@@ -149,7 +150,7 @@ class World(Reader):
         return {name: sample[name] for name in self.columns}
 
     def group(self, rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
-        """Whole scenes together, since building one is work that its samples share."""
+        """Whole scenes, because their samples share the work of building them."""
         scenes = max(1, 16 // self.frames_per_scene)
         return [list(group) for _, group in groupby(rows, lambda row: row["scene"] // scenes)]
 
@@ -202,7 +203,7 @@ def columns_of(frames: int, cameras: bool = True, lidar: bool = False) -> tuple[
 
 
 def _rng(seed: int, domain: str, split: str, scene: int, *what: int) -> np.random.Generator:
-    """Random numbers of one scene (``what`` 0) or of one of its clips (1, 2 ...)."""
+    """The random generator of one scene (``what`` 0) or of one of its clips (1, 2 ...)."""
     names = [seed, _DOMAINS.index(domain), _SPLITS.index(split), scene]
     return np.random.default_rng([*names, *what])
 
@@ -211,7 +212,7 @@ def _rng(seed: int, domain: str, split: str, scene: int, *what: int) -> np.rando
 def _build(
     seed: int, domain: Domain, split: str, number: int, kind: Kind, static: bool
 ) -> tuple[Scene, Look, tuple[Snapshot, ...]]:
-    """A scene, its look, and what rays meet at the times of a clip."""
+    """A scene, its look, and its snapshots at the times of a clip."""
     rng = _rng(seed, domain, split, number, 0)
     scene = build_scene(rng, domain, kind)
     if static:

@@ -1,7 +1,7 @@
-"""What surfaces look like: clean flat colours in ``sim``; in ``real`` another palette, textures
-that stick to the surfaces, a lamp with shadows, haze, and a camera with vignette and noise.
+"""Colours of surfaces: flat in ``sim``; in ``real`` another palette, textures fixed to the
+surfaces, a lamp with shadows, haze, and a camera with vignette and noise.
 
-Nothing here changes geometry. Colours are linear RGB in [0, 1] until the camera.
+Nothing here changes geometry. Colours are linear RGB in [0, 1] before the camera.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Look(Protocol):
     """The appearance of one scene."""
 
     def shade(self, hits: Hits, snapshot: Snapshot, focal: float) -> Floats:
-        """The light ``[N, 3]`` that comes along rays, given what they met; ``focal`` is the
-        focal length in pixels, which bounds the detail that can be seen."""
+        """The light ``[N, 3]`` along rays, given their hits; ``focal`` is the focal length in
+        pixels, which bounds the visible detail."""
         ...
 
     def expose(self, image_hw3: Floats, rng: np.random.Generator) -> Floats:
-        """What the camera makes of the light that reaches it, ``[H, W, 3]`` in [0, 1]."""
+        """The camera's image of the light, ``[H, W, 3]`` in [0, 1]."""
         ...
 
 
@@ -62,7 +62,7 @@ class SimLook:
         return colour
 
     def expose(self, image_hw3: Floats, rng: np.random.Generator) -> Floats:
-        """The light as it is."""
+        """The unchanged light."""
         return np.clip(image_hw3, 0.0, 1.0)
 
 
@@ -120,7 +120,7 @@ class RealLook:
         y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
         fall = 1.0 - self._weather.vignette * (x * x + y * y) / 2
         seen = np.clip(self._weather.gain * image_hw3 * fall[..., None], 0.0, 1.0) ** (1 / 1.6)
-        # Photon noise grows with light, read noise does not.
+        # Photon noise grows with the light, read noise does not.
         noise = rng.standard_normal(seen.shape) * self._weather.noise * (0.5 + np.sqrt(seen))
         return np.clip(seen + noise, 0.0, 1.0)
 
@@ -150,7 +150,7 @@ def _weather(rng: np.random.Generator, scene: Scene) -> _Weather:
 
 
 def _natural_colour(rng: np.random.Generator, label: str) -> Floats:
-    """Muted hues; things that move are more colourful than what they move on."""
+    """Muted hues; movable objects are more colourful than the ground."""
     vivid = label in ("car", "ball", "pedestrian")
     saturation = rng.uniform(0.2, 0.8) if vivid else rng.uniform(0.05, 0.45)
     hue = rng.uniform(0, 1) if vivid else rng.normal(0.09, 0.09) % 1.0

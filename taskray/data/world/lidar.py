@@ -1,7 +1,7 @@
-"""LiDAR sweeps of the world's scenes, and exact boxes around what can move.
+"""LiDAR sweeps of the world's scenes, and exact boxes around movable bodies.
 
-The sensor stands level above the camera and looks where it looks. Its axes are those of
-``schema``: x forward, y left, z up. A sweep is one instant: nothing moves while the beams spin.
+The sensor is level, above the camera, with the same heading. Its axes are those of ``schema``:
+x forward, y left, z up. A sweep is one instant: nothing moves while the beams rotate.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from taskray.data.world.render import Snapshot
 from taskray.data.world.scene import CLASSES, MOVABLE, Body, Part, Scene, yaw_matrix
 from taskray.data.world.shapes import Floats, Integers, shape
 from taskray.data.world.views import View
+from taskray.errors import InputError
 
 MOUNT_HEIGHT = (1.6, 1.8)
-"""Of the sensor above the ground, in metres; drawn once for each clip."""
+"""Range of the sensor's height above the ground, in metres; drawn once for each clip."""
 REFLECTANCE: dict[str, float] = {
     "ground": 0.20, "wall": 0.35, "ceiling": 0.55, "block": 0.45, "pillar": 0.30, "ramp": 0.40,
     "ball": 0.65, "pedestrian": 0.25, "car": 0.75,
 }  # fmt: skip
-"""Share of the light that a class sends back; ``sky`` sends none."""
+"""Fraction of the light that a class reflects; ``sky`` reflects none."""
 REFLECTANCE_NOISE = 0.03
 
 
@@ -38,13 +39,13 @@ class LidarSensor(BaseModel):
     beams: Annotated[int, Field(ge=1, le=256)] = 32
     """Lasers, spread evenly from ``lowest_deg`` to ``highest_deg``."""
     azimuth_steps: Annotated[int, Field(ge=8, le=4096)] = 256
-    """Shots of each laser in a full turn; every sweep begins at an angle of its own."""
+    """Shots of each laser in a full turn; every sweep begins at a random angle."""
     lowest_deg: Annotated[float, Field(gt=-90, lt=90)] = -25.0
-    """Elevation of the lowest laser in degrees; negative looks down."""
+    """Elevation of the lowest laser in degrees; negative is downwards."""
     highest_deg: Annotated[float, Field(gt=-90, lt=90)] = 3.0
     """Elevation of the highest laser in degrees."""
     max_range: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
-    """Metres beyond which nothing comes back."""
+    """Metres beyond which there are no returns."""
     range_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.02
     """Standard deviation of the measured range, in metres."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -53,12 +54,15 @@ class LidarSensor(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> LidarSensor:
         if self.lowest_deg > self.highest_deg:
-            raise ValueError(f"highest_deg must be at least lowest_deg ({self.lowest_deg:g})")
+            raise InputError(
+                "highest_deg",
+                f"got {self.highest_deg:g}, expected at least lowest_deg, {self.lowest_deg:g}",
+            )
         return self
 
     def directions(self, phase: float) -> Floats:
         """Unit vectors of all shots of a turn, ``[beams * azimuth_steps, 3]``, sensor axes;
-        ``phase`` in [0, 1) turns them by a part of an azimuth step."""
+        ``phase`` in [0, 1) rotates them by that part of an azimuth step."""
         up = np.radians(np.linspace(self.lowest_deg, self.highest_deg, self.beams))[:, None]
         turn = 2 * np.pi * (np.arange(self.azimuth_steps) + phase) / self.azimuth_steps - np.pi
         flat = np.cos(up)
@@ -69,7 +73,7 @@ class LidarSensor(BaseModel):
 @dataclass(frozen=True)
 class Sweep:
     """Returns of one turn: ``points`` ``[N, 4]`` float32 in sensor axes, as in ``schema``, and
-    the ``body`` that each came from, ``[N]``."""
+    the ``body`` of each, ``[N]``."""
 
     points: np.ndarray
     body: Integers
@@ -86,7 +90,7 @@ def lidar_columns(
     max_boxes: int,
     min_box_points: int,
 ) -> Sample:
-    """points, boxes and lidar_motion of the frames that ``views`` show, padded with NaN.
+    """points, boxes and lidar_motion of the frames of ``views``, padded with NaN.
 
     Of more returns than ``num_points`` a random subset is kept, of more boxes the nearest
     ``max_boxes``; a box with fewer than ``min_box_points`` of the returns is left out.
@@ -110,8 +114,8 @@ def lidar_columns(
 
 
 def sensor_poses(views: Sequence[View], height: float) -> list[Floats]:
-    """4x4 matrices, sensor to world: level, ``height`` metres above the ground where the cameras
-    stand, x along their heading."""
+    """4x4 matrices, sensor to world: level, ``height`` metres above the ground at the positions
+    of the cameras, x along their heading."""
     poses = []
     for view in views:
         ahead = view.rotation[:, 2]
@@ -126,14 +130,14 @@ def sensor_poses(views: Sequence[View], height: float) -> list[Floats]:
 def take_sweep(
     pose: Floats, snapshot: Snapshot, sensor: LidarSensor, rng: np.random.Generator
 ) -> Sweep:
-    """What a turn of the sensor measures."""
+    """The returns of one turn of the sensor."""
     local = sensor.directions(rng.random())
     origins = np.broadcast_to(pose[:3, 3], local.shape)
     hits = snapshot.cast(origins, local @ pose[:3, :3].T)
     lost = rng.random(len(local)) < sensor.dropout
     distance = hits.t + sensor.range_noise * rng.standard_normal(len(local))
     sheen = REFLECTANCE_NOISE * rng.standard_normal(len(local))
-    # judged by the true range: noise must not decide what is out of reach
+    # by the true range: noise must not decide which points are out of range
     back = np.flatnonzero((hits.t <= sensor.max_range) & (distance > 0) & ~lost)
     part = hits.part[back]
     base = np.array([REFLECTANCE.get(name, 0.0) for name in CLASSES])
@@ -144,8 +148,8 @@ def take_sweep(
 
 
 def boxes_of(scene: Scene, snapshot: Snapshot, pose: Floats) -> Floats:
-    """Boxes ``[N, 9]`` around all movable bodies, seen or not, in the axes of the sensor at
-    ``pose``; a body's number in the scene is its track id."""
+    """Boxes ``[N, 9]`` around all movable bodies, visible or not, in the axes of the sensor at
+    ``pose``; the track id is the body's number in the scene."""
     to_sensor = np.linalg.inv(pose)
     boxes = []
     for number, body in enumerate(scene.bodies):
@@ -154,7 +158,7 @@ def boxes_of(scene: Scene, snapshot: Snapshot, pose: Floats) -> Floats:
         low, high = extent_of(body)
         own = to_sensor @ snapshot.poses[number]
         centre = own[:3, :3] @ (low + high) / 2 + own[:3, 3]
-        theta = np.arctan2(own[1, 2], own[0, 2])  # where the body's z axis, its heading, points
+        theta = np.arctan2(own[1, 2], own[0, 2])  # direction of the body's z axis, its heading
         width, height, length = high - low
         row = [*centre, length, width, height, theta, CLASSES.index(body.label), number]
         boxes.append(row)
@@ -162,7 +166,7 @@ def boxes_of(scene: Scene, snapshot: Snapshot, pose: Floats) -> Floats:
 
 
 def extent_of(body: Body) -> tuple[Floats, Floats]:
-    """Lowest and highest coordinates ``[3]`` of a body's true surfaces, in its own axes."""
+    """Lowest and highest coordinates ``[3]`` of a body's exact surfaces, in the body's axes."""
     bounds = np.array([_part_extent(part) for part in body.parts])
     return bounds[:, 0].min(axis=0), bounds[:, 1].max(axis=0)
 

@@ -1,7 +1,7 @@
 """Ray casting: the first surface behind every pixel, with its exact distance and normal.
 
-Embree finds the face that a ray meets; the meeting point is then solved in double precision on
-the face's plane, or on the sphere or tube that the face stands for. Ray directions have z = 1 in
+Embree finds the face that a ray hits; the point is then computed in double precision on the
+face's plane, or on the sphere or tube that the face approximates. Ray directions have z = 1 in
 camera axes, so the ray parameter *is* the depth.
 """
 
@@ -20,8 +20,8 @@ from taskray.data.world.shapes import FLAT, TUBE, Floats, Integers, shape
 
 @dataclass(frozen=True)
 class Hits:
-    """What N rays meet: ray parameter ``t`` ``[N]`` (inf: nothing), ``points`` and ``normals``
-    ``[N, 3]`` in world axes (normals against the ray), ``part`` ``[N]`` (-1: nothing)."""
+    """The first hits of N rays: ray parameter ``t`` ``[N]`` (inf: no hit), ``points`` and
+    ``normals`` ``[N, 3]`` in world axes (normals against the ray), ``part`` ``[N]`` (-1: none)."""
 
     t: Floats
     points: Floats
@@ -30,7 +30,7 @@ class Hits:
 
 
 class Snapshot:
-    """A scene at one frame's time, ready for rays."""
+    """A scene at the time of one frame, prepared for ray casting."""
 
     def __init__(self, scene: Scene, time: int) -> None:
         parts = [(index, part) for index, body in enumerate(scene.bodies) for part in body.parts]
@@ -68,7 +68,7 @@ class Snapshot:
             t[curved], n[curved] = self._on_curved(face[curved], o[curved], d[curved])
         n *= -np.sign(_dot(n, d))[:, None]
 
-        # A ray that grazes its face may leave the solution undefined: it meets nothing.
+        # The solution may be undefined for a ray that grazes its face: that ray has no hit.
         sound = np.isfinite(t) & (t > 0)
         hit, t, n, face = hit[sound], t[sound], n[sound], face[sound]
         number = len(origins)
@@ -83,7 +83,7 @@ class Snapshot:
         return hits
 
     def blocked(self, origins: Floats, targets: Floats) -> NDArray[np.bool_]:
-        """Whether something stands between two points; ``[N]`` (for shadows: not refined)."""
+        """Whether a surface is between two points; ``[N]`` (for shadows: flat faces only)."""
         directions = targets - origins
         face = self._first_face(origins, directions)
         n, corner = self._normal[face], self._corner[face]
@@ -99,8 +99,8 @@ class Snapshot:
         return np.asarray(found, dtype=np.int64)
 
     def _on_curved(self, face: Integers, o: Floats, d: Floats) -> tuple[Floats, Floats]:
-        """Where rays enter the sphere or tube of a face, and the unit normal there. Affine maps
-        keep the ray parameter, so the quadratic is solved around the unit solid."""
+        """The ray parameters where rays enter the sphere or tube of a face, and the unit normals.
+        Affine maps keep the ray parameter, so the quadratic is solved for the unit solid."""
         to_unit = self._to_unit[self._part[face]]
         start = _apply(to_unit[:, :3, :3], o) + to_unit[:, :3, 3]
         along = _apply(to_unit[:, :3, :3], d)

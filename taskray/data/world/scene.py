@@ -1,4 +1,4 @@
-"""What stands where, and how it moves: bodies made of parts, in a world with y pointing down.
+"""Scenes: bodies made of parts, their places and motions, in a world with y pointing down.
 
 The ground is y = 0, so a camera at eye height has y = -1.5. Units are metres, radians and, for
 motion, frames.
@@ -23,14 +23,15 @@ MOVABLE: frozenset[str] = frozenset({"ball", "pedestrian", "car"})
 
 
 def yaw_matrix(angle: float) -> Floats:
-    """Rotation about the vertical axis; a positive angle turns forward (z) to the right (x)."""
+    """Rotation about the vertical axis; a positive angle rotates forward (z) to the right (x)."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
 
 
 @dataclass(frozen=True)
 class Part:
-    """A unit solid stretched to ``size``, tipped by ``turn`` and put at ``centre`` of its body."""
+    """A unit solid scaled to ``size``, rotated by ``turn``, with its centre at ``centre`` in the
+    body's axes."""
 
     shape: ShapeName
     size: tuple[float, float, float]
@@ -66,7 +67,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Scene:
-    """Bodies, and the region that cameras may stand in and look along."""
+    """Bodies, and the ranges of camera positions and directions."""
 
     bodies: tuple[Body, ...]
     indoor: bool
@@ -78,8 +79,8 @@ class Scene:
 
 
 def build_scene(rng: np.random.Generator, domain: Domain, kind: Kind = "any") -> Scene:
-    """A random room or street (``any``), or one of that kind; the two domains differ mildly in
-    what they hold."""
+    """A random room or street (``any``), or a scene of that kind; scenes of the two domains differ
+    slightly in the number of bodies and in the camera's pitch."""
     crowd = 1.0 if domain == "sim" else 1.25
     pitch = np.radians((5.0, 12.0) if domain == "sim" else (3.0, 13.0))
     drawn = "rooms" if rng.random() < 0.5 else "streets"
@@ -108,7 +109,7 @@ def _room(rng: np.random.Generator, crowd: float, pitch: tuple[float, float]) ->
         bodies=(*shell, *_populate(rng, number, makers, *region)),
         indoor=True,
         camera_x=(-width / 2 + 1, width / 2 - 1),
-        # Standing near the back wall with the long axis ahead keeps rooms deep.
+        # A camera near the back wall that looks along the long axis sees large depths.
         camera_z=(-length / 2 + 0.6, -length / 2 + 3.5),
         camera_yaw=(-0.5, 0.5),
         camera_pitch=pitch,
@@ -142,7 +143,7 @@ def _street(rng: np.random.Generator, crowd: float, pitch: tuple[float, float]) 
 
 
 def _traffic(rng: np.random.Generator, crowd: float, pitch: tuple[float, float]) -> Scene:
-    """A wide square with cars on all sides of the lane that cameras drive along."""
+    """A wide square with cars on all sides of the cameras' lane."""
     width, length, lane = rng.uniform(24, 36), rng.uniform(48, 60), 8.0
     shell = [_slab("ground", (120, 0.4, 140), (0, 0.2, 0))]
     for side in (-1, 1):
@@ -173,7 +174,7 @@ def _slab(label: str, size: tuple[float, float, float], centre: tuple[float, flo
 
 @dataclass(frozen=True)
 class _Model:
-    """What a maker gives: parts, the radius they need, and the fastest it moves per frame."""
+    """The result of a maker: parts, their radius, and the highest speed in metres per frame."""
 
     label: str
     parts: tuple[Part, ...]
@@ -192,8 +193,8 @@ def _populate(
     z: tuple[float, float],
     free: Sequence[tuple[float, float, float]] = (),
 ) -> list[Body]:
-    """Put bodies where nothing else stands, two thirds of the movable ones on the move; the
-    circles ``free`` (x, z, radius) are left empty."""
+    """Place bodies that do not overlap, two thirds of the movable ones moving; the circles
+    ``free`` (x, z, radius) are left empty."""
     taken = list(free)
     bodies = []
     for _ in range(number):

@@ -1,8 +1,8 @@
-"""The solids that scenes are built of, each in a unit cube around the origin, y pointing down.
+"""The solids of scenes, each in a unit cube around the origin, y pointing down.
 
-Curved solids are meshed finely for the ray caster, which only has to find *which* face a ray
-meets; where and with what normal is then computed from the true surface (see ``render``). Their
-meshes are inscribed, so a ray that meets the mesh always meets the surface as well.
+Curved solids have fine meshes, which the ray caster uses only to find *which* face a ray hits;
+point and normal are then computed from the exact surface (see ``render``). The meshes are
+inscribed, so a ray that hits the mesh always hits the surface as well.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shape:
 @cache
 def shape(name: ShapeName) -> Shape:
     """The unit solid of that name. A ``wedge`` slopes from its top edge at z = +1/2 down to its
-    bottom edge at z = -1/2; a ``cylinder`` stands upright."""
+    bottom edge at z = -1/2; the axis of a ``cylinder`` is vertical."""
     if name == "box":
         mesh = trimesh.creation.box()
         surface = np.full(len(mesh.faces), FLAT)

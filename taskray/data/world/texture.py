@@ -1,4 +1,4 @@
-"""Procedural textures in the axes of a body, so that they stick to it wherever it moves."""
+"""Procedural textures in the axes of a body, so that they move with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OCTAVES = 4
 
 
 class _Pattern(NamedTuple):
-    """Cells of a plane, with a dark share along each side: joints (either) or panes (both)."""
+    """Cells of a plane with a dark part along each side: joints (either) or panes (both)."""
 
     width: float
     height: float
@@ -58,7 +58,7 @@ class Textures:
         """Brightness factors ``[N, 1]`` around 1 for parts ``[N]`` at points with normals
         ``[N, 3]`` in body axes, where a pixel is ``pixel`` metres wide ``[N]``.
 
-        Detail finer than a pixel would flicker, so it fades there.
+        Detail finer than a pixel is faded out, because it would alias.
         """
         noise = np.zeros(len(part))
         for octave in range(_OCTAVES):
@@ -84,7 +84,7 @@ class Textures:
 
 
 def _fade(detail: Floats, pixel: Floats) -> Floats:
-    """1 where a detail spans several pixels, 0 where it is lost between them."""
+    """1 if a detail is several pixels wide, 0 if it is smaller than one."""
     return np.clip(detail / (3.0 * pixel) - 0.33, 0.0, 1.0)
 
 

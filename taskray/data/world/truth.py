@@ -20,7 +20,7 @@ _EDGE = 0.1
 
 @dataclass(frozen=True)
 class Frame:
-    """One camera's frame of a scene: what its pixels met."""
+    """One camera's frame of a scene: the hits of its pixels."""
 
     view: View
     snapshot: Snapshot
@@ -30,7 +30,7 @@ class Frame:
 
     @property
     def body(self) -> Integers:
-        """Body under every pixel, ``[H * W]``; -1: none."""
+        """The body of every pixel, ``[H * W]``; -1: none."""
         return np.where(self.hits.part >= 0, self.snapshot.body_of_part[self.hits.part], -1)
 
 
@@ -90,7 +90,7 @@ def _channels(vectors: Floats, size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _edges(depth: Floats, body: Integers) -> NDArray[np.uint8]:
-    """1 where the body changes towards the next row or column, or inverse depth bends."""
+    """1 where the body changes to the next row or column, or inverse depth bends."""
     edges = np.zeros(depth.shape, dtype=bool)
     edges[:-1] |= body[:-1] != body[1:]
     edges[:, :-1] |= body[:, :-1] != body[:, 1:]

@@ -1,4 +1,4 @@
-"""Where cameras stand and how they move through a clip of a scene."""
+"""Camera positions and their motion in a clip of a scene."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from taskray.data.world.scene import Scene, yaw_matrix
 from taskray.data.world.shapes import Floats
 
 CLIP_LENGTH = 3
-"""Frames of a clip, however many of them a dataset asks for."""
+"""Frames of a clip, of which a dataset uses 1, 2 or 3."""
 EYE_HEIGHT = (1.4, 1.6)
 FOCAL_LENGTH = 0.8
-"""In frame widths, unless the dataset says otherwise: 64 degrees across."""
+"""Default, in frame widths: 64 degrees across."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def pixel_rays(height: int, width: int, focal: float = FOCAL_LENGTH) -> Floats:
 def clip_views(
     rng: np.random.Generator, scene: Scene, snapshots: tuple[Snapshot, ...]
 ) -> list[View]:
-    """Cameras of one clip, one per snapshot, that see something worth seeing.
+    """Cameras of one clip, one per snapshot.
 
-    A clip is drawn again while a camera stands too close to something or stares at a wall; of
-    ten bad ones the roomiest is taken.
+    A clip is drawn again while a camera is too close to a surface or sees only a near wall; after
+    ten draws the one with the most free space is used.
     """
     best: tuple[float, list[View]] | None = None
     for _ in range(10):
@@ -83,14 +83,14 @@ def _draw(rng: np.random.Generator, scene: Scene) -> list[View]:
 
 
 def _roominess(view: View, snapshot: Snapshot) -> float:
-    """At least 1 where the nearest thing is 0.6 m away or more and the typical one 2.5 m."""
+    """At least 1 if the smallest depth is 0.6 m or more and the median 2.5 m or more."""
     probes = pixel_rays(8, 12) @ view.rotation.T
     depth = snapshot.cast(np.broadcast_to(view.position, probes.shape), probes).t
     return min(float(depth.min()) / 0.6, float(np.median(depth)) / 2.5)
 
 
 def _tilt(angle: float) -> Floats:
-    """Rotation about the x axis; a positive angle looks up."""
+    """Rotation about the x axis; a positive angle is upwards."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
 
