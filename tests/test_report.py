@@ -20,6 +20,7 @@ from rich.console import Console
 
 from taskray.errors import InputError
 from taskray.files import lock_folder
+from taskray.loop.metric_key import SupervisedLoss
 from taskray.record.folder import RunFolder, read_metrics, read_panels, read_result
 from taskray.record.formatting import METRICS, describe, duration, format_change, relative_change
 from taskray.report import panels
@@ -195,7 +196,7 @@ def test_steps_done_again_after_a_restart_count_once(tmp_path: Path) -> None:
         for time, step in enumerate((10, 20, 30, 20, 30, 40)):
             folder.log("depth", step, float(time), {"loss/supervised": float(time)})
             folder.log("depth", step, float(time), {"other": 1.0})
-    series = Run(tmp_path).series("depth", "loss/supervised")
+    series = Run(tmp_path).series("depth", SupervisedLoss())
     assert series.steps == [10, 20, 30, 40]
     assert series.values == [0.0, 3.0, 4.0, 5.0]
 

@@ -22,6 +22,7 @@ from taskray.data.storage.convert import convert
 from taskray.errors import InputError
 from taskray.files import lock_folder
 from taskray.job.config import DataConfig, Job, dump_yaml, load_job, parse_job
+from taskray.loop.metric_key import TaskMetric
 from taskray.record.folder import read_metrics, read_result
 from taskray.report.tables import read_table
 from taskray.run.train import train
@@ -31,7 +32,7 @@ from taskray.tuning.runs import Run, RunState, check_metric, resolve, run_state,
 from taskray.tuning.searching import domains, tune_settings
 from taskray.tuning.settings import StudyConfig, load_space, load_study
 from taskray.tuning.study import plan_study, run_in_waves, study, table_of
-from taskray.tuning.trial import Metric, run_trial
+from taskray.tuning.trial import run_trial
 from taskray.tuning.trial_table import TrialRow
 from taskray.tuning.tune import Space, check_space, pick_best, short_names, tune, verdict
 
@@ -354,7 +355,7 @@ def test_of_two_trials_of_one_point_the_second_finds_the_work_of_the_first(
 
     monkeypatch.setattr("taskray.tuning.trial.train", slowly)
     monkeypatch.setattr("taskray.tuning.trial.tune.report", reports.append)
-    arguments = (run, tmp_path / ".stop", Metric("depth/test/abs_rel"))
+    arguments = (run, tmp_path / ".stop", TaskMetric("depth", "test", "abs_rel"))
     trials = [threading.Thread(target=run_trial, args=arguments) for _ in range(2)]
     for trial in trials:
         trial.start()
@@ -597,7 +598,8 @@ def test_optuna_with_the_same_seed_draws_the_same_points_within_their_bounds(
     config = load_space(tmp_path / "space.yaml")
 
     def draw() -> list[dict[str, Any]]:
-        settings = tune_settings(config, parse_job(JOB, "job"), maximise=False, at_once=1)
+        metric = TaskMetric("depth", "val", "abs_rel")
+        settings = tune_settings(config, parse_job(JOB, "job"), metric, maximise=False, at_once=1)
         optuna = settings["search_alg"]
         optuna.set_search_properties("m", "min", domains(config))
         points = []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from taskray.loop.metric_key import TaskMetric
 from taskray.record.folder import read_result
 from taskray.record.formatting import describe, rank
 from taskray.report.history import Run, evaluations_of
@@ -53,7 +54,7 @@ def metric_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
     for task, values in (result.get("tasks") or {}).items():
         for evaluation, metrics in evaluations_of(values).items():
             for metric, value in metrics.items():
-                cells[f"{task}/{evaluation}/{metric}"] = Cell.of(value)
+                cells[str(TaskMetric(task, evaluation, metric))] = Cell.of(value)
     return cells
 
 
@@ -63,5 +64,6 @@ def _order(cells: Mapping[str, Mapping[str, Cell]]) -> Any:
     return lambda key: (groups.index(_group(key)), rank(describe(key).name))
 
 
-def _group(key: str) -> tuple[str, ...]:
-    return tuple(key.split("/", 2)[:2])
+def _group(key: str) -> tuple[str, str] | None:
+    metric = TaskMetric.parse(key)
+    return (metric.task, metric.title) if metric else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from taskray.errors import InputError
 from taskray.files import atomic_write, write_text
+from taskray.loop.metric_key import TaskMetric
 from taskray.record.formatting import describe
 from taskray.report.charts import Line, line_chart
 from taskray.report.history import Run, Series
@@ -29,10 +30,10 @@ def read_curves(table: Table, runs_of: Mapping[str, Sequence[Path]]) -> Curves:
     for row in table.rows:
         runs = [run for folder in runs_of.get(row.name, ()) if (run := _read(folder))]
         for column in table.columns:
-            task, _, metric = column.key.partition("/")
-            if column.source != OURS:
+            metric = TaskMetric.parse(column.key)
+            if column.source != OURS or metric is None:
                 continue
-            seeds = [series for run in runs if (series := run.series(task, f"eval/{metric}"))]
+            seeds = [s for run in runs if (s := run.series(metric.task, metric.reported))]
             mean = _mean(seeds)
             if len(mean.steps) > 1:
                 found.setdefault(column.key, {})[row.name] = mean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from taskray.loop.metric_key import HitRate, Staleness
 from taskray.record.formatting import NOTHING, count, fixed, percent, size
 from taskray.report.charts import Line, line_chart
 from taskray.report.history import Run
@@ -19,10 +20,10 @@ def exchange(run: Run) -> str:
     edges = [(t, peer) for t in run.tasks for peer in _peers(run, t)]
     for i, (task, peer) in enumerate(edges):
         edge, style = f"{task} ← {peer}", f"c{i % 6}"
-        mean = run.series(task, f"staleness/{peer}/steps_mean")
-        most = run.series(task, f"staleness/{peer}/steps_max")
-        age = run.series(task, f"staleness/{peer}/seconds_mean")
-        hit = run.series(task, f"hit_rate/{peer}")
+        mean = run.series(task, Staleness(peer, "steps_mean"))
+        most = run.series(task, Staleness(peer, "steps_max"))
+        age = run.series(task, Staleness(peer, "seconds_mean"))
+        hit = run.series(task, HitRate(peer))
         stale.append(Line(edge, mean.steps, mean.values, style))
         stale.append(Line(f"{edge}, largest", most.steps, most.values, style, True, True))
         seconds.append(Line(edge, age.steps, age.values, style))
@@ -39,8 +40,8 @@ def exchange(run: Run) -> str:
 
 
 def _peers(run: Run, task: str) -> list[str]:
-    keys = [*run.keys(task, "staleness/"), *run.keys(task, "hit_rate/")]
-    return list(dict.fromkeys(key.split("/")[1] for key in keys))
+    keys = run.keys(task)
+    return list(dict.fromkeys(key.peer for key in keys if isinstance(key, (Staleness, HitRate))))
 
 
 def _edge_table(run: Run) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from taskray.errors import InputError
 from taskray.files import read_text
+from taskray.loop.metric_key import Evaluated, MetricKey, parse
 from taskray.record.folder import CONFIG, read_metrics, read_panels, read_result
 
 
@@ -90,19 +91,19 @@ class Run:
     def task_result(self, task: str) -> dict[str, Any]:
         return dict((self.result.get("tasks") or {}).get(task) or {})
 
-    def keys(self, task: str, prefix: str) -> list[str]:
-        """Names of the logged values of a task with this prefix, in order of appearance."""
+    def keys(self, task: str) -> list[MetricKey]:
+        """The logged values of a task, in order of appearance."""
         values = [line["values"] for line in self.lines if _reports(line, task)]
-        return list(dict.fromkeys(k for v in values for k in v if k.startswith(prefix)))
+        return [parse(name) for name in dict.fromkeys(name for v in values for name in v)]
 
-    def series(self, task: str, key: str) -> Series:
+    def series(self, task: str, key: MetricKey) -> Series:
         """One value over time. A restarted task repeats the steps since its last checkpoint: only
         the last value of each step counts."""
-        series = Series()
+        series, name = Series(), str(key)
         for line in self.lines:
             if not _reports(line, task):
                 continue
-            value = line["values"].get(key)
+            value = line["values"].get(name)
             if value is None:
                 continue
             step = int(line["step"])
@@ -131,11 +132,9 @@ class Run:
 
     def _logged_evaluations(self, task: str) -> dict[str, dict[str, float | None]]:
         found: dict[str, dict[str, float | None]] = {}
-        for key in self.keys(task, "eval/"):
-            title, _, metric = key.removeprefix("eval/").partition("/")
-            series = self.series(task, key)
-            if metric and series:
-                found.setdefault(title, {})[metric] = series.values[-1]
+        for key in self.keys(task):
+            if isinstance(key, Evaluated) and (series := self.series(task, key)):
+                found.setdefault(key.title, {})[key.metric] = series.values[-1]
         return found
 
     def as_result(self) -> dict[str, Any]:

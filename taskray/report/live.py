@@ -17,9 +17,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from taskray.loop.metric_key import (
+    STEPS_PER_SECOND,
+    ConsistencyLoss,
+    HitRate,
+    MetricKey,
+    Plain,
+    Staleness,
+    SupervisedLoss,
+    parse,
+)
 from taskray.record.formatting import NOTHING, duration
 from taskray.report.console import print_plain
 
+SPEED = Plain(STEPS_PER_SECOND)
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
 WIDE, NARROW = 124, 76
@@ -53,17 +64,22 @@ class Progress:
 
     @property
     def consistency(self) -> float | None:
-        return self.values.get("loss/consistency")
+        return self.get(ConsistencyLoss())
 
     @property
     def seconds_left(self) -> float | None:
-        rate = self.values.get("steps_per_second", 0.0)
-        return (self.total - self.step) / rate if rate > 0 else None
+        rate = self.get(SPEED)
+        return (self.total - self.step) / rate if rate else None
 
     def edges(self) -> list[str]:
         """The peers whose predictions this task uses."""
-        keys = [k.split("/") for k in self.values if k.startswith(("staleness/", "hit_rate/"))]
-        return list(dict.fromkeys(parts[1] for parts in keys if len(parts) > 1))
+        keys = map(parse, self.values)
+        peers = (key.peer for key in keys if isinstance(key, (Staleness, HitRate)))
+        return list(dict.fromkeys(peers))
+
+    def get(self, key: MetricKey) -> float | None:
+        """The last value of a metric; None before the first report of it."""
+        return self.values.get(str(key))
 
 
 class Live:
@@ -156,7 +172,7 @@ class Live:
         parts = []
         for name, p in self.tasks.items():
             part = f"{name} {p.step}/{p.total}"
-            rate, loss = p.values.get("steps_per_second"), p.values.get("loss/supervised")
+            rate, loss = p.get(SPEED), p.get(SupervisedLoss())
             part += f" {rate:.1f}/s" if rate is not None else ""
             part += f" loss {loss:.4f}" if loss is not None else ""
             part += f" consistency {p.consistency:.4f}" if p.consistency is not None else ""
@@ -167,8 +183,8 @@ class Live:
 
 def _cells(name: str, progress: Progress) -> dict[str, str | Text | ProgressBar]:
     """The cells of a task's row, by column."""
-    values, total, step = progress.values, progress.total, progress.step
-    hits = [_percent(values.get(f"hit_rate/{peer}")) for peer in progress.edges()]
+    total, step = progress.total, progress.step
+    hits = [_percent(progress.get(HitRate(peer))) for peer in progress.edges()]
     left = "done" if step >= total else duration(progress.seconds_left)
     return {
         "task": Text(name),
@@ -176,8 +192,8 @@ def _cells(name: str, progress: Progress) -> dict[str, str | Text | ProgressBar]
             max(total, 1), step, width=16, complete_style="cyan", finished_style="green"
         ),
         "steps": f"{step}/{total}",
-        "rate": _number(values.get("steps_per_second"), 1),
-        "loss": _number(values.get("loss/supervised"), 4),
+        "rate": _number(progress.get(SPEED), 1),
+        "loss": _number(progress.get(SupervisedLoss()), 4),
         "consistency": _number(progress.consistency, 4),
         "staleness": Text("\n".join(_staleness(progress, p) for p in progress.edges()) or NOTHING),
         "hits": "\n".join(hits) or NOTHING,
@@ -196,6 +212,6 @@ def _percent(value: float | None) -> str:
 
 def _staleness(progress: Progress, peer: str) -> str:
     """``normals 31/75``: mean and largest staleness, in steps of the producer."""
-    mean = progress.values.get(f"staleness/{peer}/steps_mean")
-    largest = progress.values.get(f"staleness/{peer}/steps_max")
+    mean = progress.get(Staleness(peer, "steps_mean"))
+    largest = progress.get(Staleness(peer, "steps_max"))
     return f"{peer} {_number(mean, 0)}/{_number(largest, 0)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from taskray.loop.metric_key import ConsistencyLoss, Evaluated, MetricKey, SupervisedLoss
 from taskray.record.formatting import (
     count,
     describe,
@@ -153,20 +154,24 @@ def curves(run: Run, baseline: Run | None) -> str:
 def _task_curves(run: Run, baseline: Run | None, task: str, axis: str) -> str:
     style = colour_of(run, task)
     names = labels(run, baseline)
-    charts = []
-    losses = [k for k in run.keys(task, "loss/") if not k.startswith("loss/consistency/")]
-    for key in losses:
-        title = f"{key.removeprefix('loss/').replace('_', ' ')} loss"
-        charts.append(_chart(run, baseline, task, key, title, axis, style, names))
-    for key in run.keys(task, "loss/consistency/"):
-        relation = key.removeprefix("loss/consistency/").replace("_", " ")
-        charts.append(_chart(run, None, task, key, f"consistency: {relation}", axis, style, names))
-    evaluations = []
-    for key in sorted(run.keys(task, "eval/"), key=lambda k: rank(describe(k).name)):
-        if len(run.series(task, key).values) > 1:
-            title, _, name = key.removeprefix("eval/").partition("/")
-            heading = f"{describe(name).heading} on {title}"
-            evaluations.append(_chart(run, baseline, task, key, heading, axis, style, names))
+    losses, relations, evaluations = [], [], []
+    for key in sorted(run.keys(task), key=_by_metric):
+        match key:
+            case SupervisedLoss(term):
+                title = f"{term or 'supervised'} loss".replace("_", " ")
+                losses.append(_chart(run, baseline, task, key, title, axis, style, names))
+            case ConsistencyLoss(None):
+                losses.append(
+                    _chart(run, baseline, task, key, "consistency loss", axis, style, names)
+                )
+            case ConsistencyLoss(relation, term):
+                title = "consistency: " + "/".join(filter(None, (relation, term)))
+                title = title.replace("_", " ")
+                relations.append(_chart(run, None, task, key, title, axis, style, names))
+            case Evaluated(title, name) if len(run.series(task, key).values) > 1:
+                title = f"{describe(name).heading} on {title}"
+                evaluations.append(_chart(run, baseline, task, key, title, axis, style, names))
+    charts = [*losses, *relations]
     shown = [c for c in [*charts, *evaluations[:1]] if c]
     if not shown:
         return ""
@@ -180,11 +185,16 @@ def _task_curves(run: Run, baseline: Run | None, task: str, axis: str) -> str:
     )
 
 
+def _by_metric(key: MetricKey) -> int:
+    """Evaluations in the order of the tables; other keys keep their order."""
+    return rank(key.metric) if isinstance(key, Evaluated) else 0
+
+
 def _chart(
-    run: Run, baseline: Run | None, task: str, key: str, title: str, axis: str, style: str,
+    run: Run, baseline: Run | None, task: str, key: MetricKey, title: str, axis: str, style: str,
     names: tuple[str, str],
 ) -> str:  # fmt: skip
-    scale = 100.0 if key.startswith("eval/") and describe(key).percent else 1.0
+    scale = 100.0 if isinstance(key, Evaluated) and describe(key.metric).percent else 1.0
     lines = []
     if baseline:
         lines += _line(baseline.series(task, key), names[0], axis, "base", scale)[-1:]

@@ -19,9 +19,8 @@ from taskray.report.progress import dataset_progress
 
 def prepare_datasets(job: Job, use_ray: bool, console: Console) -> dict[str, Path]:
     """Convert the job's datasets to Parquet, those not yet in the cache; returns name -> folder."""
-    used = {dataset for name in job.tasks for dataset in job.labels_of(name)} | set(
-        job.evaluation.data.values()
-    )
+    used = {dataset for name in job.tasks for dataset in job.labels_of(name)}
+    used |= set(job.evaluation.data.values())
     if job.mediator and job.active_relations:
         used.add(job.mediator.data)
     paths = {}

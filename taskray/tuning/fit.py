@@ -23,11 +23,12 @@ from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.stopper import Stopper
 
 from taskray.job.config import Job
+from taskray.loop.metric_key import TaskMetric
 from taskray.report.console import print_plain
 from taskray.runtime.placement import plan
 from taskray.tuning.progress import Progress, Trial
 from taskray.tuning.runs import Run
-from taskray.tuning.trial import Metric, run_trial
+from taskray.tuning.trial import run_trial
 
 Point = dict[str, Any]
 """The values of a trial: dotted path -> value, as Tune gives them."""
@@ -92,7 +93,7 @@ def fit(
     total: int,
     at_once: int,
     console: Console,
-    measure: Metric | None = None,
+    measure: TaskMetric | None = None,
     early: bool = True,
     **tune_config: Any,
 ) -> list[Trial]:
@@ -112,7 +113,7 @@ def fit(
         run_trial(share_threads(make_run(point), at_once), stop, measure, early)
 
     sized = tune.with_resources(trainable, lambda p: footprint(make_run(p).job, available))
-    key = measure.key if measure else None
+    key = str(measure) if measure else None
     progress = Progress(lambda p: make_run(p).title, total, console, key)
     interruption = Interruption(stop, progress, console)
     with quiet(), interruption, progress:

@@ -19,6 +19,7 @@ from taskray.job.config import Job, assign, dump_yaml, override, parse_job
 from taskray.job.plugins import nearest
 from taskray.loop.assembly import build_tasks
 from taskray.loop.meters import Edge
+from taskray.loop.metric_key import TaskMetric, edge_name
 from taskray.record.folder import CONFIG, read_result
 from taskray.record.result import TaskState, summarize
 from taskray.report.history import evaluations_of
@@ -134,15 +135,15 @@ def _measured(values: Mapping[str, Any]) -> Any:
 
 def value_of(result: Mapping[str, Any], key: str) -> float | None:
     """A metric of a result: ``<task>/<evaluation>/<metric>`` or a path of the result file."""
-    task, _, rest = key.partition("/")
     tasks = result.get("tasks") or {}
-    if task in tasks:
-        title, _, metric = rest.partition("/")
-        evaluations = evaluations_of(tasks[task])
-        if title in evaluations:
-            return evaluations[title].get(metric)
-    value: Any = tasks if task in tasks else result
-    for part in key.split("/"):
+    metric = TaskMetric.parse(key)
+    if metric is not None and metric.task in tasks:
+        evaluations = evaluations_of(tasks[metric.task])
+        if metric.title in evaluations:
+            return evaluations[metric.title].get(metric.metric)
+    path = key.split("/")
+    value: Any = tasks if path[0] in tasks else result
+    for part in path:
         value = value.get(part) if isinstance(value, Mapping) else None
     return float(value) if isinstance(value, (int, float)) else None
 
@@ -186,7 +187,8 @@ def other_figures(job: Job) -> list[str]:
     """The numbers in the result file of a job's run, besides its evaluations."""
     states = {name: TaskState() for name in job.tasks}
     result = summarize(job, states, PredictionCache(1).statistics(), 0.0)
-    edges = {f"staleness/{a}<-{b}": Edge().summary() for a, b in permutations(job.tasks, 2)}
+    pairs = permutations(job.tasks, 2)
+    edges = {f"staleness/{edge_name(a, b)}": Edge().summary() for a, b in pairs}
     parts = {**result["tasks"], **edges, "cache": result["cache"]}
     figures = [
         f"{part}/{name}"

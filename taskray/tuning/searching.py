@@ -10,6 +10,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator
 
 from taskray.job.config import Job
+from taskray.loop.metric_key import TaskMetric
 from taskray.tuning.settings import ParameterConfig, SpaceConfig
 
 
@@ -29,10 +30,12 @@ def _domain(parameter: ParameterConfig, search: str) -> Any:
     return tune.loguniform(*parameter.log_uniform)
 
 
-def tune_settings(config: SpaceConfig, job: Job, maximise: bool, at_once: int) -> dict[str, Any]:
+def tune_settings(
+    config: SpaceConfig, job: Job, metric: TaskMetric, maximise: bool, at_once: int
+) -> dict[str, Any]:
     """The arguments of ``TuneConfig``; the same seed gives the same points."""
     settings: dict[str, Any] = {
-        "metric": config.metric,
+        "metric": str(metric),
         "mode": "max" if maximise else "min",
         "num_samples": 1 if config.search == "grid" else config.num_samples,
     }
@@ -46,7 +49,7 @@ def tune_settings(config: SpaceConfig, job: Job, maximise: bool, at_once: int) -
             random_state=config.seed, max_concurrent=at_once
         )
     if config.scheduler.name == "asha":
-        last = job.steps_of(config.metric.split("/")[0])
+        last = job.steps_of(metric.task)
         grace = config.scheduler.grace_steps or job.evaluation.every or last
         settings["scheduler"] = ASHAScheduler(
             time_attr="step",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from rich.console import Console
 from taskray.errors import TaskrayError
 from taskray.files import lock_folder
 from taskray.job.config import Job
+from taskray.loop.metric_key import TaskMetric
 from taskray.record.folder import RESULT, read_metrics, read_result
 from taskray.run.train import train
 from taskray.tuning.runs import Run, RunState, run_state, value_of
@@ -32,22 +32,6 @@ from taskray.tuning.runs import Run, RunState, run_state, value_of
 PROGRESS_SECONDS = 5.0
 """Seconds between reports of progress: a trial waits for the driver at each report."""
 INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The metric that a search optimizes: ``<task>/<title>/<name>``."""
-
-    key: str
-
-    @property
-    def task(self) -> str:
-        return self.key.split("/", 1)[0]
-
-    def in_report(self, values: Mapping[str, Any]) -> float | None:
-        """Its value in a task's report; None if the report has no such evaluation."""
-        value = values.get(f"eval/{self.key.split('/', 1)[1]}")
-        return float(value) if value is not None and math.isfinite(value) else None
 
 
 class ToTune:
@@ -58,7 +42,7 @@ class ToTune:
     one, the part of the run that is done.
     """
 
-    def __init__(self, job: Job, stop: Path, metric: Metric | None) -> None:
+    def __init__(self, job: Job, stop: Path, metric: TaskMetric | None) -> None:
         self.job, self.stop, self.metric = job, stop, metric
         self.steps = dict.fromkeys(set(job.tasks) - job.frozen, 0)
         self.reported = 0
@@ -78,10 +62,10 @@ class ToTune:
     def report_metric(self, task: str, step: int, values: Mapping[str, Any]) -> None:
         if self.metric is None or task != self.metric.task or step <= self.reported:
             return
-        value = self.metric.in_report(values)
-        if value is not None:
+        value = values.get(str(self.metric.reported))
+        if value is not None and math.isfinite(value):
             self.reported = step
-            tune.report({"step": step, self.metric.key: value, "done_part": self.done_part})
+            tune.report({"step": step, str(self.metric): float(value), "done_part": self.done_part})
 
     @property
     def done_part(self) -> float:
@@ -89,7 +73,7 @@ class ToTune:
         return sum(parts) / max(1, len(parts))
 
 
-def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = True) -> None:
+def run_trial(run: Run, stop: Path, metric: TaskMetric | None = None, early: bool = True) -> None:
     """Do the rest of a run and report to Tune. Raises TaskrayError if the run fails.
 
     The evaluations of earlier attempts are reported again, so that the scheduler of a search that
@@ -102,7 +86,7 @@ def run_trial(run: Run, stop: Path, metric: Metric | None = None, early: bool = 
         _run_trial(run, ToTune(run.job, stop, metric if early else None), metric, early)
 
 
-def _run_trial(run: Run, listener: ToTune, metric: Metric | None, early: bool) -> None:
+def _run_trial(run: Run, listener: ToTune, metric: TaskMetric | None, early: bool) -> None:
     what = run_state(run)
     if metric is not None and early and what is not RunState.START_OVER:
         for line in read_metrics(run.folder):
@@ -115,10 +99,10 @@ def _run_trial(run: Run, listener: ToTune, metric: Metric | None, early: bool) -
         raise TaskrayError(result["error"])
     final: dict[str, Any] = {"done_part": 1.0, "seconds": result.get("seconds")}
     if metric is not None:
-        value = value_of(result, metric.key)
+        value = value_of(result, str(metric))
         if value is None or not math.isfinite(value):
-            raise TaskrayError(f"{metric.key} has no finite value at the end")
-        final |= {"step": run.job.steps_of(metric.task), metric.key: value}
+            raise TaskrayError(f"{metric} has no finite value at the end")
+        final |= {"step": run.job.steps_of(metric.task), str(metric): value}
     tune.report(final)
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from taskray.errors import InputError, TaskrayError
 from taskray.files import lock_folder, make_folder, plain, write_text
 from taskray.job.config import Job, dump_yaml, read_yaml
+from taskray.loop.metric_key import TaskMetric
 from taskray.record.formatting import describe, format_change, relative_change
 from taskray.report.console import print_plain
 from taskray.report.html import write_report
@@ -71,6 +72,13 @@ class Space:
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value
+
+    @property
+    def metric(self) -> TaskMetric:
+        """The metric to optimize."""
+        metric = TaskMetric.parse(self.config.metric)
+        assert metric is not None  # check_space has checked
+        return metric
 
     @property
     def maximise(self) -> bool:
@@ -149,19 +157,18 @@ def check_space(space: Space) -> None:
         for value in examples:
             _check_job(space.run_of({path: value}).job, f"{source}: parameters")
             space.job_of({path: value})  # must also be valid without 'set', for best.yaml
-    for metric in (config.metric, *config.metrics):
-        check_metric(metric, [default], f"{source}: metric")
-    _, _, rest = config.metric.partition("/")
-    title = rest.partition("/")[0]
-    if title not in default.evaluation.data:
+    for name in (config.metric, *config.metrics):
+        check_metric(name, [default], f"{source}: metric")
+    metric = TaskMetric.parse(config.metric)
+    if metric is None or metric.title not in default.evaluation.data:
         raise InputError(
             f"{source}: metric", f"got {config.metric!r}, expected <task>/<evaluation>/<metric>"
         )
-    reader = default.data[default.evaluation.data[title]].reader
+    reader = default.data[default.evaluation.data[metric.title]].reader
     if reader.arguments.get("split") == "test":
         raise InputError(
             f"{source}: metric",
-            f"{title!r} is a test split: values chosen on it look too good; add "
+            f"{metric.title!r} is a test split: values chosen on it look too good; add "
             "an evaluation on a validation split under 'set'",
         )
     if config.mode is None and describe(config.metric).higher_is_better is None:
@@ -190,7 +197,6 @@ def search(space: Space, console: Console) -> list[TrialRow]:
 
         from taskray.tuning.fit import concurrency, fit
         from taskray.tuning.searching import domains, tune_settings
-        from taskray.tuning.trial import Metric
 
         prepare_all([default.job], console)
         at_once = concurrency(default.job, ray.cluster_resources(), config.max_concurrent)
@@ -198,7 +204,7 @@ def search(space: Space, console: Console) -> list[TrialRow]:
             "folder": space.folder,
             "at_once": at_once,
             "console": console,
-            "measure": Metric(config.metric),
+            "measure": space.metric,
         }
         first = fit(lambda point: default, {}, total=1, early=False, **common)
         if first[0].error is not None:
@@ -208,7 +214,7 @@ def search(space: Space, console: Console) -> list[TrialRow]:
             domains(config),
             total=space.num_trials,
             **common,
-            **tune_settings(config, default.job, space.maximise, at_once),
+            **tune_settings(config, default.job, space.metric, space.maximise, at_once),
         )
     own = {path: space.value_in_job(path) for path in config.parameters}
     return rows_of(space.run_of, config, own, first[0], trials)
