@@ -144,7 +144,7 @@ def shared_data(job: Job) -> dict[str, Handle]:
 def local_data(job: Job) -> dict[str, Any]:
     """The datasets that the job trains on, decoded in this process."""
     paths = prepare_datasets(job, use_ray=False, console=Console(quiet=True))
-    columns = wire(job).columns_of_datasets(job.mediator.data if job.mediator else None)
+    columns = wire(job).columns_of_datasets()
     return {
         name: load_in_process(paths[name], job.data[name], wanted, name=name)
         for name, wanted in columns.items()
