@@ -33,6 +33,20 @@ MAX_UNSENT = 8
 """Predictions that may wait to be sent; more are dropped and counted."""
 
 
+def get_object(ref: Any) -> Any:
+    """An object of Ray's object store."""
+    return ray.get(ref, timeout=CALL_TIMEOUT)
+
+
+def object_store_bytes() -> int:
+    """The shared memory of this machine that Ray's object store may take."""
+    here = ray.get_runtime_context().get_node_id()
+    resources: dict[str, float] = next(
+        (node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {}
+    )
+    return int(resources.get("object_store_memory", 0))
+
+
 @dataclass(frozen=True)
 class Unsent:
     """A prediction of this task that is not on its way yet."""
@@ -53,7 +67,7 @@ class CacheLink:
 
     def __init__(self, announcement: Announcement, cache: Any) -> None:
         self.announcement, self.cache = announcement, cache
-        self.transport = Transport(get=lambda ref: ray.get(ref, timeout=CALL_TIMEOUT))
+        self.transport = Transport(get=get_object, reserve=object_store_bytes())
         self.dropped_publishes = 0
         self._unsent: deque[Unsent] = deque()
         self._telling = ThreadPoolExecutor(1, thread_name_prefix="tell")

@@ -11,6 +11,7 @@ import torch
 
 from taskray.exchange.cache import PredictionCache
 from taskray.exchange.messages import Publication
+from taskray.exchange.shared_memory import remove_leftovers
 from taskray.exchange.transport import CacheTransport, Transport
 from taskray.job.config import parse_job
 from taskray.loop.assembly import build_model, build_task
@@ -20,7 +21,7 @@ from taskray.loop.network import Network
 from taskray.loop.report import ChunkReport
 from taskray.loop.wiring import Wiring
 from taskray.runtime.answering import Answering, Request
-from taskray.runtime.cache_link import CALL_TIMEOUT
+from taskray.runtime.cache_link import CALL_TIMEOUT, get_object, object_store_bytes
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member, choose_device
 from taskray.runtime.peers import CachePeers
@@ -201,6 +202,7 @@ class CacheActor(PredictionCache):
     """The prediction cache of one run, which keeps its predictions on this machine."""
 
     def __init__(self, run_id: str, **arguments: Any) -> None:
-        transport = CacheTransport(put=ray.put, get=lambda r: ray.get(r, timeout=CALL_TIMEOUT))
+        remove_leftovers()  # of a run that was killed on this machine
+        transport = CacheTransport(ray.put, get_object, object_store_bytes())
         transport.create(run_id)
         super().__init__(transport=transport, **arguments)
