@@ -84,7 +84,7 @@ def test_a_killed_task_resumes_from_its_checkpoint_and_its_peers_train_on(tmp_pa
 
     job = tiny_job(
         "steps=200", "tasks.normals.steps=1500", "runtime.chunk_steps=2", "checkpoint.every=20",
-        "mediator.visits=100",  # both are in one window when it happens, whoever is ahead
+        "mediator.visits=100",  # both are in one window when it happens
     )  # fmt: skip
     watch = Watch(act)
     result = run(job, tmp_path, watch)
@@ -291,7 +291,7 @@ print(faults())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="says so of glibc alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_a_step_gets_its_memory_back_without_page_faults():
     ran = subprocess.run(
         [sys.executable, "-c", FAULTS_OF_A_STEP], capture_output=True, text=True, check=True

@@ -58,8 +58,8 @@ class _Ended(Exception):
 class PausingRecorder(Recorder):
     """What looks on in a real run (files, TensorBoard, table), with time stamps and a gate.
 
-    While the gate is shut the driver stands still in here, so every task ends its chunk and
-    stays idle until the gate opens.
+    While the gate is closed the driver waits here, so every task ends its chunk and stays idle
+    until the gate opens.
     """
 
     def __init__(self, files: RunFolder, live: Live) -> None:

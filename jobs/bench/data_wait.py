@@ -1,7 +1,7 @@
 """How long training waits for data or peers, as a fraction of its time: target 0.02 at most.
 
 The main job without evaluation, twice: with both datasets decoded once in the object store
-(``materialised``), and with both decoded anew for every pass (``streamed``). The run is long
+(``materialised``), and with both decoded again for every pass (``streamed``). The run is long
 enough for several passes over either dataset, whose boundaries are where a pipeline stalls.
 
   wait_fraction      what the loops' own meters count (waiting for a batch or an answer of peers),

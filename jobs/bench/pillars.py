@@ -8,7 +8,7 @@ the most pillars to write.
 
 ``milliseconds`` is the median over repetitions after a warm-up, of ``rings``, and ``cpu_ms`` that
 of the CPU time, which is the same on an idle machine and steadier on any other. The map is written
-where points fell; memory that nobody wrote is cleared when the backbone first reads it.
+where points fell; unwritten memory is cleared when the backbone first reads it.
 """
 
 from __future__ import annotations

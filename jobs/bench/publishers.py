@@ -1,4 +1,4 @@
-"""Who fills the cache: each trainer with its own forward pass, or forward servers on demand.
+"""What fills the cache: each trainer with its own forward pass, or forward servers on demand.
 
   trainer        ``publisher: trainer``: what a task predicts in its own step serves all (ours)
   server_reuse   ``publisher: forward_server``, ``reuse: true``: a server predicts once for each
@@ -18,7 +18,7 @@ N + edges with ``server``: it grows with the square of N.
   against_trainer      steps per second divided by those of ``trainer``: median over repetitions
 
 The three collectives of one N live at once and train by turns, each repetition one window of
-time. Their actors share the cores, so what a scheme computes too much it takes from the others.
+time. Their actors share the cores, so extra work of a scheme slows all of them.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def measure_ratio(ratio: int, delay: float, settings: Any, folder: Path) -> dict
 
 
 def measure_ratios(settings: Any, folder: Path) -> list[dict[str, Any]]:
-    """Equal tasks first, whose pace the others are made from."""
+    """Equal tasks first: the delays of the slower ones are multiples of their step."""
     equal = measure_ratio(1, 0.0, settings, folder)
     step = 1 / max(task["steps_per_second"] for task in equal["tasks"].values())
     others = [ratio for ratio in settings.ratios if ratio != 1]

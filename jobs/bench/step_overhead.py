@@ -13,16 +13,16 @@ write nothing.
                The mediator is a plain pass over few batches, so that after the first pass every
                look-up is a hit and no step is spent on labels instead (``replaced`` shows it).
 
-All processes live from the start; what is not measured stands still. A repetition is one
+All processes live from the start; what is not measured is idle. A repetition is one
 window of time for each side, in alternating order, rates taken between a task's first and last
 report in the window (the two tasks train all the while). ``ratio`` is the median over
 repetitions of (steps/s of all actors) / (steps/s of all bare loops); target: 0.95 each (0.93 with
 three tasks).
 
-``cpu_ms_per_step`` says where the difference goes, and is steadier than the clock where others
+``cpu_ms_per_step`` shows where the difference goes, and is steadier than the clock where others
 use the machine: CPU time of each task's process, background threads included, and of the
 ``others`` (driver, cache, Ray; in the bare windows an idle Ray, which burdens both sides) by the
-steps of all. Where there are more tasks than cores, the clock also tells how the kernel shared
+steps of all. Where there are more tasks than cores, the clock also shows how the kernel shared
 them out: a side on which the heaviest task got more of them makes fewer steps in all.
 """
 

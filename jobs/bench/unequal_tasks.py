@@ -14,8 +14,8 @@ the slower one: ``light_over_heavy``, depth's rate over that of normals, is 1 th
 
 The mediator is a plain pass over few batches, so that after the first pass every look-up is a hit
 and depth does the same work whatever its peer does. All four collectives live from the start and
-train by turns, one window of time each in every repetition; the others stand still. It needs a
-core for each of the two tasks, and nobody else on the machine.
+train by turns, one window of time each in every repetition; the rest are idle. It needs a core for
+each of the two tasks, and no other work on the machine.
 """
 
 from __future__ import annotations
