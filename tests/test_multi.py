@@ -13,6 +13,8 @@ from torch import Tensor
 
 from taskray.errors import InputError, TaskrayError
 from taskray.job import plugins
+from taskray.job.config import Job
+from taskray.loop.assembly import build_tasks
 from taskray.loop.predicting import frames_of, inputs_of, predict, predicted_on
 from taskray.models.unet import UNet
 from taskray.tasks.depth import Depth
@@ -193,3 +195,22 @@ def test_a_network_without_an_output_for_each_head_is_refused() -> None:
         task.predict(maps)
     alone = Multi({"depth": Depth()})  # one head: the network returns one tensor
     assert math.isfinite(float(alone.predict(maps[:, :1])["depth"].mean()))
+
+
+def test_a_relation_checks_the_heads_as_it_checks_tasks() -> None:
+    heads = {"depth": "depth", "classes": {"name": "segmentation", "class_map": "cityscapes_19"}}
+    job = Job.model_validate(
+        {
+            "name": "job",
+            "steps": 1,
+            "data": {"pairs": {"reader": {"name": "world", "frames": 2}}},
+            "mediator": {"data": "pairs"},
+            "tasks": {
+                "scene": {"task": {"name": "multi", "heads": heads}},
+                "motion": {"task": "motion", "model": "motion_net"},
+            },
+            "consistency": {"warp": {"relation": "segmentation_warp"}},
+        }
+    )
+    with pytest.raises(InputError, match=r"movable: the classes of 'world'.* 'scene\.classes'"):
+        build_tasks(job)
