@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from predicting import predict
 from scenes import world_pairs
-from taskray.loop.predicting import frames_of, inputs_of, predict, predicted_on
 from torch import Tensor
 
 from taskray.errors import InputError, TaskrayError
 from taskray.job import plugins
+from taskray.job.config import Job
+from taskray.loop.network import frames_of, inputs_of
+from taskray.loop.wiring import wire
 from taskray.models.unet import UNet
 from taskray.tasks.depth import Depth
 from taskray.tasks.ego_motion import EgoMotion
@@ -178,7 +181,7 @@ def test_frames_are_asked_for_by_quantity() -> None:
     batch = world_pairs("sim", count=2)
     network = network_of(task)
     prediction = predict(task, network, batch, frames)
-    assert set(prediction) == set(predicted_on(task, frames)) == {"depth", "depth_2", "saliency"}
+    assert set(prediction) == {"depth", "depth_2", "saliency"}
     second = predict(task, network, {"image": batch["image_2"]})
     torch.testing.assert_close(prediction["depth_2"], second["depth"], atol=1e-4, rtol=1e-4)
     assert frames_of(Motion(), ["camera_motion_back_2", "object_motion"]) == ("",)
@@ -193,3 +196,22 @@ def test_a_network_without_an_output_for_each_head_is_refused() -> None:
         task.predict(maps)
     alone = Multi({"depth": Depth()})  # one head: the network returns one tensor
     assert math.isfinite(float(alone.predict(maps[:, :1])["depth"].mean()))
+
+
+def test_a_relation_checks_the_heads_as_it_checks_tasks() -> None:
+    heads = {"depth": "depth", "classes": {"name": "segmentation", "class_map": "cityscapes_19"}}
+    job = Job.model_validate(
+        {
+            "name": "job",
+            "steps": 1,
+            "data": {"pairs": {"reader": {"name": "world", "frames": 2}}},
+            "mediator": {"data": "pairs"},
+            "tasks": {
+                "scene": {"task": {"name": "multi", "heads": heads}},
+                "motion": {"task": "motion", "model": "motion_net"},
+            },
+            "consistency": {"warp": {"relation": "segmentation_warp"}},
+        }
+    )
+    with pytest.raises(InputError, match=r"movable: the classes of 'world'.* 'scene\.classes'"):
+        wire(job)
