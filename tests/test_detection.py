@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from taskray.loop.predicting import predict
+from predicting import predict
 from torch import Tensor
 
 from taskray.data.readers.kitti_tracking import KittiTracking

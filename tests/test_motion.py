@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from predicting import predict
 from scenes import world_pairs
-from taskray.loop.predicting import predict
 from torch import Tensor
 
 from taskray.errors import InputError
