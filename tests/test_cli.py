@@ -122,7 +122,7 @@ def test_a_study_given_as_a_job_is_told_its_command(call):
     study = ROOT / "jobs" / "studies" / "table3_domain_shift.yaml"
     code, _, stderr = call("train", study)
     assert code == 2
-    assert stderr == f"taskray: {study}: not a job; it is for: taskray study {study}\n"
+    assert stderr == f"taskray: {study}: not a job; use it with: taskray study {study}\n"
 
 
 # ---- train and evaluate -------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_data_show_takes_a_dataset_of_a_job(call, job):
 def test_data_show_counts_corrupt_rows_and_says_why(call, tmp_path):
     text = call("data", "show", parquet(tmp_path / "data", image=b"no picture"))[1]
     assert "4 corrupt rows" in text
-    assert "k1: image is not a picture in any known format" in text
+    assert "k1: image: not an image in any known format" in text
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_doctor_says_what_a_job_is_made_of_and_needs(call, job):
         ("data.test.reader={name: parquet, path: /nowhere}", "/nowhere: no such file or folder"),
         ("consistency.depth_normals.relation=dn", "unknown relation 'dn'"),
         ("mediator.data=tset", "no dataset 'tset'"),
-        ("checkpoint.path=nothing://x", "checkpoint.path: cannot open"),
+        ("checkpoint.path=nothing://x", "checkpoint.path: nothing://x: cannot be opened"),
         ("tasks.depth.task.loss=l5", "unknown loss 'l5'"),
     ],
 )
