@@ -38,7 +38,7 @@ class InputError(TaskrayError):
 class TrainingError(TaskrayError):
     """A task stopped: which task, at which step, and why.
 
-    It holds only strings and integers, so that it can be pickled between processes.
+    It contains only strings and integers, so that it can be pickled between processes.
     """
 
     def __init__(self, task: str, step: int, reason: str) -> None:

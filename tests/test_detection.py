@@ -280,10 +280,10 @@ def test_one_network_detects_on_every_frame_of_a_row() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"classes": []}, "task.classes: expected at least 1"),
+        ({"classes": []}, r"task.classes: got \[\], expected at least 1"),
         ({"classes": [{"unmatched": 0.7}]}, "unmatched: got 0.7, expected at most matched, 0.6"),
         ({"classes": [{"length": 4}]}, "length: unknown key"),
-        ({"max_overlap": 1.5}, "task.max_overlap: expected at most 1"),
+        ({"max_overlap": 1.5}, "task.max_overlap: got 1.5, expected at most 1"),
     ],
 )
 def test_what_a_job_has_wrong_is_one_line(arguments: dict[str, Any], message: str) -> None:

@@ -86,7 +86,7 @@ def test_a_job_describes_the_heads_as_it_describes_tasks() -> None:
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ({}, r"task\.heads: expected at least 1"),
+        ({}, r"task\.heads: got \{\}, expected at least 1"),
         ({"depth": "dept"}, r"task\.heads\.depth: unknown task 'dept'; did you mean 'depth'"),
         ({"a": {"name": "depth", "los": 1}}, r"task\.heads\.a\.los: unknown key"),
         ({"a.b": "depth"}, r"task\.heads"),

@@ -60,9 +60,6 @@ def first_problem(error: ValidationError, annotation: Any, prefix: str = "") -> 
     # a misspelt key first: it is the reason why the right one is missing
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
     message = problem["msg"].removeprefix("Value error, ")
-    if message.startswith("@"):  # "@key@text": a validator that names the key
-        _, key, text = message.split("@", 2)
-        return key, text
     keys, place = _walk(annotation, problem["loc"])
     where = ".".join([prefix, *keys] if prefix else keys)
     match problem["type"]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from taskray.errors import InputError
 from taskray.job import plugins
 from taskray.job.config import NonNegative, Positive, Settings, parse, read_yaml, refuse_one_folder
 from taskray.record.formatting import describe
@@ -107,22 +108,22 @@ class StudyConfig(Settings):
         }
         for where, paths in changes.items():
             for path in OF_EACH_RUN.keys() & paths.keys():
-                raise ValueError(f"@{where}.{path}@{OF_EACH_RUN[path]}")
+                raise InputError(f"{where}.{path}", OF_EACH_RUN[path])
         if self.delta_m and self.delta_m.baseline not in self.variants:
             hint = plugins.nearest(self.delta_m.baseline, list(self.variants))
-            raise ValueError(f"@delta_m.baseline@no such variant; {hint}")
+            raise InputError("delta_m.baseline", f"no such variant; {hint}")
         for variant, row in (self.paper.rows if self.paper else {}).items():
             if variant not in self.variants:
                 hint = plugins.nearest(variant, list(self.variants))
-                raise ValueError(f"@paper.rows.{variant}@no such variant; {hint}")
+                raise InputError(f"paper.rows.{variant}", f"no such variant; {hint}")
             for metric in row:
                 if metric not in self.columns:
                     hint = plugins.nearest(metric, self.columns)
-                    raise ValueError(f"@paper.rows.{variant}.{metric}@not in 'metrics'; {hint}")
+                    raise InputError(f"paper.rows.{variant}.{metric}", f"not in 'metrics'; {hint}")
         seeds = self.seeds
         if isinstance(seeds, list) and len({*seeds}) < len(seeds):
             twice = next(s for s in seeds if seeds.count(s) > 1)
-            raise ValueError(f"@seeds@duplicate seed {twice}")
+            raise InputError("seeds", f"duplicate seed {twice}")
         return self
 
     def seed_list(self, count: int | None = None) -> list[int]:
@@ -214,11 +215,11 @@ class SpaceConfig(Settings):
     def _kinds_fit_the_search(self) -> SpaceConfig:
         for path, parameter in self.parameters.items():
             if self.search == "grid" and not (parameter.grid or parameter.choice):
-                raise ValueError(
-                    f"@parameters.{path}@expected 'grid' or 'choice' for a grid search"
+                raise InputError(
+                    f"parameters.{path}", "expected 'grid' or 'choice' for a grid search"
                 )
             if self.search == "optuna" and parameter.grid:
-                raise ValueError(f"@parameters.{path}@got 'grid', expected 'choice' for optuna")
+                raise InputError(f"parameters.{path}", "got 'grid', expected 'choice' for optuna")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The cache of converted datasets: where each is kept, under which name, and who may build it.
+"""The cache of converted datasets: the folder of each, its name, and the lock to build it.
 
 The name contains a hash of everything that the conversion depends on, so other settings are
 another folder. A lock keeps two processes from building the same dataset.
