@@ -27,7 +27,7 @@ class InputError(TaskrayError):
 
     exit_code = 2
 
-    def __init__(self, key: str, text: str = "") -> None:
+    def __init__(self, key: str, text: str) -> None:
         super().__init__(key, text)  # both, because an exception is unpickled from its arguments
         self.key, self.text = key, text
 

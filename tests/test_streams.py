@@ -471,7 +471,7 @@ def test_two_batches_are_assembled_ahead_and_no_more() -> None:
 def test_the_consumer_gets_what_the_background_raises() -> None:
     def items() -> Iterator[int]:
         yield 1
-        raise InputError("file x: broken")
+        raise InputError("file x", "broken")
 
     prefetcher = Prefetcher(items, depth=2, name="test")
     assert next(prefetcher) == 1

@@ -34,11 +34,11 @@ def plan(job: Job, available: dict[str, float]) -> dict[str, Share]:
     asked_cpus = sum(t.cpus or 0 for t in job.tasks.values())
     asked_gpus = sum(t.gpus for t in job.tasks.values())
     if asked_gpus > gpus:
-        raise InputError(f"tasks.*.gpus: {asked_gpus:g} GPUs asked for, Ray has {gpus:g}")
+        raise InputError("tasks.*.gpus", f"{asked_gpus:g} GPUs asked for, Ray has {gpus:g}")
     streams = any(d.materialize == "never" for d in job.data.values())
     if asked_cpus > cpus - (1 if streams else 0):
         left = ", and one is needed to stream data" if streams else ""
-        raise InputError(f"tasks.*.cpus: {asked_cpus:g} CPUs asked for, Ray has {cpus:g}{left}")
+        raise InputError("tasks.*.cpus", f"{asked_cpus:g} CPUs asked for, Ray has {cpus:g}{left}")
     open_tasks = [n for n, t in job.tasks.items() if t.cpus is None]
     one_each = asked_cpus + len(open_tasks) <= cpus - 1
     fair = max(1, math.floor((os.cpu_count() or 1) / len(job.tasks)))

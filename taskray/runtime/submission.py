@@ -64,16 +64,18 @@ def agree_on_token(url: str) -> None:
     if status in (401, 403):
         if mode not in ("", "token"):
             raise InputError(
-                f"--address {url}: the cluster asks for a token, but {environment.MODE}={mode} here"
+                f"--address {url}",
+                f"the cluster asks for a token, but {environment.MODE}={mode} here",
             )
         if not environment.has_token():
             raise InputError(
-                f"--address {url}: the cluster asks for a token; put it into {environment.TOKEN} "
-                "or ~/.ray/auth_token (on the cluster: ray get-auth-token)"
+                f"--address {url}",
+                f"the cluster asks for a token; put it into {environment.TOKEN} "
+                "or ~/.ray/auth_token (on the cluster: ray get-auth-token)",
             )
         os.environ[environment.MODE] = "token"
     elif status != 200:
-        raise InputError(f"--address {url}: expected Ray's dashboard, got HTTP status {status}")
+        raise InputError(f"--address {url}", f"expected Ray's dashboard, got HTTP status {status}")
 
 
 def _status(url: str) -> int:
@@ -85,7 +87,7 @@ def _status(url: str) -> int:
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or one_line(error)
         raise InputError(
-            f"--address {url.removesuffix(VERSION)}: no cluster answers: {reason}"
+            f"--address {url.removesuffix(VERSION)}", f"no cluster answers: {reason}"
         ) from None
 
 
@@ -104,11 +106,12 @@ def connect(url: str) -> Any:
         return JobSubmissionClient(url)
     except ray.exceptions.AuthenticationError:
         raise InputError(
-            f"--address {url}: the cluster does not take our token; put its own into "
-            f"{environment.TOKEN} or ~/.ray/auth_token (on the cluster: ray get-auth-token)"
+            f"--address {url}",
+            f"the cluster does not take our token; put its own into "
+            f"{environment.TOKEN} or ~/.ray/auth_token (on the cluster: ray get-auth-token)",
         ) from None
     except (OSError, RuntimeError) as error:
-        raise InputError(f"--address {url}: {one_line(error)}") from None
+        raise InputError(f"--address {url}", one_line(error)) from None
 
 
 def submit(

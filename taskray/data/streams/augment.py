@@ -84,7 +84,7 @@ def _flip(tensors: dict[str, Tensor], column: str) -> Tensor:
         mirror = values.new_tensor([-1.0, 1.0, 1.0, 1.0])
         return values * mirror[:, None] * mirror
     if quantity not in QUANTITIES or "W" not in QUANTITIES[quantity].shape:
-        raise InputError(f"augment.flip: column {column!r} has no mirror image; expected false")
+        raise InputError("augment.flip", f"column {column!r} has no mirror image; expected false")
     flipped = values.flip(-1)
     if quantity in ("normals", "object_motion", "object_motion_back"):
         flipped[:, 0] *= -1

@@ -80,8 +80,9 @@ class CorruptRows:
         if len(self) > self._info.max_corrupt_rows or len(self._reasons) >= self._info.num_rows:
             first = next(iter(self._reasons.values()))
             raise InputError(
-                f"dataset {self._info.name!r}: {len(self)} rows cannot be read, allowed are "
-                f"{self._info.max_corrupt_rows} (max_corrupt_rows); the first: {first}"
+                f"dataset {self._info.name!r}",
+                f"{len(self)} rows cannot be read, allowed are "
+                f"{self._info.max_corrupt_rows} (max_corrupt_rows); the first: {first}",
             )
         return False
 
@@ -97,7 +98,7 @@ def checked_columns(info: DatasetInfo, columns: Sequence[str]) -> list[str]:
     for column in columns:
         if column not in info.layout:
             raise InputError(
-                f"dataset {info.name!r}: column {column!r} was not opened; "
-                f"opened were {', '.join(info.layout)}"
+                f"dataset {info.name!r}",
+                f"column {column!r} was not opened; opened were {', '.join(info.layout)}",
             )
     return list(columns)
