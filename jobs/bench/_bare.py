@@ -45,9 +45,9 @@ class BareLoop:
         self.parameters = list(trainer.learned.parameters())
         self.relations = [(r.relation, r.weight(job.steps)) for r in trainer.relations]
         self.random = torch.Generator().manual_seed(0)
-        assert trainer.dedicated is not None
         assert trainer.mediator is not None
-        self.labelled = [trainer.dedicated.next() for _ in range(num_batches)]
+        (labels,) = trainer.dedicated
+        self.labelled = [labels.next() for _ in range(num_batches)]
         self.unlabelled = [trainer.mediator.next() for _ in range(num_batches)]
         trainer.close()
         others = [_trainer(job, other, data, nowhere) for other in job.tasks if other != name]
