@@ -154,6 +154,7 @@ def trainer(
     module: nn.Module | None = None,
     weighting: Weighting | None = None,
     scale: float | None = None,
+    start_step: int = 0,
     staleness: StalenessConfig | None = None,
     **task: Any,
 ) -> Trainer:
@@ -166,6 +167,7 @@ def trainer(
     (agree,) = build_relations(job, "depth", depth)
     relation = relation or agree.relation
     scale = agree.scale if scale is None else scale
+    config = agree.config.model_copy(update={"start_step": start_step})
     network = nn.Conv2d(3, 1, 1) if module is None else module
     return Trainer(
         "depth",
@@ -173,19 +175,17 @@ def trainer(
         depth,
         Learned(network, {"agree": relation}, weighting or Sum()),
         seed=0,
-        relations=[WeightedRelation("agree", relation, agree.config, scale)],
+        relations=[WeightedRelation("agree", relation, config, scale)],
         published=("depth",),
-        dedicated=Frames(depth=torch.full((2, 1, 8, 12), 3.0)) if labelled else None,
+        dedicated=[Frames(depth=torch.full((2, 1, 8, 12), 3.0))] if labelled else [],
         mediator=Frames(),
         peers=peers,
     )
 
 
 def on_labels_alone() -> Trainer:
-    """The same task without relations."""
-    loop = trainer(Scripted(no_normals()))
-    loop.relations = ()
-    return loop
+    """The same task before its relation begins."""
+    return trainer(Scripted(no_normals()), start_step=100)
 
 
 def fresh_normals(staleness: int = 3) -> PeerPredictions:
@@ -224,9 +224,7 @@ def test_a_task_without_labels_spends_every_step_on_the_mediator() -> None:
 
 
 def test_a_relation_that_has_not_begun_leaves_the_steps_to_the_labels() -> None:
-    loop = trainer(Scripted(fresh_normals()))
-    config = loop.relations[0].config.model_copy(update={"start_step": 6})
-    loop.relations = [WeightedRelation("agree", loop.relations[0].relation, config)]
+    loop = trainer(Scripted(fresh_normals()), start_step=6)
     totals = loop.train(12).totals
     assert (totals.supervised_steps, totals.consistency_steps) == (9, 3)
 
@@ -241,6 +239,18 @@ def test_a_step_has_two_halves_and_the_first_ends_with_the_publication() -> None
     assert next(step, "the end") == "the end"
     assert [name for name, *_ in peers.calls] == ["ask", "publish", "collect", "ask"]
     assert (loop.steps_made, peers.steps) == (1, [1])
+
+
+def test_a_supervised_step_takes_a_batch_of_every_labelled_dataset() -> None:
+    loop = trainer(Scripted(fresh_normals()), start_step=100)
+    near, far = (Frames(depth=torch.full((2, 1, 8, 12), metres)) for metres in (2.0, 9.0))
+    loop.dedicated = [near, far]
+    state = loop.state_dict()
+    loop.train(3)
+    assert (near.drawn, far.drawn) == (3, 3)
+    assert loop.state_dict()["dedicated"] == [{"drawn": 3}, {"drawn": 3}]
+    loop.load_state_dict(state)
+    assert (near.drawn, far.drawn) == (0, 0)
 
 
 # Asking
@@ -335,7 +345,7 @@ def test_without_labels_a_step_without_a_peer_publishes_and_learns_nothing() -> 
 def test_a_task_that_gives_its_relations_no_weight_learns_from_its_labels_and_publishes() -> None:
     peers = Scripted(fresh_normals())
     loop = trainer(peers, scale=0.0)
-    assert loop.teacher_only
+    assert loop.alternation.teacher_only
     alone = on_labels_alone()
     totals = loop.train(12).totals
     alone.train(12)
@@ -455,7 +465,7 @@ def test_a_batch_that_was_asked_about_and_not_used_comes_again() -> None:
 def test_an_error_names_task_step_and_cause() -> None:
     loop = trainer(Scripted(fresh_normals()))
     loop.train(3)
-    loop.dedicated.tensors["depth"] = torch.full((2, 1, 3, 3), 3.0)
+    loop.dedicated[0].tensors["depth"] = torch.full((2, 1, 3, 3), 3.0)
     with pytest.raises(TrainingError, match=r"task 'depth' failed at step 4: \w+Error: ") as error:
         loop.train(3)
     assert (error.value.task, error.value.step) == ("depth", 4)
@@ -463,7 +473,7 @@ def test_an_error_names_task_step_and_cause() -> None:
 
 def test_a_gradient_that_is_not_finite_stops_the_task_before_the_update() -> None:
     loop = trainer(Scripted(fresh_normals()))
-    loop.dedicated.tensors["image"] = torch.full((2, 3, 8, 12), math.inf)
+    loop.dedicated[0].tensors["image"] = torch.full((2, 3, 8, 12), math.inf)
     before = parameters(loop)
     with pytest.raises(TrainingError, match="is not finite"):
         loop.train(1)

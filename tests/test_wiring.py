@@ -67,8 +67,8 @@ def test_a_task_reads_of_the_mediator_what_its_network_and_its_relations_need() 
 
 def test_a_task_reads_its_own_labels_and_their_inputs() -> None:
     roles = wire(three_tasks()).roles
-    assert (roles["depth"].labels, roles["depth"].label_columns) == ("labelled", ("image", "depth"))
-    assert (roles["motion"].labels, roles["motion"].label_columns) == (None, ())
+    assert roles["depth"].labels == {"labelled": ("image", "depth")}
+    assert roles["motion"].labels == {}
 
 
 def test_a_role_knows_how_often_its_task_visits_the_mediator_and_whether_it_blocks() -> None:
@@ -120,8 +120,8 @@ def test_the_runtime_asks_the_roster_and_not_the_job() -> None:
     """A task that is not in the job takes part as soon as the roster has its role."""
     wiring = wire(three_tasks())
     stereo = Role(
-        publishes=("depth",), wants={}, reads=("image_2",), labels="stereo",
-        label_columns=("disparity",), steps=9, frozen=False, learns_from_peers=False,
+        publishes=("depth",), wants={}, reads=("image_2",), labels={"stereo": ("disparity",)},
+        steps=9, frozen=False, learns_from_peers=False,
         steps_per_visit=2.0,
     )  # fmt: skip
     larger = Wiring({**wiring.roles, "stereo": stereo}, wiring.mediator)
@@ -154,7 +154,13 @@ def test_a_task_that_gives_its_relations_no_weight_publishes_and_learns_nothing(
 def test_a_frozen_task_wants_nothing_and_makes_no_step() -> None:
     wiring = wire(three_tasks("tasks.motion.frozen=true", "tasks.motion.checkpoint=somewhere"))
     motion = wiring.roles["motion"]
-    assert (motion.steps, motion.frozen, motion.labels, dict(motion.wants)) == (0, True, None, {})
+    assert (motion.steps, motion.frozen) == (0, True)
+    assert (dict(motion.labels), dict(motion.wants)) == ({}, {})
+        0,
+        True,
+        {},
+        {},
+    )
     assert motion.publishes == MOTION
     assert not motion.blocks_on_miss
     assert not wiring.blocks
