@@ -156,11 +156,6 @@ def test_a_frozen_task_wants_nothing_and_makes_no_step() -> None:
     motion = wiring.roles["motion"]
     assert (motion.steps, motion.frozen) == (0, True)
     assert (dict(motion.labels), dict(motion.wants)) == ({}, {})
-        0,
-        True,
-        {},
-        {},
-    )
     assert motion.publishes == MOTION
     assert not motion.blocks_on_miss
     assert not wiring.blocks
