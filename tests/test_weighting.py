@@ -144,7 +144,7 @@ def test_a_resumed_task_goes_on_with_its_learned_relation_and_its_weighting() ->
     second.load_state_dict(first.state_dict())
     second.train(12)
     weights = straight.learned.weights()
-    assert {"relations.agree.distance", "weighting.s", "weighting.steps"} < set(weights)
+    assert {"relation:agree.distance", "weighting:s", "weighting:steps"} < set(weights)
     for name, value in second.learned.weights().items():
         assert torch.equal(value, weights[name]), name
 
@@ -159,8 +159,8 @@ def test_a_job_names_a_learned_relation_and_a_weighting_by_import_path() -> None
     job = tiny_job(*LEARNED)
     task = build_task(job, "depth")
     learned = build_learned(job, "depth", task, build_relations(job, "depth", task))
-    assert float(learned.weights()["relations.offset.distance"]) == 2.0
-    assert float(learned.weights()["weighting.s"]) == 0.5
+    assert float(learned.weights()["relation:offset.distance"]) == 2.0
+    assert float(learned.weights()["weighting:s"]) == 0.5
     assert isinstance(build_learned(job, "normals", build_task(job, "normals"), []).weighting, Sum)
 
 
@@ -174,15 +174,15 @@ def test_a_run_writes_and_resumes_all_that_its_tasks_learn(tmp_path: Path) -> No
     run(tiny_job("steps=10", *LEARNED), tmp_path, inline=True)
     checkpoint = CheckpointStore(tmp_path / "checkpoints").latest("depth")
     assert checkpoint is not None
-    assert int(checkpoint.weights["weighting.steps"]) == 10
-    assert float(checkpoint.weights["relations.offset.distance"]) != 2.0
+    assert int(checkpoint.weights["weighting:steps"]) == 10
+    assert float(checkpoint.weights["relation:offset.distance"]) != 2.0
     result = run(tiny_job("steps=16", *LEARNED), tmp_path, inline=True)
     assert {name: task["steps"] for name, task in result["tasks"].items()} == {
         "depth": 16, "normals": 16
     }  # fmt: skip
     after = CheckpointStore(tmp_path / "checkpoints").latest("depth")
     assert after is not None
-    assert int(after.weights["weighting.steps"]) == 16
+    assert int(after.weights["weighting:steps"]) == 16
     job = tiny_job(*LEARNED)
     alone = build_model(job, "depth", build_task(job, "depth"))
     load_into(alone, after)  # as evaluation and forward servers do

@@ -131,7 +131,8 @@ class PredictionCache:
             found = answer.result(self.bound.wait_seconds)
         except FutureTimeout:
             with self._lock:
-                self.expire(question.consumer)
+                if not answer.done():
+                    self.expire(question.consumer)
             found = answer.result()
         with self._lock:
             return found and handed_out(found, self.transport, host)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from taskray.relations.relation import Relation
 from taskray.weighting.weighting import Weighting
 
-RELATIONS, WEIGHTING = "relations.", "weighting."
-"""What the names of their weights begin with in a checkpoint; those of the network have no such
-beginning, so a network alone reads the checkpoint of a task without learned relations."""
+RELATION, WEIGHTING = "relation:", "weighting:"
+"""What the names of their weights begin with in a checkpoint. Those of the network have no such
+beginning, so a network alone can read the checkpoint of a task with learned relations."""
 
 
 class Learned(nn.Module):
@@ -29,21 +29,25 @@ class Learned(nn.Module):
         super().__init__()
         self.network, self.weighting = network, weighting
         learned = {n: r for n, r in relations.items() if isinstance(r, nn.Module)}
-        self.relations = nn.ModuleDict(learned)
+        self.relations = nn.ModuleList(learned.values())
+        self._parts = {"": network, WEIGHTING: weighting}
+        self._parts |= {f"{RELATION}{name}.": relation for name, relation in learned.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by their names in a checkpoint."""
         return {
-            **self.network.state_dict(),
-            **{RELATIONS + name: value for name, value in self.relations.state_dict().items()},
-            **{WEIGHTING + name: value for name, value in self.weighting.state_dict().items()},
+            prefix + name: value
+            for prefix, part in self._parts.items()
+            for name, value in part.state_dict().items()
         }
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take the weights of a checkpoint, whose names and shapes must be those of
         :meth:`weights`."""
-        own = {k: v for k, v in weights.items() if not k.startswith((RELATIONS, WEIGHTING))}
-        self.network.load_state_dict(own)
-        for prefix, module in ((RELATIONS, self.relations), (WEIGHTING, self.weighting)):
-            part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-            module.load_state_dict(part)
+        for prefix, part in self._parts.items():
+            part.load_state_dict({name: weights[prefix + name] for name in part.state_dict()})
+
+
+def of_network(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a checkpoint's weights those of the network."""
+    return {k: v for k, v in weights.items() if not k.startswith((RELATION, WEIGHTING))}

@@ -177,7 +177,10 @@ class Trainer:
             self.task.check_batch(batch.tensors)
             batch = augment(batch, self.config.augment, self.random, labelled=True)
             batch = self.network.to_device(batch)
-            losses |= self.task.loss(self.network.predict(batch), batch.tensors)
+            terms = self.task.loss(self.network.predict(batch), batch.tensors)
+            if twice := terms.keys() & losses.keys():
+                raise TaskrayError(f"two labelled datasets give the loss {min(twice)!r}")
+            losses |= terms
         if not losses:
             raise TaskrayError("no labels and no consistency: nothing to train on")
         for term, value in losses.items():

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from taskray.errors import InputError, one_line
 from taskray.files import atomic_write
 from taskray.job.config import read_yaml
-from taskray.loop.learned import RELATIONS, WEIGHTING, Learned
+from taskray.loop.learned import Learned, of_network
 
 MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 JOB = "config.yaml"
@@ -239,7 +239,7 @@ def load_into(model: nn.Module | Learned, checkpoint: Checkpoint) -> None:
     takes its own, and leaves those of relations and a weighting."""
     own, weights = weights_of(model), checkpoint.weights
     if not isinstance(model, Learned):
-        weights = {k: v for k, v in weights.items() if not k.startswith((RELATIONS, WEIGHTING))}
+        weights = of_network(weights)
     for name in sorted(own.keys() ^ weights.keys()):
         side = "lacks" if name in own else "has an unknown"
         raise InputError(
