@@ -156,10 +156,10 @@ def test_the_checkpoint_of_a_task_has_the_weights_of_its_relations_and_its_weigh
     weights = store.latest("depth").weights
     assert set(weights) == {
         *network().state_dict(),
-        "relations.bent.lens.weight",
-        "relations.bent.lens.bias",
-        "relations.bent.uses",
-        "weighting.log_variance",
+        "relation:bent.lens.weight",
+        "relation:bent.lens.bias",
+        "relation:bent.uses",
+        "weighting:log_variance",
     }
     other = learned(0.0)
     load_into(other, store.latest("depth"))
@@ -182,10 +182,10 @@ def test_without_learned_relations_a_task_has_the_checkpoint_of_its_network_alon
 
 def test_a_checkpoint_without_the_weights_of_a_learned_relation_is_refused(store):
     store.save("depth", 10, network(), state(10))
-    with pytest.raises(InputError, match=r"the file lacks weight 'relations\.bent\.lens\.bias'"):
+    with pytest.raises(InputError, match=r"the file lacks weight 'relation:bent\.lens\.bias'"):
         load_into(learned(0.0), store.latest("depth"))
     store.save("depth", 20, learned(0.0), state(20))
-    with pytest.raises(InputError, match=r"an unknown weight 'relations\.bent\.lens\.bias'"):
+    with pytest.raises(InputError, match=r"an unknown weight 'relation:bent\.lens\.bias'"):
         load_into(Learned(network(), {}, Sum()), store.latest("depth"))
 
 
