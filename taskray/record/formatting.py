@@ -116,7 +116,7 @@ METRICS: dict[str, MetricInfo] = {
         _error("refused", "Refused", decimals=0),
         _fact("evictions", "Evictions", decimals=0),
         _fact("look_ups", "Look-ups", decimals=0),
-        _error("waits_given_up", "Waits given up", decimals=0),
+        _error("timed_out", "Waits that timed out", decimals=0),
     )
 }
 """Every known metric, in the order in which tables show them."""
