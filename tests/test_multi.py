@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from collectives import Watch, run
 from predicting import predict
 from scenes import world_pairs
 from torch import Tensor
@@ -215,3 +217,47 @@ def test_a_relation_checks_the_heads_as_it_checks_tasks() -> None:
     )
     with pytest.raises(InputError, match=r"movable: the classes of 'world'.* 'scene\.classes'"):
         wire(job)
+
+
+def two_datasets(dedicated: dict[str, str]) -> Job:
+    reader = {"name": "world", "height": 32, "width": 48, "num_samples": 8}
+    return Job.model_validate(
+        {
+            "name": "job",
+            "steps": 4,
+            "data": {
+                "near": {"reader": {**reader, "domain": "sim"}},
+                "far": {"reader": {**reader, "domain": "sim", "split": "test"}},
+            },
+            "tasks": {
+                "scene": {
+                    "task": {"name": "multi", "heads": {"depth": "depth", "normals": "normals"}},
+                    "dedicated": dedicated,
+                    "batch_size": 2,
+                    "model": {"name": "unet", "base": 8, "depth": 2},
+                }
+            },
+            "evaluation": {"data": {"far": "far"}},
+        }
+    )
+
+
+def test_of_a_dataset_that_is_named_for_a_head_only_its_labels_are_read() -> None:
+    role = wire(two_datasets({"depth": "near", "normals": "far"})).roles["scene"]
+    assert role.labels == {"near": ("image", "depth"), "far": ("image", "normals")}
+    shared = wire(two_datasets({"depth": "near", "normals": "near"})).roles["scene"]
+    assert shared.labels == {"near": ("image", "depth", "normals")}
+    with pytest.raises(InputError, match=r"tasks\.scene\.dedicated\.edges: no such head, expected"):
+        wire(two_datasets({"edges": "near"}))
+
+
+def test_a_step_learns_from_a_batch_of_each_heads_dataset(tmp_path: Path) -> None:
+    watch = Watch()
+    result = run(two_datasets({"depth": "near", "normals": "far"}), tmp_path, watch, inline=True)
+    (report,) = [report for _, report in watch.reports]
+    assert {"loss/depth/mse", "loss/normals/cosine", "loss/supervised"} <= report.values.keys()
+    assert result["tasks"]["scene"]["supervised_steps"] == 4
+    assert {"abs_rel", "mean_deg"} <= result["tasks"]["scene"]["metrics"].keys()
+    alone = run(two_datasets({"depth": "near"}), tmp_path / "alone", other := Watch(), inline=True)
+    assert "loss/normals/cosine" not in other.reports[0][1].values
+    assert alone["status"] == "finished"
