@@ -35,6 +35,7 @@ from taskray.data.storage.source import (
 from taskray.data.storage.store import cache_dir, folder_of, prepare
 from taskray.data.streams.augment import augment
 from taskray.data.streams.batch import Batch
+from taskray.data.streams.order import Place
 from taskray.errors import InputError
 from taskray.files import lock_folder
 from taskray.job.config import AugmentConfig, DataConfig
@@ -589,14 +590,14 @@ def labelled_batch(size: int = 64) -> Batch:
             "object_motion": draw(3, 6, 8),
         },
         id=5,
-        window=32,
+        place=Place(2, 5, 16),
     )
 
 
 def test_no_augmentation_leaves_a_batch_as_it_is() -> None:
     batch = labelled_batch()
     after = augment(batch, AugmentConfig(), torch.Generator(), labelled=True)
-    assert (after.id, after.window) == (5, 32)
+    assert (after.id, after.place) == (5, Place(2, 5, 16))
     assert all(torch.equal(after.tensors[c], v) for c, v in batch.tensors.items())
 
 
@@ -610,7 +611,7 @@ def test_photometric_augmentation_changes_the_image_alone() -> None:
         assert torch.equal(values, before[column])
         assert torch.equal(after.tensors[column], again.tensors[column])
         assert torch.equal(after.tensors[column], values) == (column != "image")
-    assert (after.id, after.window) == (5, 32)
+    assert (after.id, after.place) == (5, Place(2, 5, 16))
     assert after.tensors["image"].min() >= 0
     assert after.tensors["image"].max() <= 1
 

@@ -241,16 +241,22 @@ def test_a_step_has_two_halves_and_the_first_ends_with_the_publication() -> None
     assert (loop.steps_made, peers.steps) == (1, [1])
 
 
-def test_a_supervised_step_takes_a_batch_of_every_labelled_dataset() -> None:
+def test_the_position_in_every_labelled_dataset_is_part_of_the_state() -> None:
     loop = trainer(Scripted(fresh_normals()), start_step=100)
     near, far = (Frames(depth=torch.full((2, 1, 8, 12), metres)) for metres in (2.0, 9.0))
     loop.dedicated = [near, far]
     state = loop.state_dict()
-    loop.train(3)
-    assert (near.drawn, far.drawn) == (3, 3)
-    assert loop.state_dict()["dedicated"] == [{"drawn": 3}, {"drawn": 3}]
+    near.next(), far.next(), far.next()
+    assert loop.state_dict()["dedicated"] == [{"drawn": 1}, {"drawn": 2}]
     loop.load_state_dict(state)
     assert (near.drawn, far.drawn) == (0, 0)
+
+
+def test_a_loss_that_two_labelled_datasets_give_is_named() -> None:
+    loop = trainer(Scripted(fresh_normals()), start_step=100)
+    loop.dedicated = [Frames(depth=torch.full((2, 1, 8, 12), metres)) for metres in (2.0, 9.0)]
+    with pytest.raises(TrainingError, match="two labelled datasets give the loss 'log_mse'"):
+        loop.train(1)
 
 
 # Asking

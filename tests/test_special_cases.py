@@ -83,7 +83,7 @@ def test_without_any_labels_every_step_is_a_consistency_step(tmp_path: Path) -> 
 def test_dedicated_and_mediator_may_be_the_same_frames(tmp_path: Path) -> None:
     job = small("overlapping")
     assert job.mediator
-    assert {job.labels_of(task) for task in job.tasks} == {job.mediator.data}
+    assert {job.labels_of(task) for task in job.tasks} == {(job.mediator.data,)}
     result, watch = train(job, tmp_path)
     for name, task in result["tasks"].items():
         assert (task["supervised_steps"], task["consistency_steps"]) == (4, 4)
