@@ -64,8 +64,8 @@ def test_a_frozen_task_needs_a_checkpoint() -> None:
 def test_a_frozen_task_takes_no_steps_and_no_labels() -> None:
     job = frozen("somewhere", "tasks.normals.steps=7")
     assert job.steps_of("normals") == 0
-    assert job.labels_of("normals") is None
-    assert job.labels_of("depth") == "labelled"
+    assert job.labels_of("normals") == ()
+    assert job.labels_of("depth") == ("labelled",)
     assert tiny_job("tasks.normals.steps=7").steps_of("normals") == 7
 
 

@@ -61,7 +61,7 @@ BATCHES = 2
 CALLS = {100: 600, 1_000: 300, 16_000: 96}
 """Calls of all clients together in one phase, by size in kB."""
 QUICK = {
-    "sizes": [100, 1_000], "clients": [4], "repetitions": 1, "publishes": 400, "share": 0.1,
+    "sizes": [100, 1_000], "clients": [1], "repetitions": 1, "publishes": 400, "share": 0.1,
     "settle": 0.1,
 }  # fmt: skip
 Phase = tuple[float, float, list[float]]
@@ -223,13 +223,13 @@ def measure(size: int, count: int, settings: Any) -> dict[str, Any]:
 
 
 def measure_memory(settings: Any) -> dict[str, Any]:
-    """Publishes under a budget of 32 MB, by four clients with 0.1 MB each."""
+    """Publishes of 0.1 MB under a budget of 32 MB, by at most four clients."""
     import ray
 
     cache = new_cache(32_000_000)
     pid = ray.get(cache.__ray_call__.remote(lambda self: os.getpid()))
     host = ray.get(cache.__ray_call__.remote(lambda self: self.transport.host))
-    clients = Clients(cache, 4, 100)
+    clients = Clients(cache, min(4, max(settings.clients)), 100)
     samples = []
     for tenth in range(10):
         speed, _ = clients.phase("publish", settings.publishes // 10, batches=1000)

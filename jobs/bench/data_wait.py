@@ -42,7 +42,14 @@ from rich.console import Console
 from taskray.job.config import Job
 from taskray.run.datasets import Opener, prepare_datasets
 
-QUICK = {"steps": 80, "warmup": 20, "samples": 128, "mediator": 64, "small": True}
+QUICK = {
+    "steps": 80,
+    "warmup": 20,
+    "samples": 128,
+    "mediator": 64,
+    "small": True,
+    "modes": "streamed",
+}
 MODES = {"materialised": "always", "streamed": "never"}
 
 

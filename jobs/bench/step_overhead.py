@@ -55,7 +55,10 @@ from _running import Running, cpu_of, ends, others_cpu, rate
 
 from taskray.job.config import Job
 
-QUICK = {"window": 1.5, "repetitions": 1, "chunk": 5, "samples": 64, "small": True, "lead": 0.3}
+QUICK = {
+    "window": 1.5, "repetitions": 1, "chunk": 5, "samples": 64, "small": True, "lead": 0.3,
+    "modes": "exchange",
+}  # fmt: skip
 MODES = ("supervised", "exchange")
 
 

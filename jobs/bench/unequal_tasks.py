@@ -48,6 +48,7 @@ PAIRS = ("equal", "unequal")
 LIGHT, HEAVY = "depth", "normals"
 QUICK = {
     "window": 1.0, "repetitions": 1, "lead": 0.2, "samples": 32, "chunk": 5, "small": True,
+    "modes": "asynchronous",
 }  # fmt: skip
 
 Rates = dict[str, dict[str, float]]
@@ -101,12 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--chunk", type=int, default=10, help="steps between two reports")
     options.add_argument("--samples", type=int, default=128, help="frames of each dataset")
     options.add_argument("--members", type=int, default=3, help="networks of the heavy one")
+    options.add_argument("--modes", default=",".join(MODES), help="which of the two")
     options.add_argument("--small", action="store_true", help="small frames and networks")
     settings = parse(options, arguments, QUICK)
-    rates: dict[str, list[Rates]] = {mode: [] for mode in MODES}
+    rates: dict[str, list[Rates]] = {mode: [] for mode in settings.modes.split(",")}
     with own_ray() as folder, ExitStack() as stack:
         running = {}
-        for mode in MODES:
+        for mode in rates:
             for pair in PAIRS:
                 job = make_job(mode, pair, settings)
                 one = stack.enter_context(Running(job, folder / job.name))
@@ -115,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 say(f"{job.name} is warm")
                 running[mode, pair] = one
         for number in range(settings.repetitions):
-            for mode in MODES:
+            for mode in rates:
                 now: Rates = {}
                 for pair in PAIRS if number % 2 == 0 else reversed(PAIRS):
                     one = running[mode, pair]
