@@ -53,7 +53,10 @@ SCHEMES = {
     "server_reuse": ("runtime.publisher=forward_server", "forward_server.reuse=true"),
     "server": ("runtime.publisher=forward_server", "forward_server.reuse=false"),
 }
-QUICK = {"tasks": [2], "window": 1.0, "repetitions": 1, "lead": 0.2, "frames": 64}
+QUICK = {
+    "tasks": [2], "window": 1.0, "repetitions": 1, "lead": 0.2, "frames": 64,
+    "schemes": "trainer,server",
+}  # fmt: skip
 
 
 def make_job(scheme: str, num_tasks: int, settings: Any) -> Job:
@@ -84,11 +87,12 @@ def forwards(running: Running) -> tuple[int, int]:
 
 
 def measure(num_tasks: int, settings: Any, folder: Path) -> dict[str, Any]:
-    speeds: dict[str, list[float]] = {scheme: [] for scheme in SCHEMES}
-    passes: dict[str, list[float]] = {scheme: [] for scheme in SCHEMES}
+    names = settings.schemes.split(",")
+    speeds: dict[str, list[float]] = {scheme: [] for scheme in names}
+    passes: dict[str, list[float]] = {scheme: [] for scheme in names}
     with ExitStack() as stack:
         running = {}
-        for scheme in SCHEMES:
+        for scheme in names:
             job = make_job(scheme, num_tasks, settings)
             running[scheme] = stack.enter_context(Running(job, folder / job.name))
             running[scheme].start(shared_data(job))
@@ -111,7 +115,7 @@ def measure(num_tasks: int, settings: Any, folder: Path) -> dict[str, Any]:
                 a / b for a, b in zip(speeds[scheme], speeds["trainer"], strict=True)
             ),
         }
-        for scheme in SCHEMES
+        for scheme in names
     }
     say(f"{num_tasks} tasks: {schemes}")
     return {"edges": 2 * (num_tasks // 2) * ((num_tasks + 1) // 2), **schemes}
@@ -120,6 +124,7 @@ def measure(num_tasks: int, settings: Any, folder: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--tasks", type=numbers, default=[2, 3, 6], help="numbers of tasks")
+    options.add_argument("--schemes", default=",".join(SCHEMES), help="trainer and others")
     options.add_argument("--window", type=float, default=6.0, help="seconds of each window")
     options.add_argument("--lead", type=float, default=1.0, help="seconds of a window left out")
     options.add_argument("--repetitions", type=int, default=3)
