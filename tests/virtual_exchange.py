@@ -23,8 +23,8 @@ from taskray.exchange.transport import ByValue
 from taskray.job.config import MediatorConfig, StalenessConfig
 
 ARRAY = np.zeros((1, 1), np.float16)
-LONG_STEP = 0.1
-"""As ``runtime.peers.LONG_STEP``."""
+LONG_STEP, OLD_ANSWER = 0.1, 0.25
+"""As in ``runtime.peers``, which imports Ray."""
 
 
 class Rows(MemorySource):
@@ -127,6 +127,9 @@ class RealExchange:
     def sends_now(self, task: str) -> bool:
         return self.sends_at_once or self.clock() - self._asked_at.get(task, 0.0) > LONG_STEP
 
+    def asks_again(self, seconds: float) -> bool:
+        return self.setting.on_stale != "wait" and seconds > OLD_ANSWER
+
     def progress(self, task: str, step: int) -> None:
         self.cache.progress(task, step)
 
@@ -151,7 +154,11 @@ class RealExchange:
 
     def _replied(self, question: Question, answer: Answer) -> Reply:
         """Peers that predict on demand do so where they are missed."""
-        asked = [t for t, f in answer.found.items() if f.on_demand is not None and f.miss]
+        asked = [
+            t
+            for t, f in answer.found.items()
+            if f.on_demand is not None and (f.miss or f.staleness_steps > 0)
+        ]
         for task in asked:
             drawn = Drawn(question.place.window, question.batch, None)
             made = Made(task, drawn, answer.found[task].on_demand, self.clock())
@@ -159,7 +166,7 @@ class RealExchange:
         found = {**answer.found}
         again = self.cache.look_up.found(question)[0] if asked else {}
         found |= {task: again[task] for task in asked}
-        usable = {t: f.version.producer_step for t, f in found.items() if f.version and not f.miss}
+        usable = {t: f.version.produced_at for t, f in found.items() if f.version and not f.miss}
         return Reply(usable, frozenset(found) - frozenset(usable), answer.window)
 
 

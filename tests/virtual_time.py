@@ -127,8 +127,8 @@ class Made:
 class Reply:
     """The answer to a question."""
 
-    steps: Mapping[str, int]
-    """By peer whose prediction may be used: the step at which the peer made it."""
+    made_at: Mapping[str, float]
+    """By peer whose prediction may be used: when the peer made it."""
     missing: frozenset[str] = frozenset()
     """Peers of which no prediction may be used."""
     goal: Any = None
@@ -174,6 +174,10 @@ class Exchange(Protocol):
         ...
 
     def publish(self, made: Made) -> None: ...
+
+    def asks_again(self, seconds: float) -> bool:
+        """Whether an answer that is so old is asked for again before it is used."""
+        ...
 
     def progress(self, task: str, step: int) -> None: ...
 
@@ -240,7 +244,7 @@ class Meter:
 
     def staleness(self, peer: str) -> int:
         """The largest of what was used of a peer, in the peer's steps."""
-        return max((use.at_answer for use in self.uses if use.peer == peer), default=0)
+        return max((use.at_use for use in self.uses if use.peer == peer), default=0)
 
     def count(self, drawn: Drawn, reply: Reply, uses: list[Use]) -> None:
         """Take one consistency step into the counts."""
@@ -298,6 +302,9 @@ class FakeTask:
         self._before: dict[str, Any] = {}  # the position before it was drawn
         self._reply: Reply | None = None
         self._ages: dict[str, int] = {}  # of the predictions in the reply, when it came
+        self._replied_at = 0.0
+        self.steps_ever = 0  # made, those that it repeats after a death included
+        self._steps_at: dict[float, int] = {}  # when a prediction was made -> steps_ever
         self._outbox: list[Made] = []
         self._published = self._told = 0
         self._question = 0
@@ -345,6 +352,7 @@ class FakeTask:
                 share = 1.0 if self._consume(drawn) else max(FORWARD, self.setting.skipped)
                 yield cost * (share - FORWARD)
             self.step += 1
+            self.steps_ever += 1
             self._tell()
             self._save()
         for made in self._outbox:
@@ -358,6 +366,9 @@ class FakeTask:
     def _ask(self, use: int) -> None:
         self._before = self._stream.state_dict()
         self._drawn = self._stream.next()
+        self._send_question(self._drawn, use)
+
+    def _send_question(self, drawn: Drawn, use: int) -> None:
         self._reply = None
         self._question += 1
         self._told = self.step
@@ -367,15 +378,20 @@ class FakeTask:
             if number != self._question:  # it has died since
                 return
             tasks = self.collective.tasks
-            self._ages = {t: max(0, tasks[t].step - step) for t, step in reply.steps.items()}
-            self._reply = reply
+            self._ages = {t: tasks[t].age_of(made_at) for t, made_at in reply.made_at.items()}
+            self._reply, self._replied_at = reply, self.collective.clock.now
             if self._is_blocked:
                 self._is_blocked = False
                 self.collective.clock.after(0.0, self.resume)
 
-        self.exchange.ask(self.name, outbox, self._drawn, self.step, use, take)
+        self.exchange.ask(self.name, outbox, drawn, self.step, use, take)
+
+    def age_of(self, made_at: float) -> int:
+        """The steps that this task has made since it made a prediction."""
+        return self.steps_ever - self._steps_at.get(made_at, self.steps_ever)
 
     def _publish(self, made: Made) -> None:
+        self._steps_at[made.at] = self.steps_ever
         if self._reply is None or self.exchange.sends_now(self.name):
             self.exchange.publish(made)
         else:
@@ -400,12 +416,14 @@ class FakeTask:
 
     def _consume(self, drawn: Drawn) -> bool:
         """Use what was found; returns whether there was a prediction of any peer."""
+        if self.exchange.asks_again(self.collective.clock.now - self._replied_at):
+            self._send_question(drawn, self.step)
         reply, self._reply = self._reply, None
         assert reply is not None
         tasks = self.collective.tasks
         uses = [
-            Use(peer, self._ages[peer], max(0, tasks[peer].step - step))
-            for peer, step in reply.steps.items()
+            Use(peer, self._ages[peer], tasks[peer].age_of(made_at))
+            for peer, made_at in reply.made_at.items()
         ]
         self.meter.count(drawn, reply, uses)
         self._stream.follow(reply.goal)
@@ -498,8 +516,7 @@ def table(make_exchange: Callable[..., Exchange], ratios: tuple[float, ...] = (1
             for m in meters.values()
         ]
         stale = [
-            f"{meters[consumer].staleness(producer)}, "
-            f"{max((use.at_use for use in meters[consumer].uses), default=0)}"
+            str(meters[consumer].staleness(producer))
             for consumer, producer in (("slow", "fast"), ("fast", "slow"))
         ]
         bound = setting.bound(members["fast"])

@@ -11,7 +11,9 @@
 
 One wait rule: a question waits for a peer in training only while that peer has no fresh enough
 prediction on the batch *and* has not published at the question's place in the mediator's order or
-a later one. The task that is farthest behind never waits, so there is no deadlock.
+a later one. Of the tasks that have begun, the one that is farthest behind never waits, so there
+is no deadlock. A task that has not begun or not announced itself is waited for, too, for a limited
+time.
 
 The cache owns what it keeps (``transport``), so a crashed task's last predictions go on serving.
 This file is plain Python; ``runtime/placement.py`` makes the Ray actor of it.
@@ -60,14 +62,14 @@ class PredictionCache:
         self.bound, self.clock = bound or StalenessConfig(), clock
         self.transport = transport or CacheTransport()
         self.shelf = Shelf(max_bytes, self.transport)
-        visits, window_size = None, None
-        if mediator is not None and mediator.window != "all":
-            window_size = mediator.window
+        visits = None
+        windowed = mediator is not None and mediator.window != "all"
+        if mediator is not None and windowed:
             # in lock-step each task moves on by itself, after the same visits (MediatorOrder)
             visits = None if self.bound.synchronous else mediator.visits
         self.window = Window(visits)
         self.producers: dict[str, Producer] = {}
-        self.look_up = LookUp(self.producers, self.shelf, self.bound, window_size, clock)
+        self.look_up = LookUp(self.producers, self.shelf, self.bound, windowed, clock)
         self.waiting: dict[str, tuple[Question, Reply]] = {}
         self.timed_out: set[tuple[str, str]] = set()  # (consumer, peer that it waits for no more)
         self.counts: Counter[str] = Counter()
@@ -83,16 +85,19 @@ class PredictionCache:
             count = before.count if before else StepCount(new.step)
             count.resume(new.step)
             self.producers[new.task] = Producer(new, count)
-            if new.place is not None and new.trains:
-                self.window.visit(new.task, new.place, ())
+            if new.trains:
+                self.window.join(new.task, new.place)
             self._after_a_change()
             return Welcome(self.window.number, self.transport.host)
 
-    def progress(self, task: str, step: int) -> None:
-        """A task has come to ``step``, which is what staleness is measured against."""
+    def progress(self, task: str, step: int) -> bool:
+        """A task has come to ``step``, which is what staleness is measured against. False: this
+        cache was restarted and does not know the task."""
         with self._lock:
-            if task in self.producers:
-                self.producers[task].count.reach(step)
+            if task not in self.producers:
+                return False
+            self.producers[task].count.reach(step)
+            return True
 
     def retire(self, task: str, quantities: Sequence[str]) -> None:
         """A task has ended, before it began perhaps: its predictions stay, and no question waits
@@ -211,18 +216,20 @@ class PredictionCache:
         try:
             token = self.transport.accept(new.token)
             reason = objection(self.transport.fetch(token), producer.quantities)
-        except Lost as error:
-            return f"its bytes are lost: {error}"
+        except Lost:
+            return "its bytes are lost"
         if reason is None and token.num_bytes > self.shelf.max_bytes:
             reason = f"{token.num_bytes} bytes are more than the budget of {self.shelf.max_bytes}"
         key = Key(new.task, new.place.window, new.batch)
-        before = self.shelf.get(key)
-        later_is_here = before is not None and new.produced_at <= before.version.produced_at
+        before, version = self.shelf.get(key), Version(new.step, new.produced_at)
+        made = producer.count.at(new.step)
+        later_is_here = before is not None and (made, new.produced_at) <= (
+            before.made,
+            before.version.produced_at,
+        )
         if reason is not None or later_is_here:
             self.transport.release(token)
             return reason
-        version = Version(new.step, new.produced_at)
-        made = producer.count.at(new.step)
         self.shelf.put(key, Entry(version, made, new.place.visit, token, token.num_bytes))
         return None
 

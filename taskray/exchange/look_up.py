@@ -21,7 +21,7 @@ class LookUp:
         producers: by task.
         shelf: their predictions.
         bound: how old one may be.
-        window_size: batches in a window of the mediator; None: no window bounds the age.
+        windowed: whether the mediator is passed over window by window, which bounds the age.
         clock: seconds, as ``time.time``.
     """
 
@@ -30,11 +30,11 @@ class LookUp:
         producers: Mapping[str, Producer],
         shelf: Shelf,
         bound: StalenessConfig,
-        window_size: int | None,
+        windowed: bool,
         clock: Callable[[], float],
     ) -> None:
         self.producers, self.shelf, self.bound = producers, shelf, bound
-        self.window_size, self.clock = window_size, clock
+        self.windowed, self.clock = windowed, clock
 
     def found(self, question: Question) -> tuple[dict[str, Found], dict[str, str]]:
         """For every peer that predicts one of the quantities: its prediction on the batch, or why
@@ -81,8 +81,8 @@ class LookUp:
 
     def _is_fresh(self, entry: Entry, peer: Producer, question: Question) -> bool:
         """Whether there is no need to wait for a newer prediction. Counted in visits of the
-        mediator, which all tasks make in the same order: the steps of a task do not tell when a
-        peer comes to a batch."""
+        mediator, which all tasks make in the same order: from the steps of a task it cannot be
+        known when a peer comes to a batch."""
         if self.bound.on_stale != "wait":
             return True
         age = self.clock() - entry.version.produced_at
@@ -93,13 +93,15 @@ class LookUp:
         return question.place.visit - entry.visit <= self.bound.max_steps / peer.steps_per_visit
 
     def _found(self, task: str, peer: Producer, question: Question) -> Found:
+        window = question.place.size if self.windowed else None
         found = Found(
             peer.quantities,
+            trains=peer.trains,
             on_demand=peer.on_demand,
-            bound=window_bound(self.window_size, peer.steps_per_visit),
+            bound=window_bound(window, peer.steps_per_visit),
         )
         entry = self._entry(task, question)
-        if entry is None:
+        if entry is None or not self.shelf.transport.has(entry.token):
             return replace(found, miss="absent")
         staleness = peer.count.made - entry.made
         age = self.clock() - entry.version.produced_at

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from taskray.data.streams.order import START, Place
 from taskray.exchange.staleness import Version
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """A task joins the collective, or comes back from its checkpoint."""
+    """A task joins the collective, comes back from its checkpoint, or has ended."""
 
     task: str
     quantities: tuple[str, ...]
@@ -36,6 +38,18 @@ class Welcome(NamedTuple):
     """The mediator window to be in."""
     host: str
     """Where the cache keeps predictions (``transport.Transport.join``)."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A prediction that a task has made on one mediator batch."""
+
+    batch: int
+    place: Place
+    step: int
+    """Of the task, when it predicted."""
+    arrays: Mapping[str, np.ndarray]
+    produced_at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
@@ -72,8 +86,11 @@ class Found:
 
     quantities: tuple[str, ...]
     """What the peer publishes."""
+    trains: bool = True
+    """Whether the peer still changes."""
     miss: str | None = None
-    """``absent`` or ``stale``; None where the prediction may be used."""
+    """``absent``, ``stale``, or ``unavailable`` (its bytes are lost); None where the prediction may
+    be used."""
     version: Version | None = None
     staleness_steps: int = 0
     token: Any = None

@@ -23,7 +23,7 @@ class Entry:
 
     version: Version
     made: int
-    """The producer's count of training steps when it was made (``staleness.StepCount``)."""
+    """The producer's count of training steps when it was made (``producer.StepCount``)."""
     visit: int
     """The visit of the window in which it was made."""
     token: Any

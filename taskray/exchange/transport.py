@@ -198,6 +198,10 @@ class CacheTransport(Transport):
             self._stored[token.name] = InStore(self.put(arrays), token.num_bytes)
         return self._stored[token.name]
 
+    def has(self, token: Token) -> bool:
+        """Whether the bytes of a kept prediction are still there."""
+        return not isinstance(token, InFile) or (Path(token.host) / token.name).exists()
+
     def release(self, token: Token) -> None:
         """The prediction was replaced, evicted or refused."""
         if isinstance(token, InFile):

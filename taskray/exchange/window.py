@@ -11,9 +11,9 @@ class Window:
     """Its ``number`` only counts up. It moves on when every task in training that has begun has
     passed over it ``visits`` times.
 
-    Tasks of equal speed make ``visits`` passes each. Beside a task that is ten times slower they
-    make ten times as many: on other batches they would find no prediction of it, and it none of
-    theirs that is not many passes old.
+    Tasks of equal speed make ``visits`` passes each. A task that is ten times faster than the
+    slowest makes ten times as many: on other batches it would find no prediction of the slow task,
+    and the slow task would find predictions that are many passes old.
 
     Args:
         visits: passes before the window is left; None: it is never left.
@@ -24,8 +24,15 @@ class Window:
         self.number = 0
         self._passes: dict[str, int] = {}
 
+    def join(self, task: str, place: Place | None) -> None:
+        """A task begins, or comes back: at ``place``, or before its first visit."""
+        self._passes.pop(task, None)
+        if place is not None:
+            self.visit(task, place._replace(visit=place.visit - 1), ())
+
     def visit(self, task: str, place: Place, training: Collection[str]) -> bool:
-        """A task has come to ``place``. Returns whether the window moves on."""
+        """A task asks about ``place``, where it is about to predict. Returns whether the window
+        moves on."""
         self.number, before = max(self.number, place.window), self.number
         if self.number > before:  # it goes on from a later window, or moves on by itself
             self._passes = dict.fromkeys(self._passes, 0)

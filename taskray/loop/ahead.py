@@ -25,12 +25,6 @@ class Ahead:
             self._batch = self.stream.next()
             self.peers.ask(self._batch, step, use)
 
-    def ask_again(self, step: int) -> None:
-        """After a pause between two steps (an evaluation, a checkpoint): the peers have trained
-        on, and what was found may be beyond the bound now."""
-        if self._batch is not None:
-            self.peers.ask(self._batch, step, step)
-
     def take(self, step: int) -> Batch:
         """The batch for this step."""
         self.ask(step, step)

@@ -68,7 +68,7 @@ class PeerPredictions:
     by_quantity: dict[str, Prediction] = field(default_factory=dict)
     misses: dict[str, str] = field(default_factory=dict)
     """Peer task -> ``absent``, ``stale`` (beyond the bound), ``timeout``, ``unavailable`` (the
-    cache did not answer)."""
+    cache did not answer, or the bytes are lost)."""
     window: int = 0
     """The mediator window to be in."""
     bounds: dict[str, int] = field(default_factory=dict)

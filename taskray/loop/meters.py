@@ -74,8 +74,9 @@ class Totals:
     """Counts since the run began; they are part of the checkpoint.
 
     ``supervised_steps`` and ``consistency_steps`` are the turns of the job's alternation. Of the
-    consistency steps, those without a peer to be consistent with were spent on labels
-    (``replaced_by_supervised``) or, in a task without labels, ``skipped``.
+    consistency steps, those that gave no gradient were spent on labels
+    (``replaced_by_supervised``) or, in a task without labels, ``skipped``: no peer had a
+    prediction, or the task only teaches.
     """
 
     supervised_steps: int = 0
@@ -133,8 +134,8 @@ class Meter:
                 edge.hit(prediction.staleness_steps, prediction.age_seconds)
             for peer, reason in found.misses.items():
                 edges.setdefault(peer, Edge()).miss(reason)
-            for peer, bound in found.bounds.items():
-                edges.setdefault(peer, Edge()).bound = bound
+            for peer in found.bounds.keys() & edges.keys():
+                edges[peer].bound = found.bounds[peer]
         for reason in found.misses.values():
             self.miss(reason)
 

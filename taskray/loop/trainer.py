@@ -126,15 +126,11 @@ class Trainer:
                     pass
         return self.report()
 
-    def ask_again(self) -> None:
-        """After a pause between two steps. Where tasks wait for each other the peers have not
-        trained on, and a second question would hold them up."""
-        if self.ahead is not None and self.job.staleness.on_stale != "wait":
-            self.ahead.ask_again(self.steps_made)
-
     def turn(self, step: int) -> Ahead | None:
-        """The mediator, if the step is a consistency step; None: it is a supervised one."""
-        return self.ahead if self.alternation.is_consistency_step(step) else None
+        """The mediator, if the step is a consistency step; None: it is a supervised one, or the
+        task has ended."""
+        consistent = step < self.total_steps and self.alternation.is_consistency_step(step)
+        return self.ahead if consistent else None
 
     # ---- the parts of a step --------------------------------------------------------------
 

@@ -132,6 +132,7 @@ def _role(job: Job, name: str, task: Task) -> Role:
         for quantity in sorted(_related(relations))
         if not task.predicts(quantity)
     }
+    learns = any(relation.scale > 0 for relation in relations)
     return Role(
         publishes,
         {} if config.frozen else wants,
@@ -139,7 +140,7 @@ def _role(job: Job, name: str, task: Task) -> Role:
         labels,
         job.steps_of(name),
         config.frozen,
-        any(relation.scale > 0 for relation in relations),
+        learns,
         job.mediator.steps_per_visit(bool(labels)) if job.mediator else 1.0,
     )
 

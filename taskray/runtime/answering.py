@@ -13,8 +13,7 @@ import torch
 from taskray.data.streams.batch import Batch
 from taskray.data.streams.order import Place
 from taskray.exchange.arrays import to_arrays
-from taskray.exchange.messages import Publication
-from taskray.exchange.transport import Transport
+from taskray.exchange.messages import Made
 from taskray.loop.network import Network, frames_of
 
 RECENT = 4
@@ -39,7 +38,7 @@ class Answering:
         network: with the weights of ``step``.
         published: the quantities that peers need.
         dtype: of the arrays that travel.
-        publish: hands a publication to the cache; returns the reason of a refusal.
+        publish: hands a prediction to the cache; returns the reason of a refusal.
         reuse: keep a cached prediction of the same weights (else predict again).
     """
 
@@ -49,12 +48,11 @@ class Answering:
         network: Network,
         published: Sequence[str],
         dtype: str,
-        transport: Transport,
-        publish: Callable[[Publication], str | None],
+        publish: Callable[[Made], str | None],
         reuse: bool = True,
     ) -> None:
         self.task, self.network, self.published = task, network, tuple(published)
-        self.dtype, self.transport, self.publish, self.reuse = dtype, transport, publish, reuse
+        self.dtype, self.publish, self.reuse = dtype, publish, reuse
         self.forward_passes = 0
         self._recent: OrderedDict[tuple[int, int, int], dict[str, np.ndarray]] = OrderedDict()
 
@@ -76,5 +74,4 @@ class Answering:
             self._recent[key] = arrays
             if len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
-        token = self.transport.publish(arrays)
-        return self.publish(Publication(self.task, request.batch, request.place, step, token))
+        return self.publish(Made(request.batch, request.place, step, arrays))

@@ -7,21 +7,19 @@ announcement again.
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import ray
 
-from taskray.data.streams.batch import Batch
 from taskray.data.streams.order import Place
 from taskray.exchange.cache import NOT_ANNOUNCED
-from taskray.exchange.messages import Announcement, Answer, Publication, Question, Welcome
+from taskray.exchange.messages import Announcement, Answer, Made, Publication, Question, Welcome
 from taskray.exchange.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -47,16 +45,6 @@ def object_store_bytes() -> int:
     return int(resources.get("object_store_memory", 0))
 
 
-@dataclass(frozen=True)
-class Unsent:
-    """A prediction of this task that is not on its way yet."""
-
-    batch: Batch
-    step: int
-    arrays: dict[str, np.ndarray]
-    produced_at: float
-
-
 class CacheLink:
     """Calls the cache for one task, in the background where nothing is waited for.
 
@@ -69,7 +57,9 @@ class CacheLink:
         self.announcement, self.cache = announcement, cache
         self.transport = Transport(get=get_object, reserve=object_store_bytes())
         self.dropped_publishes = 0
-        self._unsent: deque[Unsent] = deque()
+        self._unsent: deque[Made] = deque()
+        self._asked = threading.Event()  # the last question is on its way
+        self._asked.set()
         self._telling = ThreadPoolExecutor(1, thread_name_prefix="tell")
 
     # ---- joining and leaving --------------------------------------------------------------
@@ -107,14 +97,18 @@ class CacheLink:
     def progress(self, step: int) -> None:
         """Tell the cache that the task has made ``step`` steps."""
         self.moved(step, self.announcement.place)
-        self.tell(self.call, self.cache.progress, self.announcement.task, step)
+        self.tell(self._progress, step)
+
+    def _progress(self, step: int) -> None:
+        if self.call(self.cache.progress, self.announcement.task, step) is False:
+            self.announce_again()
 
     # ---- predictions ----------------------------------------------------------------------
 
-    def keep(self, batch: Batch, step: int, arrays: dict[str, np.ndarray]) -> None:
+    def keep(self, new: Made) -> None:
         """Keep a prediction until it is sent: with the next question, or by :meth:`send`."""
         if len(self._unsent) < MAX_UNSENT:
-            self._unsent.append(Unsent(batch, step, arrays, time.time()))
+            self._unsent.append(new)
         else:
             self.dropped_publishes += 1
 
@@ -122,35 +116,47 @@ class CacheLink:
         """The step of the oldest prediction that is not on its way; None: all are."""
         return self._unsent[0].step if self._unsent else None
 
-    def send(self) -> None:
-        """Send what is not on its way yet."""
-        for new in self._publications():
+    def send(self, after_the_question: bool = False) -> None:
+        """Send what is not on its way yet; where tasks wait for each other, after the question
+        about the same batch: its publication frees the peers, and a question that comes later
+        would find that they have gone on."""
+        if after_the_question:
+            self._asked.wait(CALL_TIMEOUT)
+        for new in self._taken():
             refused = self.publish(new)
             self._warn([refused] if refused else [])
 
-    def publish(self, new: Publication) -> str | None:
-        """Hand a publication to the cache; returns the reason of a refusal."""
-        refused: str | None = self.call(self.cache.publish, new)
+    def publish(self, new: Made) -> str | None:
+        """Hand a prediction to the cache; returns the reason of a refusal."""
+        refused: str | None = self.call(self.cache.publish, self._publication(new))
         if refused == NOT_ANNOUNCED:
             self.announce_again()
-            refused = self.call(self.cache.publish, new)
+            refused = self.call(self.cache.publish, self._publication(new))
         return refused
+
+    def asking(self) -> None:
+        """A question will follow: see :meth:`send`."""
+        self._asked.clear()
 
     def exchange(self, question: Question, timeout: float, publish: bool) -> Answer:
         """The answer to a question; with it goes what is not sent yet, if ``publish``. Raises
         RayError where the cache does not answer."""
-        for _ in range(2):
-            publications = self._publications() if publish else []
-            call = self.cache.exchange.remote(publications, question, self.transport.host)
-            try:
+        taken = self._taken() if publish else []
+        try:
+            for _ in range(2):
+                publications = [self._publication(new) for new in taken]
+                call = self.cache.exchange.remote(publications, question, self.transport.host)
+                self._asked.set()
                 answer: Answer | None = ray.get(call, timeout=timeout)
-            except ray.exceptions.RayError:
-                self.dropped_publishes += len(publications)
-                raise
-            if answer is not None:
-                self._warn(answer.refused)
-                return answer
-            self.announce_again()
+                if answer is not None:
+                    self._warn(answer.refused)
+                    return answer
+                self.announce_again()  # the cache was restarted, and has nothing of this task
+        except ray.exceptions.RayError:
+            self.dropped_publishes += len(taken)
+            raise
+        finally:
+            self._asked.set()
         return Answer()
 
     # ---- calls ----------------------------------------------------------------------------
@@ -167,26 +173,21 @@ class CacheLink:
             log.info("%s: %s", self.announcement.task, type(error).__name__)
             return None
 
-    def _publications(self) -> list[Publication]:
-        """What is not on its way yet, with its bytes where the cache can find them."""
+    def _taken(self) -> list[Made]:
+        """What is not on its way yet."""
         taken = []
         while self._unsent:
             try:
-                new = self._unsent.popleft()
+                taken.append(self._unsent.popleft())
             except IndexError:  # the other thread was faster
                 break
-            assert new.batch.id is not None
-            taken.append(
-                Publication(
-                    self.announcement.task,
-                    new.batch.id,
-                    new.batch.place,
-                    new.step,
-                    self.transport.publish(new.arrays),
-                    new.produced_at,
-                )
-            )
         return taken
+
+    def _publication(self, new: Made) -> Publication:
+        """With the bytes where this cache can find them."""
+        token = self.transport.publish(new.arrays)
+        task = self.announcement.task
+        return Publication(task, new.batch, new.place, new.step, token, new.produced_at)
 
     def _warn(self, refused: Sequence[str]) -> None:
         for reason in refused:

@@ -172,7 +172,7 @@ class InlineCollective:
             raise
 
     def _stop(self, name: str, member: Member) -> None:
-        """Write a checkpoint, and let the result tell of the very same step."""
+        """Write a checkpoint, and let the result be of the same step."""
         try:
             report = member.trainer.report()
         except TrainingError as error:

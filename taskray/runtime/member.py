@@ -14,7 +14,7 @@ from taskray.data.streams.dedicated import DedicatedStream
 from taskray.data.streams.mediator import MediatorStream
 from taskray.data.streams.order import MediatorOrder
 from taskray.data.streams.stream import plain_batches
-from taskray.errors import InputError
+from taskray.errors import InputError, one_line
 from taskray.job.config import Job
 from taskray.loop.assembly import build_learned, build_relations, build_task, seed_of
 from taskray.loop.evaluation import Evaluation, evaluate, measured_columns
@@ -80,7 +80,14 @@ class Member:
         checkpoint = self.checkpoints.latest(self.name)
         if checkpoint is not None:
             load_into(self.trainer.learned, checkpoint)
-            self.trainer.load_state_dict(checkpoint.state)
+            try:
+                self.trainer.load_state_dict(checkpoint.state)
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    checkpoint.location,
+                    f"its training state is of another version of taskray ({one_line(error)}); "
+                    "expected one of this version, or --resume never",
+                ) from error
             self.saved_step = self.evaluated_step = checkpoint.step
         else:
             load_initial(self.job, self.name, self.trainer.learned)
@@ -103,8 +110,6 @@ class Member:
             self.job.checkpoint.every
         ):
             self.save()
-        if step in (self.evaluated_step, self.saved_step):
-            self.trainer.ask_again()
         self.trainer.start_clock()
         return report
 

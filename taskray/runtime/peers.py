@@ -24,7 +24,7 @@ from torch import Tensor
 
 from taskray.data.streams.batch import Batch
 from taskray.exchange.arrays import to_arrays, to_tensors
-from taskray.exchange.messages import Announcement, Answer, Found, Question
+from taskray.exchange.messages import Announcement, Answer, Found, Made, Question
 from taskray.exchange.shared_memory import Lost
 from taskray.job.config import Job
 from taskray.loop.interfaces import PeerPredictions, Prediction
@@ -33,6 +33,11 @@ from taskray.runtime.answering import Request
 from taskray.runtime.cache_link import CALL_TIMEOUT, CacheLink
 
 log = logging.getLogger(__name__)
+
+OLD_ANSWER = 0.25
+"""Seconds after which an answer is asked for again before it is used: the peers have trained on. A
+task whose steps are so long does not notice the call, and after a pause (an evaluation, a
+checkpoint) it is due."""
 
 LONG_STEP = 0.1
 """Seconds since the last question beyond which a prediction is sent at once. With the next question
@@ -58,12 +63,13 @@ class CachePeers:
         self.on_step: Callable[[int], None] = lambda step: None
         """Called after each step with the number of steps made."""
         self.by_server = job.runtime.publisher == "forward_server"
-        waits = self.bound.on_stale == "wait"
-        blocks = waits or role.blocks_on_miss
+        self.waits = self.bound.on_stale == "wait"
+        blocks = self.waits or role.blocks_on_miss
         self.patience = job.runtime.peer_timeout + (self.bound.wait_seconds if blocks else 0)
-        self.at_once = waits or wiring.blocks  # a peer may wait for what this task publishes
+        self.at_once = self.waits or wiring.blocks  # a peer may wait for what this task publishes
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="ask")
         self._answer: Future[PeerPredictions] | None = None
+        self._question = Question(task, (), 0)
         self._asked_at = self._found_at = 0.0
         self._told = 0  # the step that the cache knows of
         self._late = False  # an answer is overdue: no step waits until the cache is back
@@ -81,14 +87,18 @@ class CachePeers:
         )
         self.link.moved(step, batch.place)
         self._told, self._asked_at = step, time.monotonic()
+        self.link.asking()
+        self._question = question
         self._answer = self._asking.submit(self._look_up, batch, question)
 
     def publish(self, batch: Batch, step: int, prediction: Mapping[str, Tensor]) -> None:
         if self.by_server:
             return
-        self.link.keep(batch, step, to_arrays(prediction, self.job.cache.dtype))
+        assert batch.id is not None
+        arrays = to_arrays(prediction, self.job.cache.dtype)
+        self.link.keep(Made(batch.id, batch.place, step, arrays))
         if self.at_once or time.monotonic() - self._asked_at > LONG_STEP:
-            self.link.tell(self.link.send)
+            self.link.tell(self.link.send, self.waits)
 
     def collect(self, batch: Batch, step: int) -> PeerPredictions:
         answer, self._answer = self._answer, None
@@ -97,6 +107,10 @@ class CachePeers:
         try:
             late = self._late and not self.role.blocks_on_miss
             found = answer.result(0 if late else self.patience)
+            if not self.waits and time.monotonic() - self._found_at > OLD_ANSWER:
+                question = replace(self._question, step=step)
+                again = self._answer = self._asking.submit(self._look_up, batch, question)
+                found, self._answer = again.result(self.patience), None
         except FutureTimeout:
             answer.cancel()
             self._late = True
@@ -142,7 +156,7 @@ class CachePeers:
         asked = {
             task: peer
             for task, peer in answer.found.items()
-            if peer.on_demand is not None and (self.by_server or peer.miss is not None)
+            if peer.on_demand is not None and self._is_worth_asking(peer)
         }
         if not asked:
             return []
@@ -156,6 +170,12 @@ class CachePeers:
             calls.append(peer.on_demand.predict_for.remote(request, inputs))
         done, _ = ray.wait(calls, num_returns=len(calls), timeout=CALL_TIMEOUT)
         return list(asked) if done else []
+
+    def _is_worth_asking(self, peer: Found) -> bool:
+        """Whether a peer that predicts on demand may have something newer."""
+        if peer.trains:  # its forward server may have newer weights
+            return self.by_server or peer.miss is not None
+        return peer.miss is not None or peer.staleness_steps > 0
 
     def _fetched(self, answer: Answer) -> PeerPredictions:
         """The answer with the arrays of those predictions that will be used."""

@@ -10,9 +10,9 @@ import ray
 import torch
 
 from taskray.exchange.cache import PredictionCache
-from taskray.exchange.messages import Publication
+from taskray.exchange.messages import Made, Publication
 from taskray.exchange.shared_memory import remove_leftovers
-from taskray.exchange.transport import CacheTransport, Transport
+from taskray.exchange.transport import ByValue, CacheTransport
 from taskray.job.config import parse_job
 from taskray.loop.assembly import build_model, build_task
 from taskray.loop.evaluation import Evaluation
@@ -34,7 +34,7 @@ class TaskActor:
     """One task: its model, optimizer, hyperparameters, data and loop, in one process.
 
     The constructor does nothing that can fail: :meth:`setup` does, as a call with an answer, so
-    that an error of the job is told from a lost process.
+    that an error of the job can be told apart from a lost process.
     """
 
     def __init__(self, job: dict[str, Any], name: str, threads: int) -> None:
@@ -93,10 +93,10 @@ class TaskActor:
             trainer.network,
             trainer.published,
             dtype,
-            peers.link.transport,
             peers.link.publish,
         )
-        handle = self.server or ray.get_runtime_context().current_actor
+        # not its forward server: that has the weights of an earlier step
+        handle = ray.get_runtime_context().current_actor
         peers.link.retire(trainer.steps_made, handle)
 
     def add_evaluations(self, data: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ class TaskActor:
         report = member.after_steps(member.trainer.train(num_steps))
         if self.peers is not None:
             report.values[PUBLISHES_DROPPED] = float(self.peers.link.dropped_publishes)
-            if member.finished:
+            if member.finished and self.answering is None:
                 self._answer_on_demand()
         return report
 
@@ -160,7 +160,7 @@ class ForwardServer:
         keep_freed_memory()
         self.job, self.cache = parse_job(job, "job"), cache
         task, config = build_task(self.job, name), self.job.tasks[name]
-        model = build_model(self.job, name, task).eval()
+        model = build_model(self.job, name, task)
         network = Network(task, model, config, choose_device(config.gpus))
         self.step: int | None = None
         self.answering = Answering(
@@ -168,7 +168,6 @@ class ForwardServer:
             network,
             wiring.roles[name].publishes,
             self.job.cache.dtype,
-            Transport(),
             self._publish,
             self.job.forward_server.reuse,
         )
@@ -193,8 +192,10 @@ class ForwardServer:
             return "no weights yet"
         return self.answering.predict_for(request, inputs, self.step)
 
-    def _publish(self, new: Publication) -> str | None:
-        refused: str | None = ray.get(self.cache.publish.remote(new), timeout=CALL_TIMEOUT)
+    def _publish(self, new: Made) -> str | None:
+        task, token = self.answering.task, ByValue(dict(new.arrays))
+        publication = Publication(task, new.batch, new.place, new.step, token, new.produced_at)
+        refused: str | None = ray.get(self.cache.publish.remote(publication), timeout=CALL_TIMEOUT)
         return refused
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from taskray.data.readers.reader import Sample
 from taskray.data.storage.source import MemorySource, Source, StreamSource
 from taskray.data.streams.batch import Batch
-from taskray.data.streams.order import START, MediatorOrder, Place
+from taskray.data.streams.order import MediatorOrder, Place
 from taskray.data.streams.prefetch import Prefetcher
 from taskray.data.streams.rows import rows_of, to_batch
 from taskray.data.streams.stream import BatchStream, State
@@ -58,15 +58,15 @@ class MediatorStream(BatchStream):
     def position(self) -> Place | None:
         """The place that comes next; None at the very beginning."""
         state = self.state_dict()
-        place = Place(state.get("window", 0), state["visit"])
-        return None if place == START else place
+        place = self._order.place(state["window"], state["visit"])
+        return place if (place.window, place.visit) > (0, 0) else None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._told = 0
 
     def batches(self, state: State) -> Iterator[tuple[State, Batch]]:
-        window, visit = state.get("window", 0), state["visit"]
+        window, visit = state["window"], state["visit"]
         rows = self._open(self._order.place(window, visit, self._told))
         unreadable = 0  # batches in a row without one readable row
         try:
