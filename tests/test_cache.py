@@ -352,11 +352,12 @@ def test_the_window_bounds_staleness_by_one_pass_and_what_is_under_way() -> None
 
 def test_a_prediction_older_than_the_window_lets_through_is_stale() -> None:
     cache = collective(mediator=MediatorConfig(data="d", window=4), steps_per_visit=2.0)
-    cache.publish(made(step=40))
+    cache.publish(made(step=40, place=Place(0, 0, 4)))
+    question = about(place=Place(0, 4, 4))
     cache.progress("depth", 52)
-    assert (found(cache).miss, found(cache).bound) == (None, 12)
+    assert (found(cache, question).miss, found(cache, question).bound) == (None, 12)
     cache.progress("depth", 53)
-    assert (found(cache).miss, found(cache).bound) == ("stale", 12)
+    assert (found(cache, question).miss, found(cache, question).bound) == ("stale", 12)
 
 
 def test_without_a_window_any_age_will_do() -> None:

@@ -17,8 +17,7 @@ from taskray.cli import main
 from taskray.data.streams.batch import Batch
 from taskray.data.streams.order import Place
 from taskray.errors import InputError
-from taskray.exchange.messages import Publication
-from taskray.exchange.transport import Transport
+from taskray.exchange.messages import Made
 from taskray.job.config import Job, dump_yaml
 from taskray.loop.assembly import build_learned, build_task
 from taskray.loop.report import ChunkReport
@@ -187,13 +186,11 @@ class Asked:
     """A task that answers, its publications, and a batch of images."""
 
     def __init__(self, reuse: bool = True) -> None:
-        self.network, self.published = CountingNetwork(), list[Publication]()
+        self.network, self.published = CountingNetwork(), list[Made]()
         network: Any = self.network
-        self.answering = Answering(
-            "normals", network, ["normals"], "float16", Transport(), self.publish, reuse
-        )
+        self.answering = Answering("normals", network, ["normals"], "float16", self.publish, reuse)
 
-    def publish(self, new: Publication) -> None:
+    def publish(self, new: Made) -> None:
         self.published.append(new)
 
     def predict_for(self, batch: int, cached: int | None = None, step: int = 20) -> None:
@@ -209,7 +206,7 @@ def test_a_task_predicts_once_for_two_peers_that_come_to_a_batch_together() -> N
     assert asked.network.batches == [0, 1, *range(2, 2 + RECENT), 0]
     assert asked.answering.forward_passes == len(asked.network.batches)
     assert [new.batch for new in asked.published[:4]] == [0, 0, 1, 0]
-    assert {(new.task, new.step) for new in asked.published} == {("normals", 20)}
+    assert {new.step for new in asked.published} == {20}
     assert asked.published[2].place == Place(0, 1, 8)
 
 

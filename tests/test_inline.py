@@ -13,12 +13,11 @@ import pytest
 import torch
 from collectives import run, tiny_job
 
-from taskray.data.streams.batch import Batch
 from taskray.job.config import dump_yaml
 from taskray.loop.network import Network
 from taskray.loop.trainer import Trainer
 from taskray.runtime.checkpoints import CheckpointStore
-from taskray.runtime.inline import InlineCollective, LocalPeers
+from taskray.runtime.inline import InlineCollective
 
 TASKRAY = [sys.executable, "-c", "import sys; sys.modules['ray'] = None; import taskray.cli as c;"]
 
@@ -50,26 +49,6 @@ def test_after_ctrl_c_the_result_and_the_checkpoints_are_of_the_same_step(
     for name, task in result["tasks"].items():
         assert store.steps(name)[-1] == task["steps"] == 17
         assert task["supervised_steps"] + task["consistency_steps"] == 17
-
-
-def test_a_question_from_before_an_evaluation_or_a_checkpoint_is_asked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[int, int] = {}
-
-    def ask(self: LocalPeers, batch: Batch, step: int, use: int) -> None:
-        if self.name == "depth":
-            asked[use] = asked.get(use, 0) + 1
-
-    monkeypatch.setattr(LocalPeers, "ask", ask)
-    job = tiny_job(
-        "steps=40", "mediator.supervised_steps=4", "evaluation.every=9", "checkpoint.every=24",
-        "runtime.chunk_steps=1",
-    )  # fmt: skip
-    run(job, tmp_path, inline=True)
-    # a step's peers are asked in the step before it, and these pauses come just after
-    assert {use for use, times in asked.items() if times > 1} == {9, 24}
-    assert set(asked) == {4, 9, 14, 19, 24, 29, 34, 39}
 
 
 def test_every_task_finds_its_peers_at_every_consistency_step(tmp_path: Path) -> None:

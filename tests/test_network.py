@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from taskray.data.streams.batch import Batch
 from taskray.data.streams.order import Place
 from taskray.errors import TaskrayError
-from taskray.exchange.messages import Publication
-from taskray.exchange.transport import Transport
+from taskray.exchange.messages import Made
 from taskray.job.config import TaskConfig
 from taskray.loop.assembly import build_model, build_task
 from taskray.loop.network import FIRST, Network, frames_of, inputs_of
@@ -180,14 +179,13 @@ def test_a_prediction_of_a_wrong_shape_or_name_is_refused(task: Depth, reason: s
 
 def answering(of: Network, published: tuple[str, ...] = ("depth",), **arguments: Any) -> Any:
     """Answers, and the list of its publications."""
-    published_now: list[Publication] = []
+    published_now: list[Made] = []
 
-    def publish(new: Publication) -> None:
+    def publish(new: Made) -> None:
         published_now.append(new)
 
-    transport = Transport()
     return (
-        Answering("depth", of, published, "float32", transport, publish, **arguments),
+        Answering("depth", of, published, "float32", publish, **arguments),
         published_now,
     )
 
@@ -205,10 +203,8 @@ def test_a_copy_of_the_network_answers_with_what_its_trainer_predicts(
     answers, published = answering(copy)
     assert answers.predict_for(Request(7, Place(0, 3, 4), None), INPUTS, 40) is None
     (new,) = published
-    assert (new.task, new.batch, new.place, new.step) == ("depth", 7, Place(0, 3, 4), 40)
-    np.testing.assert_array_equal(
-        new.token.arrays["depth"], trainer.infer(frames())["depth"].numpy()
-    )
+    assert (new.batch, new.place, new.step) == (7, Place(0, 3, 4), 40)
+    np.testing.assert_array_equal(new.arrays["depth"], trainer.infer(frames())["depth"].numpy())
 
 
 @ARITHMETIC
@@ -222,7 +218,7 @@ def test_a_forward_server_predicts_what_its_trainer_does(
     task = build_task(job, "depth")
     trainer = Network(task, build_model(job, "depth", task), job.tasks["depth"], "cpu")
     server = task_actor.ForwardServer(job.model_dump(mode="json"), "depth", 1, wire(job), None)
-    published: list[Publication] = []
+    published: list[Made] = []
     server.answering.publish = published.append
     request = Request(7, Place(0, 3, 4), None)
     image = np.random.default_rng(0).random((2, 3, 32, 48), np.float32)
@@ -234,7 +230,7 @@ def test_a_forward_server_predicts_what_its_trainer_does(
     server.refresh(40, weights)
     server.predict_for(request, {"image": image})
     expected = trainer.infer(Batch({"image": torch.from_numpy(image)}))["depth"]
-    np.testing.assert_array_equal(published[0].token.arrays["depth"], expected.half().numpy())
+    np.testing.assert_array_equal(published[0].arrays["depth"], expected.half().numpy())
     assert (published[0].step, server.version()) == (40, 40)
 
 
