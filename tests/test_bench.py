@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "jobs" / "bench"
 NAMES = sorted(file.stem for file in FOLDER.glob("[!_]*.py"))
+AT_A_TIME = 3
 SHARED = tuple(file.stem for file in FOLDER.glob("_*.py"))
+
+Run = Future[subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -43,24 +47,31 @@ def test_a_benchmark_explains_itself_and_its_quick_settings(name, capsys):
         assert f"--{setting.replace('_', '-')}" in shown
 
 
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """This checkout, and one cache of converted datasets for all benchmarks."""
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """All benchmarks with ``--quick`` of this checkout, a few at a time: most of what they do is to
+    wait for processes to start. They share one cache of converted datasets."""
     cache = tmp_path_factory.mktemp("cache")
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(FOLDER / f"{name}.py"), "--quick"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env=environment,
+            timeout=300,
+        )
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        yield {name: pool.submit(run, name) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_runs_with_quick_and_prints_one_json_object(name, environment):
-    done = subprocess.run(
-        [sys.executable, str(FOLDER / f"{name}.py"), "--quick"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=environment,
-        timeout=300,
-    )
+def test_a_benchmark_runs_with_quick_and_prints_one_json_object(name, runs):
+    done = runs[name].result()
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["benchmark"] == name

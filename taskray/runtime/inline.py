@@ -145,10 +145,9 @@ class InlineCollective:
             return
         trainer = self.members[name].trainer
         try:
-            with trainer.naming_errors():
-                prediction = trainer.network.infer(
-                    batch, frames_of(trainer.task, trainer.published)
-                )
+            with trainer.naming_errors(), self._threads_of(name):
+                frames = frames_of(trainer.task, trainer.published)
+                prediction = trainer.network.infer(batch, frames)
         except TrainingError as error:
             self._fail(name, error)
             return
@@ -212,15 +211,24 @@ class InlineCollective:
 
     def _guard(self, living: dict[str, Member], name: str, step: Iterator[None]) -> None:
         """Half a step of one task; its error ends that task alone."""
-        threads = self.job.tasks[name].threads or self.threads
-        if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
         try:
-            with living[name].trainer.naming_errors():
+            with living[name].trainer.naming_errors(), self._threads_of(name):
                 next(step, None)
         except TrainingError as error:
             self._fail(name, error)
             living.pop(name)
+
+    @contextmanager
+    def _threads_of(self, name: str) -> Iterator[None]:
+        """Compute with the task's number of threads; without one, with those of the process."""
+        before, own = torch.get_num_threads(), self.job.tasks[name].threads or self.threads
+        if own != before:
+            torch.set_num_threads(own)
+        try:
+            yield
+        finally:
+            if own != before:
+                torch.set_num_threads(before)
 
     def _fail(self, name: str, error: TaskrayError) -> None:
         self.cache.retire(name, self.wiring.roles[name].publishes)
@@ -247,7 +255,8 @@ class InlineCollective:
                 if self.states[name].error is None:
                     samples = NUM_SAMPLES if number == 0 else 0
                     try:
-                        evaluation = member.evaluate(title, samples)
+                        with self._threads_of(name):
+                            evaluation = member.evaluate(title, samples)
                     except Exception as error:
                         self._fail(name, _named(name, member, error))
                         break
