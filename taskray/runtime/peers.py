@@ -147,6 +147,8 @@ class CachePeers:
         except Exception:  # a look-up must not stop the loop; the log has the cause
             log.exception("%s: a look-up failed", self.task)
             return self._all_missing("unavailable")
+        finally:
+            self._found_at = time.monotonic()
 
     def _exchange(self, question: Question) -> Answer:
         return self.link.exchange(question, CALL_TIMEOUT + self.patience, not self.at_once)
@@ -186,7 +188,6 @@ class CachePeers:
                 fetched[task] = self._fetch(task, answer.found[task])
             except Lost:  # replaced, evicted or lost with its node since the look-up
                 misses[task] = "unavailable"
-        self._found_at = time.monotonic()
         chosen = {q: fetched[t] for q, t in answer.newest.items() if t in fetched}
         bounds = {t: f.bound for t, f in answer.found.items() if f.bound is not None}
         return PeerPredictions(chosen, misses, answer.window, bounds)
