@@ -11,15 +11,17 @@ import pytest
 import torch
 from collectives import Watch, run
 from predicting import predict
+from rich.console import Console
 from scenes import world_pairs
 from torch import Tensor
 
 from taskray.errors import InputError, TaskrayError
 from taskray.job import plugins
-from taskray.job.config import Job
+from taskray.job.config import Job, parse_job
 from taskray.loop.network import frames_of, inputs_of
 from taskray.loop.wiring import wire
 from taskray.models.unet import UNet
+from taskray.run.train import train
 from taskray.tasks.depth import Depth
 from taskray.tasks.ego_motion import EgoMotion
 from taskray.tasks.head_metrics import HeadMetrics
@@ -261,3 +263,26 @@ def test_a_step_learns_from_a_batch_of_each_heads_dataset(tmp_path: Path) -> Non
     alone = run(two_datasets({"depth": "near"}), tmp_path / "alone", other := Watch(), inline=True)
     assert "loss/normals/cosine" not in other.reports[0][1].values
     assert alone["status"] == "finished"
+
+
+def test_a_run_with_a_dataset_for_each_head_goes_on_from_its_checkpoints(tmp_path: Path) -> None:
+    job = two_datasets({"depth": "near", "normals": "far"})
+    train(job, tmp_path, inline=True, console=Console(quiet=True))
+    longer = job.model_copy(update={"steps": 6})
+    result = train(longer, tmp_path, inline=True, console=Console(quiet=True))
+    assert result["tasks"]["scene"]["supervised_steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("dedicated", "problem"),
+    [
+        ({"depth": 3}, r"tasks\.scene\.dedicated\.depth: got 3, expected text"),
+        (3, r"tasks\.scene\.dedicated: got 3, expected text or a section of keys"),
+        ({"depth": "nowhere"}, r"tasks\.scene\.dedicated\.depth: no dataset 'nowhere'"),
+    ],
+)
+def test_a_wrong_dataset_of_a_head_is_named(dedicated: Any, problem: str) -> None:
+    values = two_datasets({"depth": "near"}).model_dump(mode="json")
+    values["tasks"]["scene"]["dedicated"] = dedicated
+    with pytest.raises(InputError, match=problem):
+        parse_job(values, "job")

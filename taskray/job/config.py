@@ -221,11 +221,11 @@ class StalenessConfig(Settings):
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     """Maximum age in seconds; null: no bound."""
     on_stale: Literal["skip", "wait", "forward_server"] = "skip"
-    """Beyond the bound: skip the step, wait for a fresh prediction, or ask the peer's forward
-    server."""
+    """Beyond the bound: do without it (a task with labels makes a supervised step instead, one
+    without labels skips the step), wait for a fresh one, or ask the peer's forward server."""
     wait_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Time limit of ``wait``, and of a task without labels that waits for a peer's first
-    prediction on a batch; after it the step is skipped and counted."""
+    prediction on a batch; after it the task goes on as with ``skip``."""
 
     @property
     def synchronous(self) -> bool:

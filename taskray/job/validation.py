@@ -59,8 +59,11 @@ def first_problem(error: ValidationError, annotation: Any, prefix: str = "") -> 
     problems = error.errors(include_url=False)
     # a misspelt key first: it is the reason why the right one is missing
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
-    message = problem["msg"].removeprefix("Value error, ")
     keys, place = _walk(annotation, problem["loc"])
+    for other in problems:  # of a union: the member that fits as far as possible
+        deeper, there = _walk(annotation, other["loc"])
+        if len(deeper) > len(keys) and deeper[: len(keys)] == keys:
+            problem, keys, place = other, deeper, there
     where = ".".join([prefix, *keys] if prefix else keys)
     match problem["type"]:
         case "extra_forbidden":
@@ -68,7 +71,7 @@ def first_problem(error: ValidationError, annotation: Any, prefix: str = "") -> 
         case "missing":
             return where, "required, but not given"
         case "value_error":
-            return where, message
+            return where, problem["msg"].removeprefix("Value error, ")
     expected = [_expected(p) for p in problems if _walk(annotation, p["loc"])[0] == keys]
     wanted = " or ".join(dict.fromkeys(expected))
     return where, f"got {_shown(problem['input'])}, expected {wanted}"
@@ -96,7 +99,7 @@ def _walk(annotation: Any, location: Sequence[int | str]) -> tuple[list[str], An
     place = annotation
     for part in location:
         current = _section(annotation)
-        if part == "[key]":  # the key before it is wrong
+        if part == "[key]" or _is_member(annotation, part):  # the key before it is wrong
             continue
         if isinstance(current, type) and issubclass(current, BaseModel):
             place, field = current, current.model_fields.get(str(part))
@@ -109,6 +112,15 @@ def _walk(annotation: Any, location: Sequence[int | str]) -> tuple[list[str], An
             continue
         keys.append(str(part))
     return keys, place
+
+
+def _is_member(annotation: Any, part: int | str) -> bool:
+    """Whether a part of a location is the member of a union that pydantic tried."""
+    if get_origin(annotation) is Annotated:
+        return _is_member(get_args(annotation)[0], part)
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return False
+    return str(part) in ("str", "int", "float", "bool") or str(part).startswith(("dict[", "list["))
 
 
 def _section(annotation: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,17 @@ def essence(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, task in (kept.get("tasks") or {}).items()
     }
     # datasets that only evaluations use do not change the training
-    used = {task.get("dedicated") for task in kept["tasks"].values()}
-    used.add((kept.get("mediator") or {}).get("data"))
+    used = {name for task in kept["tasks"].values() for name in _datasets(task.get("dedicated"))}
+    used.add((kept.get("mediator") or {}).get("data") or "")
     kept["data"] = {n: d for n, d in (kept.get("data") or {}).items() if n in used}
     return kept
+
+
+def _datasets(dedicated: str | Mapping[str, str] | None) -> Collection[str]:
+    """The names under ``tasks.X.dedicated``."""
+    if isinstance(dedicated, Mapping):
+        return dedicated.values()
+    return [dedicated] if dedicated else []
 
 
 def _needed_to_continue(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,11 +34,16 @@ def plan(job: Job, available: dict[str, float]) -> dict[str, Share]:
     asked_cpus = sum(t.cpus or 0 for t in job.tasks.values())
     asked_gpus = sum(t.gpus for t in job.tasks.values())
     if asked_gpus > gpus:
-        raise InputError("tasks.*.gpus", f"{asked_gpus:g} GPUs asked for, Ray has {gpus:g}")
+        raise InputError(
+            "tasks.*.gpus", f"got {asked_gpus:g} in all, expected at most the {gpus:g} of Ray"
+        )
     streams = any(d.materialize == "never" for d in job.data.values())
     if asked_cpus > cpus - (1 if streams else 0):
-        left = ", and one is needed to stream data" if streams else ""
-        raise InputError("tasks.*.cpus", f"{asked_cpus:g} CPUs asked for, Ray has {cpus:g}{left}")
+        left = ", less one to stream data" if streams else ""
+        raise InputError(
+            "tasks.*.cpus",
+            f"got {asked_cpus:g} in all, expected at most the {cpus:g} of Ray{left}",
+        )
     open_tasks = [n for n, t in job.tasks.items() if t.cpus is None]
     one_each = asked_cpus + len(open_tasks) <= cpus - 1
     fair = max(1, math.floor((os.cpu_count() or 1) / len(job.tasks)))

@@ -144,7 +144,10 @@ def is_complete(folder: Path) -> bool:
 
 def index_of(reader: Reader, config: DataConfig, name: str) -> list[Row]:
     """The rows of a dataset; InputError if there are none, or if they have no unique key."""
-    rows = list(reader.index())[: config.limit]
+    try:
+        rows = list(reader.index())[: config.limit]
+    except InputError as error:
+        raise InputError(f"data.{name}.reader", str(error)) from None
     where = f"dataset {name!r}"
     if not rows:
         raise InputError(where, f"the reader {config.reader.name!r} found no samples")
