@@ -626,7 +626,7 @@ def test_a_trial_s_group_holds_what_its_tasks_reserve() -> None:
     assert footprint(job, large).bundles == [{"CPU": 1.0}, {"CPU": 1.0}]
     with_gpu = resolve(JOB, [{"tasks.depth.gpus": 1}], "job", Path("/r")).job
     assert {"CPU": 1.0, "GPU": 1.0} in footprint(with_gpu, large).bundles
-    with pytest.raises(InputError, match="GPUs asked for"):
+    with pytest.raises(InputError, match="expected at most the 0 of Ray"):
         footprint(with_gpu, small)
 
 
