@@ -362,8 +362,8 @@ def test_doctor_prints_the_parts_of_a_job_and_its_needs(call, job):
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ("tasks.depth.gpus=64", "64 GPUs asked for"),
-        ("tasks.depth.cpus=4096", "4096 CPUs asked for"),
+        ("tasks.depth.gpus=64", "got 64 in all, expected at most"),
+        ("tasks.depth.cpus=4096", "got 4096 in all, expected at most"),
         ("data.test.reader={name: parquet, path: /nowhere}", "/nowhere: no such file or folder"),
         ("consistency.depth_normals.relation=dn", "unknown relation 'dn'"),
         ("mediator.data=tset", "no dataset 'tset'"),
