@@ -10,7 +10,7 @@ from torch import nn
 from taskray.job.config import Job
 from taskray.runtime.cache_link import CacheLink
 
-CHECK_EVERY = 50
+CHECK_EVERY = 25
 """Steps between two looks at whether the server was restarted and has lost its weights."""
 
 
