@@ -62,12 +62,10 @@ class PredictionCache:
         self.bound, self.clock = bound or StalenessConfig(), clock
         self.transport = transport or CacheTransport()
         self.shelf = Shelf(max_bytes, self.transport)
-        visits = None
         windowed = mediator is not None and mediator.window != "all"
-        if mediator is not None and windowed:
-            # in lock-step each task moves on by itself, after the same visits (MediatorOrder)
-            visits = None if self.bound.synchronous else mediator.visits
-        self.window = Window(visits)
+        # in lock-step each task moves on by itself, after the same visits (MediatorOrder)
+        follows = mediator is not None and windowed and not self.bound.synchronous
+        self.window = Window(mediator.visits if mediator is not None and follows else None)
         self.producers: dict[str, Producer] = {}
         self.look_up = LookUp(self.producers, self.shelf, self.bound, windowed, clock)
         self.waiting: dict[str, tuple[Question, Reply]] = {}
@@ -223,11 +221,8 @@ class PredictionCache:
         key = Key(new.task, new.place.window, new.batch)
         before, version = self.shelf.get(key), Version(new.step, new.produced_at)
         made = producer.count.at(new.step)
-        later_is_here = before is not None and (made, new.produced_at) <= (
-            before.made,
-            before.version.produced_at,
-        )
-        if reason is not None or later_is_here:
+        later = before and (before.made, before.version.produced_at) >= (made, new.produced_at)
+        if reason is not None or later:
             self.transport.release(token)
             return reason
         self.shelf.put(key, Entry(version, made, new.place.visit, token, token.num_bytes))
