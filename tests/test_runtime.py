@@ -332,7 +332,7 @@ def test_supervised_steps_age_what_the_task_has_predicted(tmp_path):
     peers.publish(Batch({}, 3), 9, {"depth": torch.ones(2, 1, 4, 6)})
     for step in range(10, 18):
         peers.stepped(step)
-    peers.link.retire(17, None)  # waits for everything told
+    peers.link.retire(17, None)  # returns when all that was sent has arrived
     answer = ray.get(cache.exchange.remote([], Question("normals", ("depth",), 3)))
     assert answer.found["depth"].staleness_steps >= 17 - 9 - 2
     ray.get(cache.close.remote())

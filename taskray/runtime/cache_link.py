@@ -82,7 +82,7 @@ class CacheLink:
 
     def retire(self, step: int, on_demand: Any) -> None:
         """Training has ended: the predictions stay, and ``on_demand`` predicts when it is asked.
-        Returns when everything told so far has arrived, or should have."""
+        Returns when all that was sent so far has arrived, or after a time limit."""
         self.announcement = replace(self.announcement, step=step, trains=False, on_demand=on_demand)
         self.tell(self.send)
         try:
