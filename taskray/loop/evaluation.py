@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +14,11 @@ from torch import Tensor
 from taskray.data.streams.batch import Batch
 from taskray.loop.network import Network
 from taskray.schema import QUANTITIES, quantity_of
+from taskray.tasks.constant import Constant
 from taskray.tasks.task import Task
+
+if TYPE_CHECKING:  # slow to import, see tasks.task
+    from torchmetrics import Metric
 
 
 @dataclass
@@ -22,6 +27,8 @@ class Evaluation:
 
     metrics: dict[str, float]
     samples: dict[str, np.ndarray] = field(default_factory=dict)
+    constant: dict[str, float] = field(default_factory=dict)
+    """The same metrics of the task's constant predictor, which looks at no input."""
 
 
 def measured_columns(task: Task, there: Collection[str]) -> tuple[str, ...]:
@@ -33,27 +40,62 @@ def measured_columns(task: Task, there: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*task.inputs, *labels)))
 
 
-def evaluate(network: Network, batches: Iterable[Batch], num_samples: int = 0) -> Evaluation:
+def learn_constant(task: Task, batches: Iterable[Batch]) -> Constant | None:
+    """The task's constant predictor, from batches of its labels; None where it has none."""
+    constant = task.constant()
+    if constant is not None:
+        for batch in batches:
+            constant.update(batch.tensors)
+    return constant
+
+
+def evaluate(
+    network: Network,
+    batches: Iterable[Batch],
+    num_samples: int = 0,
+    constant: Constant | None = None,
+) -> Evaluation:
     """Run the network over all batches, in evaluation mode; metrics are pooled over the whole set.
 
     The first ``num_samples`` frames are kept with truth and prediction: ``image`` [N, H, W, 3]
-    uint8, the rest [N, C, H, W] float32 (a segmentation as class indices).
+    uint8, the rest [N, C, H, W] float32 (a segmentation as class indices). ``constant`` is measured
+    on the same batches.
     """
     metric = network.task.metric().to(network.device)
+    yardstick = network.task.metric()
     kept: dict[str, list[Tensor]] = {}
     have = 0
     for batch in batches:
         prediction = network.infer(batch)
         labels = {k: v.to(network.device) for k, v in batch.tensors.items()}
         metric.update(prediction, labels)
+        if constant is not None:
+            _measure_constant(network.task, constant, yardstick, batch.tensors)
         pictures = labels.get("image")
         take = 0 if pictures is None else min(num_samples - have, len(pictures))
         if take > 0:
             have += take
             _keep(kept, network, prediction, labels, take)
-    values = {name: float(value) for name, value in metric.compute().items()}
     samples = {name: torch.cat(parts).cpu().numpy() for name, parts in kept.items()}
-    return Evaluation({k: v for k, v in values.items() if math.isfinite(v)}, samples)
+    return Evaluation(_finite(metric), samples, _finite(yardstick))
+
+
+def _measure_constant(
+    task: Task, constant: Constant, metric: Metric, batch: Mapping[str, Tensor]
+) -> None:
+    """Without the heads that the constant does not predict: those learnt from no label."""
+    prediction = constant.predict(batch)
+    heads = [head for head in task.heads.values() if {*head.quantities} <= prediction.keys()]
+    if heads:
+        columns = {c for head in heads for c in (*head.inputs, *head.labels)}
+        metric.update(prediction, {k: v for k, v in batch.items() if k in columns})
+
+
+def _finite(metric: Metric) -> dict[str, float]:
+    if not metric.update_called:
+        return {}
+    values = {name: float(value) for name, value in metric.compute().items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _keep(

@@ -69,4 +69,5 @@ def _task_summary(job: Job, state: TaskState) -> dict[str, Any]:
         "error": str(state.error) if state.error else None,
         "metrics": evaluations.get(main, {}) if main else {},
         "evaluations": evaluations,
+        "constant": {title: e.constant for title, e in state.evaluations.items() if e.constant},
     }

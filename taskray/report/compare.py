@@ -9,24 +9,29 @@ from typing import Any
 from taskray.loop.metric_key import TaskMetric
 from taskray.record.folder import read_result
 from taskray.record.formatting import describe, rank
-from taskray.report.history import Run, evaluations_of
+from taskray.report.history import CONSTANT, MEASURED, Run, evaluations_of
 from taskray.report.tables import Cell, Column, Row, Table, heading_of
 
 
 def comparison_table(
     runs: Mapping[str, Mapping[str, Any]], title: str = "", baseline: str | None = None
 ) -> Table:
-    """Every metric of every task and evaluation, one column for each run.
+    """Every metric of every task and evaluation, one column for each run, beside the constant
+    predictor of the first run that has one.
 
     ``runs``: label -> content of ``result.json``. ``baseline``: the label of a run, by default the
     first; the column of every other run is followed by the relative change from the baseline.
     """
     cells = {label: metric_cells(result) for label, result in runs.items()}
+    constants = (metric_cells(result, CONSTANT) for result in runs.values())
+    constant = next(filter(None, constants), {})
+    if constant:
+        cells = {CONSTANT: constant, **cells}
     keys = sorted(dict.fromkeys(k for row in cells.values() for k in row), key=_order(cells))
     rows = tuple(Row(label, label, row) for label, row in cells.items())
     columns = tuple(Column(key, heading_of(key)) for key in keys)
     baseline = baseline or next(iter(runs), None)
-    return Table(title, columns, rows, metrics_as_rows=True, baseline=baseline)
+    return Table(title, columns, rows, metrics_as_rows=True, baseline=baseline, constant=CONSTANT)
 
 
 def compare_folders(folder: Path, baseline: Path) -> Table:
@@ -48,11 +53,12 @@ def labels(run: Run, baseline: Run | None) -> tuple[str, str]:
     return "baseline", "this run"
 
 
-def metric_cells(result: Mapping[str, Any]) -> dict[str, Cell]:
-    """``<task>/<evaluation>/<metric>`` -> value, for all evaluations in a result."""
+def metric_cells(result: Mapping[str, Any], of: str = MEASURED) -> dict[str, Cell]:
+    """``<task>/<evaluation>/<metric>`` -> value, for all evaluations in a result, of the tasks'
+    networks or (``CONSTANT``) of their constant predictors."""
     cells = {}
     for task, values in (result.get("tasks") or {}).items():
-        for evaluation, metrics in evaluations_of(values).items():
+        for evaluation, metrics in evaluations_of(values, of).items():
             for metric, value in metrics.items():
                 cells[str(TaskMetric(task, evaluation, metric))] = Cell.of(value)
     return cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,9 @@ from taskray.errors import InputError
 from taskray.files import read_text
 from taskray.loop.metric_key import Evaluated, MetricKey, parse
 from taskray.record.folder import CONFIG, read_metrics, read_panels, read_result
+
+MEASURED, CONSTANT = "evaluations", "constant"
+"""Parts of a task's result: the evaluations of its network, and of its constant predictor."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,14 @@ class Run:
         return {**self.result, "name": self.name, "tasks": tasks}
 
 
-def evaluations_of(task_result: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """All evaluations in one task's part of a result; older results only have ``metrics``."""
-    evaluations = task_result.get("evaluations")
-    if evaluations:
-        return {str(title): dict(values) for title, values in evaluations.items()}
+def evaluations_of(
+    task_result: Mapping[str, Any], of: str = MEASURED
+) -> dict[str, dict[str, float | None]]:
+    """All evaluations in one task's part of a result, of its network or of its constant predictor;
+    older results only have ``metrics``."""
+    evaluations = task_result.get(of)
+    if evaluations or of == CONSTANT:
+        return {str(title): dict(values) for title, values in (evaluations or {}).items()}
     metrics = task_result.get("metrics")
     return {"evaluation": dict(metrics)} if metrics else {}
 

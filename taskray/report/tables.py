@@ -76,7 +76,8 @@ class Row:
 @dataclass(frozen=True)
 class Table:
     """Variants as rows, metrics as columns. ``metrics_as_rows`` transposes it: then every variant
-    but the ``baseline`` is followed by its relative change from the baseline."""
+    but the ``baseline`` and the ``constant`` is followed by its relative change from the
+    baseline."""
 
     title: str
     columns: tuple[Column, ...]
@@ -84,6 +85,8 @@ class Table:
     notes: tuple[str, ...] = ()
     metrics_as_rows: bool = False
     baseline: str | None = None
+    constant: str | None = None
+    """Name of the row of the constant predictor."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,8 @@ def _metric_rows(table: Table) -> tuple[tuple[str, ...], list[tuple[Entry, ...]]
     base = next((r for r in table.rows if r.name == table.baseline), None)
     header = ["", "metric"]
     for row in table.rows:
-        header += [row.label] if base is None or row is base else [row.label, "change"]
+        changes = base is not None and row.name not in (table.baseline, table.constant)
+        header += [row.label, "change"] if changes else [row.label]
     rows = []
     for column in table.columns:
         path, _, metric = column.title.rpartition(" · ")
@@ -189,7 +193,7 @@ def _metric_rows(table: Table) -> tuple[tuple[str, ...], list[tuple[Entry, ...]]
         for row in table.rows:
             text = _text(row.cell(column), column.key)
             entries.append(Entry(text, best=text in best))
-            if base is not None and row is not base:
+            if base is not None and row.name not in (table.baseline, table.constant):
                 change = relative_change(row.cell(column).mean, base.cell(column).mean)
                 entries.append(Entry(format_change(change), good=info.good(change)))
         rows.append(tuple(entries))

@@ -6,6 +6,8 @@ The Ray actor and the inline backend are both made of it; it knows neither.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
+from itertools import islice
 
 import torch
 
@@ -17,7 +19,7 @@ from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError, one_line
 from taskray.job.config import Job
 from taskray.loop.assembly import build_learned, build_relations, build_task, seed_of
-from taskray.loop.evaluation import Evaluation, evaluate, measured_columns
+from taskray.loop.evaluation import Evaluation, evaluate, learn_constant, measured_columns
 from taskray.loop.interfaces import Peers
 from taskray.loop.learned import Learned
 from taskray.loop.metric_key import Evaluated
@@ -25,9 +27,13 @@ from taskray.loop.report import ChunkReport
 from taskray.loop.trainer import Trainer
 from taskray.loop.wiring import Role, Wiring
 from taskray.runtime.checkpoints import CheckpointStore, find_checkpoint, load_into, serialize
+from taskray.tasks.constant import Constant
 
 NUM_SAMPLES = 4
 """Frames of the main evaluation that are kept to look at."""
+
+CONSTANT_ROWS = 1024
+"""Labelled rows of each dataset that the constant predictor learns from: the first ones."""
 
 
 class Member:
@@ -73,6 +79,8 @@ class Member:
             device=device,
         )
         self.saved_step = self.evaluated_step = -1
+        self._labels, self._role = data, role
+        self._constants: dict[str, dict[str, float]] = {}  # evaluation -> metrics
 
     def resume(self) -> int:
         """Go on from the latest checkpoint, where there is one, or from the weights that the job
@@ -125,13 +133,33 @@ class Member:
 
     def evaluate(self, title: str, num_samples: int = 0) -> Evaluation:
         """Measure on one of the job's evaluations. A dataset without this task's labels gives no
-        metric."""
-        data = self.evaluations[title]
+        metric. The constant predictor beside it is measured once."""
+        data, size = self.evaluations[title], self.job.evaluation.batch_size
         columns = measured_columns(self.trainer.task, data.info.layout)
         if not columns:
             return Evaluation({})
-        batches = plain_batches(data.open(), self.job.evaluation.batch_size, columns)
-        return evaluate(self.trainer.network, batches, num_samples)
+        constant = None if title in self._constants else self._constant
+        found = evaluate(
+            self.trainer.network, plain_batches(data.open(), size, columns), num_samples, constant
+        )
+        found.constant = self._constants.setdefault(title, found.constant)
+        return found
+
+    @cached_property
+    def _constant(self) -> Constant | None:
+        """The constant predictor of what this task has learnt from labels."""
+        if not self._role.labels:
+            return None
+        size = self.job.evaluation.batch_size
+        batches = (
+            batch
+            for dataset, columns in self._role.labels.items()
+            for batch in islice(
+                plain_batches(self._labels[dataset].open(), size, columns),
+                -(-CONSTANT_ROWS // size),
+            )
+        )
+        return learn_constant(self.trainer.task, batches)
 
     def close(self) -> None:
         self.trainer.close()

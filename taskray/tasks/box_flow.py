@@ -20,6 +20,7 @@ from taskray.tasks.anchor_maps import (
     smooth_l1,
 )
 from taskray.tasks.anchors import Anchor, Anchors, wrap
+from taskray.tasks.constant import Constant
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -103,10 +104,39 @@ class BoxFlow(Task):
         true = torch.stack([true_flow(own, others) for others in past], dim=1)
         return where, flow.reshape(-1, self.frames - 1, 3), true
 
+    def constant(self) -> Constant:
+        """The mean flow of the labelled boxes, at each anchor."""
+        return MeanFlow(self)
+
     def metric(self) -> BoxFlowMetrics:
         from taskray.tasks.box_flow_metrics import BoxFlowMetrics
 
         return BoxFlowMetrics(self.at_boxes)
+
+
+class MeanFlow(Constant):
+    """The mean of the true flow of all boxes (of theta the mean angle), at each anchor."""
+
+    def __init__(self, task: BoxFlow) -> None:
+        self.task = task
+        self.total = torch.zeros(task.frames - 1, 3, dtype=torch.float64)
+        self.count = torch.zeros(task.frames - 1, 1, dtype=torch.float64)
+
+    def update(self, batch: Mapping[str, Tensor]) -> None:
+        rows = len(batch[self.task.labels[-1]])
+        nothing = {self.task.quantities[0]: self._map(torch.zeros(self.task.channels), rows)}
+        _, _, true = self.task.at_boxes(nothing, batch)
+        self.total += true.double().nansum(dim=0)
+        self.count += (~true.isnan()).all(dim=2).double().sum(dim=0)[:, None]
+
+    def predict(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mean = (self.total / self.count.clamp(min=1)).float().flatten()
+        return {self.task.quantities[0]: self._map(mean, len(next(iter(batch.values()))))}
+
+    def _map(self, values: Tensor, rows: int) -> Tensor:
+        anchors = self.task.anchors
+        shape = (rows, anchors.per_cell, self.task.channels, *anchors.grid.shape)
+        return values[:, None, None].expand(shape)
 
 
 def true_flow(boxes_n9: Tensor, others_nm9: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from taskray.errors import InputError
 from taskray.job import plugins
+from taskray.tasks.constant import Constant, MeanMap
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -79,6 +80,15 @@ class Depth(Task):
         label = batch["depth"]
         valid = (label >= self.min_depth) & (label <= self.max_depth)
         return {self._loss_name: self._loss(prediction["depth"], label, valid)}
+
+    def constant(self) -> Constant:
+        """The geometric mean of the labels at each pixel."""
+        return MeanMap("depth", self._log_of_labels, torch.exp)
+
+    def _log_of_labels(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        label = batch["depth"]
+        valid = (label >= self.min_depth) & (label <= self.max_depth)
+        return label.clamp(min=self.min_depth).log(), valid
 
     def metric(self) -> DepthMetrics:
         from taskray.tasks.metrics import DepthMetrics  # torchmetrics is slow to import

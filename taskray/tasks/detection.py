@@ -25,6 +25,7 @@ from taskray.tasks.anchor_maps import (
     smooth_l1,
 )
 from taskray.tasks.anchors import HEADINGS, IGNORED, Anchor, Anchors, wrap
+from taskray.tasks.constant import Constant, Fixed
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -167,6 +168,11 @@ class Detection(Task):
         chosen = torch.cat(kept)
         chosen = chosen[scores[chosen].argsort(descending=True, stable=True)][: self.max_boxes]
         return Detections(boxes[chosen], scores[chosen], labels[chosen])
+
+    def constant(self) -> Constant:
+        """No detection."""
+        channels = CHANNELS * self.anchors.per_cell
+        return Fixed(self.predict(torch.full((1, channels, *self.anchors.grid.shape), -100.0)))
 
     def metric(self) -> DetectionMetrics:
         from taskray.tasks.detection_metrics import DetectionMetrics

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taskray.geometry.motion import rigid_motion
 from taskray.geometry.warp import invert
+from taskray.tasks.constant import Constant, MeanMotion
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ class EgoMotion(Task):
             "rotation": self.rotation_weight * apart[:, :3, :3].sum(dim=(1, 2)).mean(),
             "translation": apart[:, :3, 3].sum(dim=1).mean(),
         }
+
+    def constant(self) -> Constant:
+        """The mean motion of the labels."""
+        return MeanMotion(*self.quantities)
 
     def metric(self) -> EgoMotionMetrics:
         from taskray.tasks.motion_metrics import EgoMotionMetrics  # torchmetrics is slow to import

@@ -11,6 +11,7 @@ from torch import Tensor
 from taskray.errors import InputError, TaskrayError
 from taskray.job import plugins
 from taskray.job.config import Plugin
+from taskray.tasks.constant import Several
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -101,6 +102,13 @@ class Multi(Task):
             for head, task in self._labelled_in(batch).items()
             for term, value in task.loss(prediction, batch).items()
         }
+
+    def constant(self) -> Several:
+        """The constants of the labelled heads that have one."""
+        constants = {head: task.constant() for head, task in self._labelled.items()}
+        return Several(
+            *((c, self._labelled[head].labels) for head, c in constants.items() if c is not None)
+        )
 
     def metric(self) -> HeadMetrics:
         from taskray.tasks.head_metrics import HeadMetrics  # see Task: torchmetrics is slow

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taskray.geometry.normals import has_direction, unit
 from taskray.job import plugins
+from taskray.tasks.constant import Constant, MeanMap
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Normals(Task):
     ) -> dict[str, Tensor]:
         label = batch["normals"]
         return {self._loss_name: self._loss(prediction["normals"], label, has_direction(label))}
+
+    def constant(self) -> Constant:
+        """The mean direction of the labels at each pixel."""
+        return MeanMap("normals", lambda b: (b["normals"], has_direction(b["normals"])), unit)
 
     def metric(self) -> NormalsMetrics:
         from taskray.tasks.metrics import NormalsMetrics  # torchmetrics is slow to import

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from taskray.schema import IGNORE
+from taskray.tasks.constant import Constant, MeanMap, Several
 from taskray.tasks.ego_motion import FRAMES, Scale, stacked
 from taskray.tasks.losses import l1
 from taskray.tasks.task import Task
@@ -59,9 +60,19 @@ class ObjectMotion(Task):
         still = (mask != 1) & (mask != IGNORE)
         return {"moving": l1(predicted, label, mask == 1), "still": l1(predicted, label, still)}
 
+    def constant(self) -> Constant:
+        """The mean field of the labels, there and back."""
+        masks = ("motion_mask", "motion_mask_2")
+        return Several(*map(_mean_field, OBJECT_QUANTITIES, masks))
+
     def metric(self) -> ObjectMotionMetrics:
         from taskray.tasks.motion_metrics import (
             ObjectMotionMetrics,
         )  # torchmetrics is slow to import
 
         return ObjectMotionMetrics()
+
+
+def _mean_field(quantity: str, mask: str) -> tuple[Constant, tuple[str, ...]]:
+    mean = MeanMap(quantity, lambda batch: (batch[quantity], batch[mask] != IGNORE))
+    return mean, (quantity, mask)

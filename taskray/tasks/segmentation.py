@@ -14,6 +14,7 @@ from taskray.data.readers.class_map import ClassMap, outside
 from taskray.data.readers.class_map import class_map as find_class_map
 from taskray.errors import InputError, TaskrayError
 from taskray.schema import IGNORE
+from taskray.tasks.constant import Constant, MeanMap
 from taskray.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -69,6 +70,16 @@ class Segmentation(Task):
             prediction["segmentation"], label, ignore_index=IGNORE, reduction="sum"
         )
         return {"cross_entropy": total / count}
+
+    def constant(self) -> Constant:
+        """The most frequent class at each pixel: logits are logarithms of the frequencies."""
+        return MeanMap("segmentation", self._one_hot, lambda mean: mean.clamp(min=1e-6).log())
+
+    def _one_hot(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        label = batch["segmentation"]
+        valid = label != IGNORE
+        index = torch.where(valid, label, 0)[:, 0].long()
+        return functional.one_hot(index, len(self.classes)).movedim(-1, 1), valid
 
     def metric(self) -> SegmentationMetrics:
         from taskray.tasks.segmentation_metrics import SegmentationMetrics  # torchmetrics is slow

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # importing it takes longer than importing torch: it is impor
     from torchmetrics import Metric
 
     from taskray.data.readers.reader import Reader
+    from taskray.tasks.constant import Constant
 
 Output = Tensor | Mapping[str, Tensor]
 """What a network returns: the tensor of its one head (``[B, C, H, W]`` unless the network is made
@@ -94,3 +95,8 @@ class Task(ABC):
     def metric(self) -> Metric:
         """A fresh metric with ``update(prediction, batch)`` and ``compute() -> dict[str, Tensor]``;
         names and units as in the result file (ratios in [0, 1], angles in degrees)."""
+
+    def constant(self) -> Constant | None:
+        """A fresh constant predictor, the yardstick of this task's metrics
+        (:mod:`taskray.tasks.constant`); None: there is none."""
+        return None

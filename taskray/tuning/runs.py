@@ -22,7 +22,7 @@ from taskray.loop.meters import Edge
 from taskray.loop.metric_key import TaskMetric, edge_name
 from taskray.record.folder import CONFIG, read_result
 from taskray.record.result import TaskState, summarize
-from taskray.report.history import evaluations_of
+from taskray.report.history import CONSTANT, MEASURED, evaluations_of
 from taskray.run.resuming import essence, saved_config
 from taskray.runtime.checkpoints import written_at
 
@@ -133,14 +133,17 @@ def _measured(values: Mapping[str, Any]) -> Any:
 # ---- metrics ------------------------------------------------------------------------------------
 
 
-def value_of(result: Mapping[str, Any], key: str) -> float | None:
-    """A metric of a result: ``<task>/<evaluation>/<metric>`` or a path of the result file."""
+def value_of(result: Mapping[str, Any], key: str, of: str = MEASURED) -> float | None:
+    """A metric of a result: ``<task>/<evaluation>/<metric>`` or a path of the result file. ``of``:
+    the evaluations of networks, or of constant predictors."""
     tasks = result.get("tasks") or {}
     metric = TaskMetric.parse(key)
     if metric is not None and metric.task in tasks:
-        evaluations = evaluations_of(tasks[metric.task])
-        if metric.title in evaluations:
-            return evaluations[metric.title].get(metric.metric)
+        evaluations = evaluations_of(tasks[metric.task], of)
+        if metric.title in evaluations or of == CONSTANT:
+            return evaluations.get(metric.title, {}).get(metric.metric)
+    if of == CONSTANT:
+        return None
     path = key.split("/")
     value: Any = tasks if path[0] in tasks else result
     for part in path:

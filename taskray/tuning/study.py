@@ -19,6 +19,7 @@ from taskray.job.config import Job, dump_yaml, read_yaml
 from taskray.record.folder import read_result
 from taskray.report.console import print_plain
 from taskray.report.curves import read_curves, write_curves
+from taskray.report.history import CONSTANT
 from taskray.report.html import write_report
 from taskray.report.render import to_rich
 from taskray.report.tables import Cell, Table, study_table, write_table
@@ -40,6 +41,9 @@ from taskray.tuning.runs import (
 from taskray.tuning.settings import OF_EACH_RUN, GainConfig, StudyConfig, load_study
 
 FAILED = 1
+CONSTANT_NOTE = (
+    "constant predictor: one prediction for every input, from the labels of the first row below it"
+)
 
 
 @dataclass(frozen=True)
@@ -246,6 +250,12 @@ def table_of(config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, s
         }
         for name in config.variants
     }
+    labels = {n: v.label for n, v in config.variants.items() if v.label}
+    constant = {m: _constants(m, found) for m in config.metrics}
+    if any(constant.values()) and CONSTANT not in config.variants:
+        results = {CONSTANT: constant, **results}
+        labels[CONSTANT] = "constant predictor"
+        notes.insert(0, CONSTANT_NOTE)
     if config.delta_m:
         for name, gains in gains_of(config.delta_m, found).items():
             results[name]["delta_m"] = gains
@@ -253,11 +263,22 @@ def table_of(config: StudyConfig, runs: Sequence[StudyRun], errors: dict[Path, s
         config.title or config.name,
         results,
         metrics=config.columns,
-        labels={n: v.label for n, v in config.variants.items() if v.label},
+        labels=labels,
         paper=config.paper.rows if config.paper else None,
         paper_title=config.paper.title if config.paper else "paper",
         notes=[note.rstrip(".") for note in notes],
     )
+
+
+def _constants(
+    metric: str, found: Mapping[str, Sequence[Mapping[str, Any] | None]]
+) -> list[float | None]:
+    """The constant predictor's value for each seed, of the first variant that has one."""
+    for results in found.values():
+        values = [value_of(r, metric, CONSTANT) if r else None for r in results]
+        if any(value is not None for value in values):
+            return values
+    return []
 
 
 def gains_of(
