@@ -256,3 +256,17 @@ def test_an_unlabelled_sample_keeps_its_images_and_loses_every_label() -> None:
             assert (values == IGNORE).all()
         else:
             assert (values == 0).all()
+
+
+def test_varied_labels_are_those_of_the_plain_world_and_only_the_colours_differ():
+    plain, varied = (World(num_samples=2, frames=2, varied=varied) for varied in (False, True))
+    for row in plain.index():
+        one, other = plain.load(row), varied.load(row)
+        for column in plain.columns:
+            same = np.array_equal(one[column], other[column], equal_nan=True)
+            assert same != column.startswith("image")
+
+
+def test_only_simulated_looks_can_be_varied():
+    with pytest.raises(InputError, match=r"varied: got true, expected false"):
+        World(domain="real", varied=True)

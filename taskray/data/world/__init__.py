@@ -84,6 +84,8 @@ class World(Reader):
         max_boxes: rows of ``boxes``; of more boxes the nearest are kept.
         min_box_points: boxes of bodies with fewer kept returns are left out.
         static: the same scenes with only the camera moving.
+        varied: of the domain ``sim``: colours, textures, light, air and camera at random from scene
+            to scene (domain randomisation), instead of flat colours and clean light.
     """
 
     def __init__(
@@ -107,14 +109,17 @@ class World(Reader):
         max_boxes: Annotated[int, Field(ge=1)] = 32,
         min_box_points: Annotated[int, Field(ge=1)] = 5,
         static: bool = False,
+        varied: bool = False,
     ) -> None:
+        if varied and domain != "sim":
+            raise InputError("varied", f"got true, expected false in the domain {domain!r}")
         if not (cameras or lidar):
             raise InputError("lidar", "got false, expected true because cameras is false")
         self.domain, self.split, self.seed = domain, split, seed
         self.num_samples, self.frames_per_scene = num_samples, frames_per_scene
         self.size, self.frames, self.label_fraction = (height, width), frames, label_fraction
         self.focal, self.which, self.scenes = focal, rows, scenes
-        self.static = static
+        self.static, self.varied = static, varied
         self.cameras, self.sensor = cameras, (sensor or LidarSensor()) if lidar else None
         self.room = {
             "num_points": lidar_points, "max_boxes": max_boxes, "min_box_points": min_box_points
@@ -132,7 +137,7 @@ class World(Reader):
 
     def load(self, row: Row) -> Sample:
         names = (self.seed, self.domain, self.split, row["scene"])
-        scene, look, snapshots = _build(*names, self.scenes, self.static)
+        scene, look, snapshots = _build(*names, self.scenes, self.static, self.varied)
         rng = _rng(*names, 1 + row["frame"])
         views = clip_views(rng, scene, snapshots)
         noises = rng.spawn(CLIP_LENGTH)
@@ -210,7 +215,13 @@ def _rng(seed: int, domain: str, split: str, scene: int, *what: int) -> np.rando
 
 @lru_cache(maxsize=2)
 def _build(
-    seed: int, domain: Domain, split: str, number: int, kind: Kind, static: bool
+    seed: int,
+    domain: Domain,
+    split: str,
+    number: int,
+    kind: Kind,
+    static: bool,
+    varied: bool,
 ) -> tuple[Scene, Look, tuple[Snapshot, ...]]:
     """A scene, its look, and its snapshots at the times of a clip."""
     rng = _rng(seed, domain, split, number, 0)
@@ -218,5 +229,5 @@ def _build(
     if static:
         still = (replace(body, velocity=(0.0, 0.0), spin=0.0) for body in scene.bodies)
         scene = replace(scene, bodies=tuple(still))
-    look = build_look(rng, scene, domain)
+    look = build_look(rng, scene, domain, varied)
     return scene, look, tuple(Snapshot(scene, time) for time in range(CLIP_LENGTH))

@@ -1,5 +1,6 @@
 """Colours of surfaces: flat in ``sim``; in ``real`` another palette, textures fixed to the
-surfaces, a lamp with shadows, haze, and a camera with vignette and noise.
+surfaces, a lamp with shadows, haze, and a camera with vignette and noise. ``sim`` may vary all
+that at random from scene to scene instead.
 
 Nothing here changes geometry. Colours are linear RGB in [0, 1] before the camera.
 """
@@ -7,6 +8,7 @@ Nothing here changes geometry. Colours are linear RGB in [0, 1] before the camer
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,9 +41,14 @@ class Look(Protocol):
         ...
 
 
-def build_look(rng: np.random.Generator, scene: Scene, domain: Domain) -> Look:
-    """A random look of that domain for a scene."""
-    return SimLook(rng, scene) if domain == "sim" else RealLook(rng, scene)
+def build_look(rng: np.random.Generator, scene: Scene, domain: Domain, varied: bool) -> Look:
+    """A random look of that domain for a scene; ``varied``: of the domain ``sim``, see
+    :func:`varied_weather`."""
+    if domain == "real":
+        return TexturedLook(rng, scene, _weather(rng, scene), _natural_colour)
+    if varied:
+        return TexturedLook(rng, scene, varied_weather(rng, scene), _any_colour)
+    return SimLook(rng, scene)
 
 
 class SimLook:
@@ -77,18 +84,32 @@ class _Weather:
     haze: Floats
     visibility: float
     """Metres after which 1/e of the contrast is left."""
+    gamma: float
     gain: float
     vignette: float
     noise: float
 
 
-class RealLook:
-    """Textured surfaces under one lamp (the sun, outdoors), seen through haze."""
+class TexturedLook:
+    """Textured surfaces under one lamp (the sun, outdoors), seen through haze.
 
-    def __init__(self, rng: np.random.Generator, scene: Scene) -> None:
-        self._weather = _weather(rng, scene)
+    Args:
+        rng: of the scene.
+        scene: whose parts are coloured.
+        weather: of the scene.
+        colour: a random albedo for a part of that class.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        scene: Scene,
+        weather: _Weather,
+        colour: Callable[[np.random.Generator, str], Floats],
+    ) -> None:
+        self._weather = weather
         labels = [body.label for body in scene.bodies for _ in body.parts]
-        self._albedo = np.array([_natural_colour(rng, label) for label in labels])
+        self._albedo = np.array([colour(rng, label) for label in labels])
         self._textures = Textures(rng, labels)
 
     def shade(self, hits: Hits, snapshot: Snapshot, focal: float) -> Floats:
@@ -119,7 +140,9 @@ class RealLook:
         height, width = image_hw3.shape[:2]
         y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
         fall = 1.0 - self._weather.vignette * (x * x + y * y) / 2
-        seen = np.clip(self._weather.gain * image_hw3 * fall[..., None], 0.0, 1.0) ** (1 / 1.6)
+        seen = np.clip(self._weather.gain * image_hw3 * fall[..., None], 0.0, 1.0) ** (
+            1 / self._weather.gamma
+        )
         # Photon noise grows with the light, read noise does not.
         noise = rng.standard_normal(seen.shape) * self._weather.noise * (0.5 + np.sqrt(seen))
         return np.clip(seen + noise, 0.0, 1.0)
@@ -143,10 +166,38 @@ def _weather(rng: np.random.Generator, scene: Scene) -> _Weather:
         shadow=rng.uniform(0.4, 0.9),
         haze=rng.uniform(0.4, 0.8) * np.array([0.95, 1.0, 1.05]),
         visibility=visibility,
+        gamma=1.6,
         gain=rng.uniform(0.8, 1.4),
         vignette=rng.uniform(0.1, 0.5),
         noise=rng.uniform(0.005, 0.025),
     )
+
+
+def varied_weather(rng: np.random.Generator, scene: Scene) -> _Weather:
+    """Light, air and camera drawn from ranges that are wide and not those of any real scene (domain
+    randomisation, Tobin et al., IROS 2017): what is learnt must not rest on them."""
+    if scene.indoor:
+        lamp = np.array([rng.uniform(-2, 2), -2.5, rng.uniform(-4, 4)])
+    else:
+        angle, climb = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.5)
+        aim = [np.cos(climb) * np.cos(angle), -np.sin(climb), np.cos(climb) * np.sin(angle)]
+        lamp = 500 * np.array(aim)
+    return _Weather(
+        lamp=lamp,
+        lamp_colour=rng.uniform(0.2, 1.2) * rng.uniform(0.6, 1.4, 3),
+        ambient=rng.uniform(0.2, 0.8) * rng.uniform(0.6, 1.4, 3),
+        shadow=rng.uniform(0.0, 1.0),
+        haze=rng.uniform(0.0, 1.0, 3),
+        visibility=np.exp(rng.uniform(np.log(10), np.log(500))),
+        gamma=rng.uniform(0.8, 2.4),
+        gain=rng.uniform(0.5, 2.0),
+        vignette=rng.uniform(0.0, 0.7),
+        noise=rng.uniform(0.0, 0.04),
+    )
+
+
+def _any_colour(rng: np.random.Generator, label: str) -> Floats:
+    return rng.uniform(0.05, 0.95, 3)
 
 
 def _natural_colour(rng: np.random.Generator, label: str) -> Floats:
