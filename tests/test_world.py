@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskray.data.world import CLASSES, MOVABLE, World, columns_of
+from taskray.data.world import CLASSES, MOVABLE, World, _build, _rng, columns_of
+from taskray.data.world.render import Snapshot
+from taskray.data.world.scene import Body, Part, Scene
+from taskray.data.world.views import CLEARANCE, clip_views
 from taskray.geometry.camera import backproject, rays
 from taskray.geometry.warp import invert, sample, warp
 from taskray.schema import IGNORE, QUANTITIES, quantity_of
@@ -232,6 +235,63 @@ def test_cameras_move_by_an_ordinary_step(triplets: Tensors) -> None:
         assert (triplets[name][:, 2, 3] < 0).all(), "forward: points come closer"
         trace = triplets[name][:, 0, 0] + triplets[name][:, 1, 1] + triplets[name][:, 2, 2]
         assert ((trace - 1) / 2 > np.cos(np.radians(3.0))).all()
+
+
+@pytest.mark.parametrize(
+    ("domain", "split", "scenes", "scene", "frame"),
+    [
+        ("real", "train", "streets", 97, 1),
+        ("real", "test", "streets", 24, 2),
+        ("sim", "test", "streets", 13, 1),
+        ("real", "train", "rooms", 48, 5),
+    ],
+)
+def test_no_camera_is_inside_a_body(
+    domain: str, split: str, scenes: str, scene: int, frame: int
+) -> None:
+    """The first draws of these clips are inside a tree, a ball or a pillar."""
+    arguments: dict[str, Any] = {"domain": domain, "split": split, "scenes": scenes}
+    world = World(num_samples=8 * scene + 8, height=16, width=24, frames=3, **arguments)
+    sample_ = world.load(world.index()[8 * scene + frame])
+    for suffix in ("", "_2", "_3"):
+        assert (sample_["depth" + suffix][:, -2:] > 0).all(), "the ground is below the camera"
+
+
+def test_cameras_keep_a_clearance_on_all_sides() -> None:
+    around = np.random.default_rng(0).normal(size=(500, 3))
+    around /= np.linalg.norm(around, axis=1, keepdims=True)
+    for scene in range(60):
+        names: tuple[Any, ...] = (0, "real", "train", scene)
+        built, _, snapshots = _build(*names, "any", False)
+        for view, snapshot in zip(
+            clip_views(_rng(*names, 1), built, snapshots), snapshots, strict=True
+        ):
+            distance = snapshot.cast(np.broadcast_to(view.position, around.shape), around).t
+            assert distance.min() > CLEARANCE
+
+
+def test_within_finds_points_inside_and_near_each_solid() -> None:
+    turned = Part(
+        "cylinder", (0.6, 0.2, 0.6), (0, -1, 0), np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]])
+    )
+    scene = Scene(
+        (
+            Body("ball", (Part("ball", (1.0, 2.0, 1.0), (0, -1, 0)),), (0, 0)),
+            Body("block", (Part("box", (1.0, 2.0, 1.0), (0, -1, 0)),), (10, 0)),
+            Body("car", (turned,), (20, 0), yaw=0.0, velocity=(1.0, 0.0)),
+        ),
+        False, (0, 0), (0, 0), (0, 0), (0, 0),
+    )  # fmt: skip
+    points = np.array(
+        [[0, -1, 0], [0, -1.9, 0], [0.45, -1.9, 0], [0.6, -1, 0], [10.45, -1.9, 0.45],
+         [10.6, -1, 0], [20.25, -1, 0], [21.15, -1, 0], [21, -1, 0.25], [21.0, -0.78, 0.22]]
+    )  # fmt: skip
+    inside = Snapshot(scene, 0).within(points, 0.0)
+    assert inside.tolist() == [True, True, False, False, True, False, False, False, False, False]
+    inside = Snapshot(scene, 1).within(points, 0.0)
+    assert inside[6:].tolist() == [False, False, True, False]
+    near = Snapshot(scene, 1).within(points, 0.15)
+    assert near.tolist() == [True, True, False, True, True, True, False, True, True, True]
 
 
 def test_a_label_fraction_keeps_that_share_and_smaller_ones_are_part_of_larger() -> None:

@@ -38,7 +38,7 @@ from taskray.schema import IGNORE, frame_suffix, quantity_of
 __all__ = ["CLASSES", "MOVABLE", "LidarSensor", "World"]
 
 Split = Literal["train", "validation", "test"]
-_VERSION = 1
+_VERSION = 2
 """Raise it when the same arguments give other data than before."""
 _DOMAINS, _SPLITS = ("sim", "real"), ("train", "validation", "test")
 _LIDAR_STREAM = 0x11DA2

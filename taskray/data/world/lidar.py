@@ -18,11 +18,9 @@ from taskray.data.readers.reader import Sample
 from taskray.data.world.render import Snapshot
 from taskray.data.world.scene import CLASSES, MOVABLE, Body, Part, Scene, yaw_matrix
 from taskray.data.world.shapes import Floats, Integers, shape
-from taskray.data.world.views import View
+from taskray.data.world.views import MOUNT_HEIGHT, View
 from taskray.errors import InputError
 
-MOUNT_HEIGHT = (1.6, 1.8)
-"""Range of the sensor's height above the ground, in metres; drawn once for each clip."""
 REFLECTANCE: dict[str, float] = {
     "ground": 0.20, "wall": 0.35, "ceiling": 0.55, "block": 0.45, "pillar": 0.30, "ramp": 0.40,
     "ball": 0.65, "pedestrian": 0.25, "car": 0.75,

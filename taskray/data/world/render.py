@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from taskray.data.world.scene import CLASSES, Scene
 from taskray.data.world.shapes import FLAT, TUBE, Floats, Integers, shape
 
+_ROUND = {"box": (0, 0, 0), "wedge": (0, 0, 0), "ball": (1, 1, 1), "cylinder": (1, 0, 1)}
+"""The axes along which a solid is round: there, it contains what is within 1/2 of its centre."""
+
 
 @dataclass(frozen=True)
 class Hits:
@@ -39,6 +42,7 @@ class Snapshot:
         self.poses = np.stack([body.pose(time) for body in scene.bodies])
         matrices = np.stack([self.poses[index] @ part.matrix() for index, part in parts])
         self._to_unit = np.linalg.inv(matrices)
+        self._round = np.array([_ROUND[part.shape] for _, part in parts])
         shapes = [shape(part.shape) for _, part in parts]
         vertices = np.concatenate(
             [s.vertices @ m[:3, :3].T + m[:3, 3] for s, m in zip(shapes, matrices, strict=True)]
@@ -90,6 +94,16 @@ class Snapshot:
         with np.errstate(divide="ignore", invalid="ignore"):
             t = _dot(corner - origins, n) / _dot(directions, n)
         return (face >= 0) & (t < 1)
+
+    def within(self, positions: Floats, margin: float) -> NDArray[np.bool_]:
+        """Whether points ``[N, 3]`` are inside a part enlarged by ``margin`` metres on all sides;
+        ``[N]``. A wedge counts as the box around it."""
+        unit = np.einsum("pij,nj->npi", self._to_unit[:, :3, :3], positions)
+        unit += self._to_unit[:, :3, 3]
+        size = 1 / np.linalg.norm(self._to_unit[:, :3, :3], axis=2)
+        unit *= size / (size + 2 * margin)
+        in_box = (np.abs(unit) < 0.5).all(axis=2)
+        return np.asarray((in_box & (np.linalg.norm(self._round * unit, axis=2) < 0.5)).any(axis=1))
 
     def _first_face(self, origins: Floats, directions: Floats) -> Integers:
         found = self._embree.run(

@@ -13,8 +13,12 @@ from taskray.data.world.shapes import Floats
 CLIP_LENGTH = 3
 """Frames of a clip, of which a dataset uses 1, 2 or 3."""
 EYE_HEIGHT = (1.4, 1.6)
+MOUNT_HEIGHT = (1.6, 1.8)
+"""Range of a LiDAR's height above the ground, in metres; drawn once for each clip."""
 FOCAL_LENGTH = 0.8
 """Default, in frame widths: 64 degrees across."""
+CLEARANCE = 0.2
+"""Metres between a camera, or a sensor above it, and the nearest surface in any direction."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,18 @@ def clip_views(
     """Cameras of one clip, one per snapshot.
 
     A clip is drawn again while a camera is too close to a surface or sees only a near wall; after
-    ten draws the one with the most free space is used.
+    ten draws the one with the most free space is used. A clip with a camera inside a body, or
+    nearer than ``CLEARANCE`` to one, is never used.
     """
-    best: tuple[float, list[View]] | None = None
-    for _ in range(10):
+    most, best = 0.0, None
+    draws = 0
+    while best is None or (most < 1.0 and draws < 10):
         views = _draw(rng, scene)
         room = min(_roominess(v, s) for v, s in zip(views, snapshots, strict=True))
-        if best is None or room > best[0]:
-            best = (room, views)
-        if room >= 1.0:
-            break
-    assert best is not None
-    return best[1]
+        if room > most:
+            most, best = room, views
+        draws += 1
+    return best
 
 
 def _draw(rng: np.random.Generator, scene: Scene) -> list[View]:
@@ -83,10 +87,20 @@ def _draw(rng: np.random.Generator, scene: Scene) -> list[View]:
 
 
 def _roominess(view: View, snapshot: Snapshot) -> float:
-    """At least 1 if the smallest depth is 0.6 m or more and the median 2.5 m or more."""
+    """At least 1 if the smallest depth is 0.6 m or more and the median 2.5 m or more; 0 inside a
+    body, where the rays may meet no surface, and nearer to one than ``CLEARANCE``."""
+    if snapshot.within(_sensor_positions(view), CLEARANCE).any():
+        return 0.0
     probes = pixel_rays(8, 12) @ view.rotation.T
     depth = snapshot.cast(np.broadcast_to(view.position, probes.shape), probes).t
     return min(float(depth.min()) / 0.6, float(np.median(depth)) / 2.5)
+
+
+def _sensor_positions(view: View) -> Floats:
+    """The camera, and the lowest and highest place of a LiDAR above it, ``[3, 3]``."""
+    positions = np.tile(view.position, (3, 1))
+    positions[1:, 1] = -np.asarray(MOUNT_HEIGHT)
+    return positions
 
 
 def _tilt(angle: float) -> Floats:
