@@ -15,6 +15,7 @@ from taskray.data.world import CLASSES, MOVABLE, World, _build, _rng, columns_of
 from taskray.data.world.render import Snapshot
 from taskray.data.world.scene import Body, Part, Scene
 from taskray.data.world.views import CLEARANCE, clip_views
+from taskray.errors import InputError
 from taskray.geometry.camera import backproject, rays
 from taskray.geometry.warp import invert, sample, warp
 from taskray.schema import IGNORE, QUANTITIES, quantity_of
