@@ -263,7 +263,7 @@ def test_cameras_keep_a_clearance_on_all_sides() -> None:
     around /= np.linalg.norm(around, axis=1, keepdims=True)
     for scene in range(60):
         names: tuple[Any, ...] = (0, "real", "train", scene)
-        built, _, snapshots = _build(*names, "any", False)
+        built, _, snapshots = _build(*names, "any", False, False)
         for view, snapshot in zip(
             clip_views(_rng(*names, 1), built, snapshots), snapshots, strict=True
         ):
