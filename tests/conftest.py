@@ -15,6 +15,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 
+TESTS = Path(__file__).parent
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors, except those that Ray raises about its own code."""
     for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning"):
@@ -23,12 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[ModuleType]:
-    """Ray on two CPUs, started once for all tests that ask for it. Workers can import tests."""
+    """Ray on two CPUs, started once for all tests that ask for it. Workers can import tests and
+    benchmarks."""
     import ray
     import ray.data
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        for folder in (TESTS, TESTS.parent / "jobs" / "bench"):
+            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         ray.init(
             address="local",
             num_cpus=2,
