@@ -30,7 +30,6 @@ from taskray.tuning.study import plan_study
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "jobs"))
 import constant_velocity  # noqa: E402
-import mean_depth  # noqa: E402
 import photometric  # noqa: E402
 
 JOBS = ("real_video", "ego_motion_kitti", "detection_flow_kitti")
@@ -182,7 +181,7 @@ def test_parts_of_a_video_meet_and_do_not_overlap() -> None:
         checked_part(0.6, 0.5)
 
 
-# ---- photometric.py, constant_velocity.py and mean_depth.py -------------------------------------
+# ---- photometric.py and constant_velocity.py ----------------------------------------------------
 
 
 def errors_of(relation: ScenePhotometric, predictions: Any, batch: Any) -> dict[str, float]:
@@ -220,14 +219,7 @@ def test_the_mean_motion_is_a_motion() -> None:
     torch.testing.assert_close(mean[None], expected)
 
 
-def test_the_mean_depth_is_geometric_over_what_was_measured() -> None:
-    depth = torch.tensor([[[[2.0, 0.0, 4.0]]], [[[8.0, 0.0, 0.0]]]])
-    everywhere = 64 ** (1 / 3)
-    expected = torch.tensor([[[[4.0, everywhere, 4.0]]]])
-    torch.testing.assert_close(mean_depth.mean_map(depth), expected)
-
-
-@pytest.mark.parametrize("script", ["photometric.py", "constant_velocity.py", "mean_depth.py"])
+@pytest.mark.parametrize("script", ["photometric.py", "constant_velocity.py"])
 def test_a_folder_that_is_no_run_is_one_line(script: str, tmp_path: Path) -> None:
     shell = [sys.executable, str(ROOT / "jobs" / script), str(tmp_path), "a"]
     shell += ["b"] if script != "photometric.py" else []

@@ -6,7 +6,6 @@ The Ray actor and the inline backend are both made of it; it knows neither.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from itertools import islice
 
 import torch
@@ -79,7 +78,7 @@ class Member:
             device=device,
         )
         self.saved_step = self.evaluated_step = -1
-        self._labels, self._role = data, role
+        self._data, self._role = data, role
         self._constants: dict[str, dict[str, float]] = {}  # evaluation -> metrics
 
     def resume(self) -> int:
@@ -138,25 +137,27 @@ class Member:
         columns = measured_columns(self.trainer.task, data.info.layout)
         if not columns:
             return Evaluation({})
-        constant = None if title in self._constants else self._constant
+        constant = None if title in self._constants else self._constant(title)
         found = evaluate(
             self.trainer.network, plain_batches(data.open(), size, columns), num_samples, constant
         )
         found.constant = self._constants.setdefault(title, found.constant)
         return found
 
-    @cached_property
-    def _constant(self) -> Constant | None:
-        """The constant predictor of what this task has learnt from labels."""
-        if not self._role.labels:
-            return None
+    def _constant(self, title: str) -> Constant | None:
+        """The constant predictor, of the labels that this task learns from; of a task without
+        labels those of the evaluation itself, a yardstick that is a little too good."""
+        labels = [(self._data[dataset], columns) for dataset, columns in self._role.labels.items()]
+        if not labels:
+            evaluation = self.evaluations[title]
+            columns = measured_columns(self.trainer.task, evaluation.info.layout)
+            labels = [(evaluation, columns)]
         size = self.job.evaluation.batch_size
         batches = (
             batch
-            for dataset, columns in self._role.labels.items()
+            for data, columns in labels
             for batch in islice(
-                plain_batches(self._labels[dataset].open(), size, columns),
-                -(-CONSTANT_ROWS // size),
+                plain_batches(data.open(), size, columns), -(-CONSTANT_ROWS // size)
             )
         )
         return learn_constant(self.trainer.task, batches)
