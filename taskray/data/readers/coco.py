@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from taskray.data.readers.class_map import class_map
-from taskray.data.readers.images import Box, Size, open_image, resize_image
+from taskray.data.readers.coco_file import Outline, image_size, outline, read_instances
+from taskray.data.readers.images import Box, Size, open_image, resize_image, size_of, turned
 from taskray.data.readers.masks import fill_polygon, fill_runs
 from taskray.data.readers.reader import Reader, Row, Sample, fingerprint_files
 from taskray.errors import InputError
-from taskray.files import read_json
 from taskray.schema import IGNORE
 
 
@@ -25,7 +25,8 @@ class Coco(Reader):
     does not list, have its class ``rest``; crowds, which have one outline together, are ignored.
 
     An image is scaled until it covers the frame and cropped equally on both sides, so that the
-    frame has no artificial border. COCO has no intrinsics.
+    frame has no artificial border. The outlines are those of the image as it is shown, turned by
+    its EXIF orientation. COCO has no intrinsics.
 
     Args:
         path: the folder that contains these.
@@ -50,53 +51,32 @@ class Coco(Reader):
         self._size = (height, width)
 
     def index(self) -> list[Row]:
-        content = self._read()
-        objects: dict[int, list[Any]] = {}
-        try:
-            known = {category["id"] for category in content["categories"]}
-            self._check_ids(known)
-            for a in content["annotations"]:
-                one = [a["area"], a["category_id"], a["iscrowd"], a["segmentation"]]
-                objects.setdefault(a["image_id"], []).append(one)
-            rows = [
-                {
-                    "key": Path(image["file_name"]).stem,
-                    "image": image["file_name"],
-                    "size": [image["height"], image["width"]],
-                    "objects": objects.get(image["id"], []),
-                    "unknown": sorted({o[1] for o in objects.get(image["id"], [])} - known),
-                }
-                for image in content["images"]
-            ]
-        except KeyError as error:
-            raise InputError(str(self._annotations), f"not COCO instances: no {error}") from None
-        except TypeError:
+        images, categories = read_instances(self._annotations)
+        if not any((self._folder / image["file_name"]).is_file() for image in images):
             raise InputError(
-                str(self._annotations),
-                "not COCO instances: expected lists of sections under 'categories', "
-                "'annotations' and 'images'",
-            ) from None
-        if not any((self._folder / row["image"]).is_file() for row in rows):
-            raise InputError(
-                str(self._folder), f"contains none of the {len(rows)} images of {self._file}"
+                str(self._folder), f"contains none of the {len(images)} images of {self._file}"
             )
-        return rows
+        known = sorted(categories)
+        return [
+            {"key": Path(image["file_name"]).stem, "image": image, "categories": known}
+            for image in images
+        ]
 
     def load(self, row: Row) -> Sample:
-        if row["unknown"]:
-            raise ValueError(f"category {row['unknown'][0]} is not in {self._file}")
-        image = open_image(self._folder / row["image"])
-        size = (image.height, image.width)
-        if size != tuple(row["size"]):
-            expected = "x".join(map(str, row["size"]))
+        stated = image_size(row["image"])
+        outlines = [outline(one, row["categories"]) for one in row["image"]["annotations"]]
+        file = self._folder / row["image"]["file_name"]
+        image = open_image(file)
+        size = size_of(image)
+        if size != stated:
             raise ValueError(
-                f"{row['image']}: got {size[0]}x{size[1]} pixels, "
-                f"expected {expected} (from {self._file})"
+                f"{file.name}: got {size[0]}x{size[1]} pixels, "
+                f"expected {stated[0]}x{stated[1]} (from {self._file}){turned(size, stated)}"
             )
         box = centre_box(size, self._size)
         return {
             "image": resize_image(image, self._size, box),
-            "segmentation": self._segmentation(row["objects"], size, box)[None],
+            "segmentation": self._segmentation(outlines, size, box)[None],
         }
 
     def fingerprint(self) -> Any:
@@ -108,29 +88,19 @@ class Coco(Reader):
     def _file(self) -> str:
         return self._annotations.name
 
-    def _read(self) -> dict[str, Any]:
-        return read_json(self._annotations)
-
-    def _check_ids(self, ids: set[Any]) -> None:
-        wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < IGNORE]
-        if wrong:
-            raise InputError(
-                str(self._annotations), f"got category id {wrong[0]!r}, expected 0 to {IGNORE - 1}"
-            )
-
-    def _segmentation(self, objects: list[Any], size: Size, box: Box) -> np.ndarray:
+    def _segmentation(self, outlines: list[Outline], size: Size, box: Box) -> np.ndarray:
         """Class indices ``[H, W]``: crowds first, then objects from the largest to the smallest,
         so that a small object in front of a larger one is visible."""
         classes = np.full(self._size, self._rest, dtype=np.uint8)
-        for _, category, crowd, outline in sorted(objects, key=lambda o: (not o[2], -o[0])):
-            index = IGNORE if crowd else self._table[category]
-            if isinstance(outline, dict):
-                inside = fill_runs(outline)
+        for one in sorted(outlines, key=lambda o: (not o.crowd, -o.area)):
+            index = IGNORE if one.crowd else self._table[one.category]
+            if isinstance(one.shape, dict):
+                inside = fill_runs(one.shape)
                 if inside.shape != size:
                     raise ValueError(f"got a mask of {inside.shape}, expected {size} (the image)")
                 classes[_show(inside, box, self._size)] = index
                 continue
-            for polygon in outline:
+            for polygon in one.shape:
                 classes[fill_polygon(polygon, self._size, box)] = index
         return classes
 
