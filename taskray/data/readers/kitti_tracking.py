@@ -34,6 +34,8 @@ CLASSES: tuple[str, ...] = (
 """The dataset's types in lower case, in the order of the class indices."""
 IGNORED = "dontcare"
 """Type of image regions without labels: not a box of an object."""
+FARTHEST = 1000.0
+"""Metres: no LiDAR measures farther."""
 FIELDS = 17
 """Values in a line of labels: frame, track, type, truncated, occluded, alpha, 4 of a 2D box,
 height, width, length, x, y, z, rotation_y (18 with a detector's score, which is not read)."""
@@ -165,7 +167,8 @@ class KittiTracking(Reader):
 
 def read_sweep(file: Path) -> np.ndarray:
     """Points ``[P, 4]`` float32: x y z in metres, reflectance. ValueError if there are none, or
-    if the file does not contain whole, finite points."""
+    if the file does not contain whole points: numbers of another type, or more of them for each
+    point, give positions and reflectances that no sensor measures."""
     data = file.read_bytes()
     if not data:
         raise ValueError(f"{file.name}: contains no points")
@@ -174,6 +177,15 @@ def read_sweep(file: Path) -> np.ndarray:
     points = np.frombuffer(data, dtype="<f4").reshape(-1, 4)
     if not np.isfinite(points).all():
         raise ValueError(f"{file.name}: contains values that are not finite")
+    for name, values, lowest, highest in (
+        ("coordinates in metres", points[:, :3], -FARTHEST, FARTHEST),
+        ("reflectance", points[:, 3], 0.0, 1.0),
+    ):
+        if values.min() < lowest or values.max() > highest:
+            raise ValueError(
+                f"{file.name}: got {name} of {values.min():.3g} to {values.max():.3g}, expected "
+                f"{lowest:g} to {highest:g}; is each point float32 x y z reflectance?"
+            )
     return points
 
 
