@@ -178,7 +178,7 @@ def test_a_pose_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_broken_frames_are_left_out_and_recorded(scene: Path, cache: Path) -> None:
     (scene / "seq-01" / "frame-000002.depth.png").write_bytes(b"not a png")
-    (scene / "seq-01" / "frame-000004.pose.txt").unlink()
+    (scene / "seq-01" / "frame-000004.depth.png").unlink()
     reader = {"name": "seven_scenes", "path": str(scene), "sequences": ["seq-01"]}
     config = DataConfig(reader=reader, max_corrupt_rows=2)
     folder = prepare(config, name="kitchen", use_ray=False)

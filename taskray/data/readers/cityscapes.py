@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,11 +16,14 @@ from taskray.data.readers.class_map import class_map
 from taskray.data.readers.images import (
     Size,
     check_camera,
+    check_shape,
     nearest,
     open_image,
-    read_map,
+    read_ids,
+    read_uint16,
     resize_camera,
     resize_image,
+    size_of,
 )
 from taskray.data.readers.reader import Reader, Row, Sample, fingerprint_files
 from taskray.data.readers.video import (
@@ -34,7 +38,7 @@ from taskray.data.readers.video import (
 )
 from taskray.errors import InputError
 from taskray.job.config import Fraction
-from taskray.schema import IGNORE, frame_suffix
+from taskray.schema import frame_suffix
 
 CAMERA_SIZE: Size = (1024, 2048)
 """Size of the frames of the camera files and the disparities."""
@@ -98,44 +102,49 @@ class Cityscapes(Reader):
         self._size = (height, width)
         self._frames, self._gap, self._stride = frames, gap, stride
         self._part = checked_part(start, stop)
-        alone = bool(labels) and frames == 1
-        if alone and self._part != (0, 1):
+        self._alone = bool(labels) and frames == 1
+        if self._alone and self._part != (0, 1):
             raise InputError(
                 "start" if start else "stop",
                 "not for single labelled frames, because a video has only one or few of them; "
                 "expected other cities, or frames of 2 or 3",
             )
-        self._images = "leftImg8bit" if alone else "leftImg8bit_sequence"
+        self._images = "leftImg8bit" if self._alone else "leftImg8bit_sequence"
         self.columns = ("intrinsics", *columns_of(["image"], frames), *labels)
 
     def index(self) -> list[Row]:
         rows: list[Row] = []
+        kinds = dict(FOLDERS[label] for label in self._labels)
+        absent = list(kinds)
         for city in self._folders():
             videos = _videos(city, "leftImg8bit.png")
             if not videos:
                 raise InputError(str(city), "no Cityscapes frames (*_leftImg8bit.png)")
             cameras = _videos(self._folder("camera", city.name), "camera.json")
-            labelled = [
-                _videos(self._folder(FOLDERS[label][0], city.name), FOLDERS[label][1])
-                for label in self._labels
-            ]
+            labels = {k: _videos(self._folder(k, city.name), end) for k, end in kinds.items()}
+            absent = [kind for kind in absent if not labels[kind]]
             for video, whole in videos.items():
                 present = cut(whole, self._part)
                 starts = sorted(present)[:: self._stride]
-                if labelled:
-                    starts = sorted(set.intersection(*(set(of[video]) for of in labelled)))
+                if labels:
+                    here = {kind: found[video] for kind, found in labels.items()}
+                    starts = sorted(
+                        whole if self._alone else {n for of in here.values() for n in of}
+                    )
                     starts = [n for n in starts if n in present or n not in whole]
+                    rows += [row for n in starts for row in _without_label(video, n, here)]
+                    starts = [n for n in starts if all(n in of for of in here.values())]
                 found = clips(present, starts, self._frames, self._gap)
                 for clip in found:
                     row: Row = {"key": f"{video}_{clip[0]:06d}", "city": city.name, "video": video}
                     row["images"] = [present[n] for n in clip]
-                    row["labels"] = [of[video][clip[0]] for of in labelled]
+                    row["labels"] = [of[video][clip[0]] for of in labels.values()]
                     row["camera"] = _nearest_camera(cameras[video], clip[0])
                     rows.append(row)
                 if starts and not found:
                     rows.append(too_short(video, present, self._frames, self._gap))
-        if not rows:
-            names = ", ".join(FOLDERS[label][0] for label in self._labels)
+        if absent or not rows:
+            names = ", ".join(absent or kinds)
             what = f"no labels ({names}) for the frames" if names else "no frames"
             part = "" if self._part == (0, 1) else " in this part (start, stop)"
             raise InputError(str(self._path), f"{what} of {self._split}{part}")
@@ -158,12 +167,14 @@ class Cityscapes(Reader):
                 sample["intrinsics"] = matrix.astype(np.float32)
         for label, name in zip(self._labels, row["labels"], strict=True):
             file = self._folder(FOLDERS[label][0], row["city"]) / name
-            values = read_map(file)
+            values = read_uint16(file) if label == "depth" else read_ids(file, NUM_IDS - 1)
+            check_shape(file, values.shape, size_of(image))
             values = nearest(values[: self._kept(len(values))], self._size)
             if label == "depth":
                 sample["depth"] = depth_of(values, camera["baseline"] * camera["matrix"][0, 0])
             else:
-                sample["segmentation"] = self._classes(values, file.name)
+                assert self._table is not None
+                sample["segmentation"] = self._table[values][None]
         return sample
 
     def fingerprint(self) -> Any:
@@ -188,14 +199,6 @@ class Cityscapes(Reader):
 
     def _kept(self, height: int) -> int:
         return max(1, round(height * (1 - self._crop_bottom)))
-
-    def _classes(self, ids: np.ndarray, name: str) -> np.ndarray:
-        assert self._table is not None
-        unknown = ids[(ids >= NUM_IDS) & (ids != IGNORE)]
-        if unknown.size:
-            raise ValueError(f"{name}: got label id {unknown[0]}, expected 0 to {NUM_IDS - 1}")
-        classes: np.ndarray = self._table[ids]
-        return classes[None]
 
 
 def read_camera(file: Path) -> dict[str, Any]:
@@ -231,6 +234,13 @@ def _videos(folder: Path, ending: str) -> dict[str, dict[int, str]]:
         if match:
             found[match["video"]][int(match["frame"])] = file.name
     return found
+
+
+def _without_label(video: str, frame: int, labels: Mapping[str, Mapping[int, str]]) -> list[Row]:
+    """Of a frame without one of its labels, a row that cannot be read, so that it is counted."""
+    missing = [kind for kind, found in labels.items() if frame not in found]
+    key = f"{video}_{frame:06d}"
+    return [{"key": key, "problem": f"{key}: no file in {', '.join(missing)}"}] if missing else []
 
 
 def _nearest_camera(cameras: dict[int, str], frame: int) -> str | None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from taskray.data.readers.images import (
     FocalLength,
     Offset,
     camera_matrix,
+    check_shape,
     metres,
     nearest,
-    read_image,
-    read_map,
+    open_image,
+    read_ids,
+    read_uint16,
+    resize_image,
+    size_of,
 )
 from taskray.data.readers.reader import Reader, Row, Sample, fingerprint_files
 from taskray.errors import InputError
@@ -25,8 +28,8 @@ class NYUv2(Reader):
     """Indoor frames with dense depth and 40 classes.
 
     Layout: ``{split}/rgb/NNNN.jpg``, ``{split}/depth/NNNN.png`` (uint16 millimetres, 0 invalid)
-    and ``{split}/label40/NNNN.png`` (class index, 255 ignored). There are no normals, because
-    the depth is stored in steps of some centimetres. Frames are not consecutive.
+    and ``{split}/label40/NNNN.png`` (class index 0 to 254, 255 ignored). There are no normals,
+    because the depth is stored in steps of some centimetres. Frames are not consecutive.
 
     Args:
         path: the folder that contains the splits.
@@ -60,13 +63,15 @@ class NYUv2(Reader):
         return rows
 
     def load(self, row: Row) -> Sample:
-        png = f"{row['key']}.png"
-        depth = metres(read_map(self._folder / "depth" / png))
-        labels = read_map(self._folder / "label40" / png)
+        image = open_image(self._folder / "rgb" / row["image"])
+        files = [self._folder / name / f"{row['key']}.png" for name in ("depth", "label40")]
+        depth, labels = read_uint16(files[0]), read_ids(files[1])
+        for file, values in zip(files, (depth, labels), strict=True):
+            check_shape(file, values.shape, size_of(image))
         return {
-            "image": read_image(self._folder / "rgb" / row["image"], self._size),
-            "depth": nearest(depth, self._size)[None],
-            "segmentation": nearest(labels, self._size)[None].astype(np.uint8),
+            "image": resize_image(image, self._size),
+            "depth": nearest(metres(depth), self._size)[None],
+            "segmentation": nearest(labels, self._size)[None],
             "intrinsics": self._intrinsics,
         }
 

@@ -14,10 +14,13 @@ from taskray.data.readers.images import (
     FocalLength,
     Offset,
     camera_matrix,
+    check_shape,
     metres,
     nearest,
-    read_image,
-    read_map,
+    open_image,
+    read_uint16,
+    resize_image,
+    size_of,
 )
 from taskray.data.readers.reader import Reader, Row, Sample, fingerprint_files
 from taskray.data.readers.video import (
@@ -45,9 +48,10 @@ class SevenScenes(Reader):
     """Frames, pairs or triplets of one scene, from a hand-held Kinect at about 30 Hz.
 
     Layout: ``seq-NN/frame-NNNNNN.{color.png, depth.png, pose.txt}``: depth in uint16 millimetres,
-    0 and 65535 invalid; poses 4x4, camera to world, in metres. Depth and colour are used as if
-    from the same camera, as the dataset's authors advise. Normals are computed from the measured
-    depth, averaged over neighbouring pixels, and zero where that is not possible.
+    0 and 65535 invalid; poses 4x4, camera to world, in metres. Single frames need no poses. Depth
+    and colour are used as if from the same camera, as the dataset's authors advise. Normals are
+    computed from the measured depth, averaged over neighbouring pixels, and zero where that is
+    not possible.
 
     Args:
         path: the folder of a scene, which contains the sequences.
@@ -102,11 +106,15 @@ class SevenScenes(Reader):
         poses = []
         for number, name in enumerate(row["frames"], start=1):
             frame, end = self._path / row["sequence"] / name, frame_suffix(number)
-            depth = metres(read_map(frame.with_name(f"{name}.depth.png")))
-            sample[f"image{end}"] = read_image(frame.with_name(f"{name}.color.png"), self._size)
+            image = open_image(frame.with_name(f"{name}.color.png"))
+            depth_file = frame.with_name(f"{name}.depth.png")
+            depth = metres(read_uint16(depth_file))
+            check_shape(depth_file, depth.shape, size_of(image))
+            sample[f"image{end}"] = resize_image(image, self._size)
             sample[f"depth{end}"] = nearest(depth, self._size)[None]
             sample[f"normals{end}"] = nearest(self._normals(depth), self._size)
-            poses.append(read_pose(frame.with_name(f"{name}.pose.txt")))
+            if self._frames > 1:  # a single frame has no motion
+                poses.append(read_pose(frame.with_name(f"{name}.pose.txt")))
         return sample | motions(poses)
 
     def fingerprint(self) -> Any:

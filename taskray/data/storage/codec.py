@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
+from taskray.data.readers.images import to_rgb
 from taskray.data.readers.reader import Sample
 from taskray.errors import one_line
 from taskray.schema import QUANTITIES, quantity_of
@@ -161,7 +162,7 @@ def _decode_value(column: str, data: bytes | None) -> np.ndarray:
     if quantity_of(column) == "image":
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.asarray(to_rgb(image))
         except UnidentifiedImageError:  # its text is the address of the buffer
             raise ValueError(f"{column}: not an image in any known format") from None
     return cast(np.ndarray, np.load(io.BytesIO(data), allow_pickle=False))
