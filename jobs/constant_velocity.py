@@ -34,25 +34,31 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """The metrics of each motion; InputError where a dataset has no true motion."""
     job = parse_job(override(read_yaml(run / CONFIG), overrides), str(run / CONFIG))
-    true = column(job, test, MOTION)
+    batches = batches_of(job, test, MOTION)
     motion = torch.eye(4).repeat(3, 1, 1)
     motion[0] = mean_motion(column(job, training, MOTION))
     motion[1, 2, 3] = -1.0  # what lies ahead comes nearer
     found = {}
     for name, one in zip(("constant", "ahead", "still"), motion, strict=True):
         metric = EgoMotionMetrics()
-        metric.update({MOTION: one.expand_as(true)}, {MOTION: true})
+        for batch in batches:
+            metric.update({MOTION: one.expand_as(batch[MOTION])}, batch)
         found[name] = {key: float(value) for key, value in metric.compute().items()}
     return found
 
 
 def column(job: Job, dataset: str, name: str) -> Tensor:
     """One column of a dataset, ``[n, ...]``."""
+    return torch.cat([batch[name] for batch in batches_of(job, dataset, name)])
+
+
+def batches_of(job: Job, dataset: str, name: str) -> list[dict[str, Tensor]]:
+    """Batches with one column of a dataset, and the places of the rows."""
     if dataset not in job.data:
         raise InputError("data", f"no dataset {dataset!r}, expected one of {', '.join(job.data)}")
     path = prepare(job.data[dataset], name=dataset, use_ray=False)
     source = load_in_process(path, job.data[dataset], [name], name=dataset).open()
-    return torch.cat([batch.tensors[name] for batch in plain_batches(source, 16, [name])])
+    return [batch.tensors for batch in plain_batches(source, 16, [name])]
 
 
 def mean_motion(motions_n44: Tensor) -> Tensor:

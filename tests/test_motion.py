@@ -13,6 +13,9 @@ from predicting import predict
 from scenes import world_pairs
 from torch import Tensor
 
+from taskray.data.readers.reader import place_of
+from taskray.data.streams.batch import PLACE
+from taskray.data.streams.rows import places
 from taskray.errors import InputError
 from taskray.geometry.motion import rigid_motion, rotation_angle, rotation_matrix, squared_length
 from taskray.geometry.warp import invert
@@ -357,6 +360,46 @@ def test_metrics_that_are_reset_have_seen_nothing() -> None:
     for each in (metric, fresh):
         each.update(true, true)
     assert values_of(metric) == values_of(fresh)
+
+
+def drive(rows: int, speed: float) -> Tensor:
+    return rigid_motion(torch.zeros(rows, 3), torch.tensor([[0.0, 0.0, -speed]]).repeat(rows, 1))
+
+
+def ate_of(predicted: Tensor, true: Tensor, keys: list[str], batch_size: int = 7) -> float:
+    metric, sequences = EgoMotionMetrics(), dict[str, int]()
+    for start in range(0, len(true), batch_size):
+        part = slice(start, start + batch_size)
+        labels = {"camera_motion": true[part], PLACE: places(keys[part], sequences)}
+        metric.update({"camera_motion": predicted[part]}, labels)
+    return values_of(metric)["ate"]
+
+
+def test_a_trajectory_stays_within_its_sequence() -> None:
+    """Right up to one scale in each sequence: no error, whatever the scale of the other."""
+    true = torch.cat([drive(20, 2.0), drive(20, 0.2)])
+    predicted = torch.cat([drive(20, 1.0), drive(20, 0.4)])
+    keys = [f"{sequence}/{row:06d}" for sequence in ("00", "01") for row in range(20)]
+    assert measured(predicted, true)["ate"] > 0.01  # as if of one sequence
+    assert ate_of(predicted, true, keys) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_trajectory_does_not_skip_a_row_that_is_missing() -> None:
+    true, predicted = drive(12, 1.0), drive(12, 1.0)
+    true[6:], predicted[6:] = drive(6, 3.0), drive(6, 1.0)
+    whole = [f"seq-01/frame-{2 * row:06d}" for row in range(12)]
+    without = [f"seq-01/frame-{2 * (row + (row >= 6)):06d}" for row in range(12)]
+    assert ate_of(predicted, true, whole) > 0.05
+    assert ate_of(predicted, true, without) == pytest.approx(0, abs=1e-6)
+
+
+def test_rows_of_separate_scenes_have_no_trajectory() -> None:
+    keys = [f"real-test-0-{row:06d}-0000" for row in range(9)]
+    assert math.isnan(ate_of(walk(9), walk(9), keys))
+    assert place_of("seq-01/frame-000003") == ("seq-01", 3)
+    assert place_of("a/b/07") == ("a/b", 7)
+    assert place_of("a/b") == ("a/b", 0)
+    assert place_of("bonn_000000_000019") == ("bonn_000000_000019", 0)
 
 
 def test_too_short_a_set_has_no_trajectory() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +39,11 @@ class Reader(ABC):
     @abstractmethod
     def index(self) -> list[Row]:
         """One row for each sample, each with a unique ``key``, in an order that never changes;
-        fast, without loading. Raises InputError if the files are not those of this dataset."""
+        fast, without loading. Raises InputError if the files are not those of this dataset.
+
+        Rows of one video have keys ``<video>/<name><number>`` with the number of their first
+        frame (:func:`place_of`): metrics of trajectories join no others.
+        """
 
     @abstractmethod
     def load(self, row: Row) -> Sample:
@@ -64,6 +69,13 @@ class Reader(ABC):
         the version of a generator). A custom reader may leave out what :func:`fingerprint_own`
         contains."""
         return None
+
+
+def place_of(key: str) -> tuple[str, int]:
+    """The sequence of a row and the number of its first frame, from its key: ``seq-01`` and 3 of
+    ``seq-01/frame-000003``. A key of another form is a sequence of its own."""
+    match = re.fullmatch(r"(.+)/[^/]*?(\d+)", key)
+    return (match[1], int(match[2])) if match else (key, 0)
 
 
 READERS_VERSION = 2

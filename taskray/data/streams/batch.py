@@ -8,6 +8,10 @@ from torch import Tensor
 
 from taskray.data.streams.order import START, Place
 
+PLACE = "place_in_sequence"
+"""In batches to measure with: the number of each row's sequence and that of its first frame, int64
+``[B, 2]``."""
+
 
 @dataclass(frozen=True)
 class Batch:

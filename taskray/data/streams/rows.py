@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskray.data.readers.reader import Sample
+from taskray.data.readers.reader import Sample, place_of
 from taskray.data.storage.codec import ERROR, KEY
 from taskray.data.storage.source import DatasetInfo, MemorySource, Source
 from taskray.data.streams.batch import Batch
@@ -33,6 +33,14 @@ def to_batch(rows: Sequence[Sample], columns: Sequence[str]) -> Batch:
     """Samples stacked as tensors: images as float32 ``[B, 3, H, W]`` in [0, 1], integers as
     int64, all else as float32. The tensors own their memory."""
     return Batch({c: _to_tensor(c, np.stack([row[c] for row in rows])) for c in columns})
+
+
+def places(keys: Sequence[str], sequences: dict[str, int]) -> Tensor:
+    """The place of each row in its sequence, from its key: see ``batch.PLACE``. ``sequences``
+    numbers those seen so far, and is extended."""
+    found = [place_of(key) for key in keys]
+    pairs = [(sequences.setdefault(name, len(sequences)), number) for name, number in found]
+    return torch.tensor(pairs, dtype=torch.int64)
 
 
 def _to_tensor(column: str, values: np.ndarray) -> Tensor:

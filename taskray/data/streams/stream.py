@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from taskray.data.readers.reader import Sample
+from taskray.data.storage.codec import KEY
 from taskray.data.storage.source import Source
-from taskray.data.streams.batch import Batch
+from taskray.data.streams.batch import PLACE, Batch
 from taskray.data.streams.prefetch import Prefetcher
-from taskray.data.streams.rows import CorruptRows, checked_columns, rows_of, to_batch
+from taskray.data.streams.rows import CorruptRows, checked_columns, places, rows_of, to_batch
 
 AHEAD = 2
 """Batches assembled before they are asked for."""
@@ -70,16 +71,23 @@ class BatchStream(ABC):
 def plain_batches(source: Source, batch_size: int, columns: Sequence[str]) -> Iterator[Batch]:
     """Every readable row once, in order: what evaluation reads. The last batch may be smaller.
 
-    Raises InputError when more rows than the dataset allows cannot be read.
+    The batches also contain ``batch.PLACE``. Raises InputError when more rows than the dataset
+    allows cannot be read.
     """
     columns = checked_columns(source.info, columns)
     corrupt = CorruptRows(source.info)
     rows: list[Sample] = []
+    sequences: dict[str, int] = {}
+
+    def batch() -> Batch:
+        tensors = to_batch(rows, columns).tensors
+        return Batch({**tensors, PLACE: places([str(row[KEY]) for row in rows], sequences)})
+
     for row in rows_of(source, more=False):
         if corrupt.check(row):
             rows.append(row)
         if len(rows) == batch_size:
-            yield to_batch(rows, columns)
+            yield batch()
             rows = []
     if rows:
-        yield to_batch(rows, columns)
+        yield batch()
