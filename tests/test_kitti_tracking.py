@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from taskray.data.readers.kitti_tracking import CLASSES, KittiTracking
+from taskray.data.readers.kitti_tracking import CLASSES, KittiTracking, read_sweep
 from taskray.data.readers.reader import Row, Sample
 from taskray.data.storage.codec import check_sample
 from taskray.data.storage.parquet import read_manifest
@@ -361,3 +361,25 @@ def test_real_tracks_that_stand_still_stay_under_the_motion_of_the_lidar(data_ro
     assert max(errors_) < 0.5
     assert np.mean(errors_) < 0.2
     assert np.mean(shifts) > 0.6
+
+
+def test_a_sweep_of_another_type_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lowest, highest = (2, -20, -2, 0), (60, 20, 1, 1)
+    points = rng.uniform(lowest, highest, (400, 4)).astype("<f4")
+    file = tmp_path / "000000.bin"
+    points.tofile(file)
+    np.testing.assert_array_equal(read_sweep(file), points)
+    points.astype("<f8").tofile(file)
+    with pytest.raises(
+        ValueError, match=r"^000000.bin: got coordinates in metres of .*float32 x y"
+    ):
+        read_sweep(file)
+    five = np.concatenate([points, points[:, :1] * 0], axis=1)  # 400 x 5 x 4 bytes fit 500 points
+    five.tofile(file)
+    with pytest.raises(ValueError, match=r"000000.bin: got reflectance of .*, expected 0 to 1"):
+        read_sweep(file)
+    points[:, 3] *= 255
+    points.tofile(file)
+    with pytest.raises(ValueError, match=r"000000.bin: got reflectance of .*, expected 0 to 1"):
+        read_sweep(file)

@@ -264,3 +264,32 @@ def test_real_nyuv2_is_converted_whole(data_root: Path, cache: Path) -> None:
     assert 0.5 < np.median(columns["depth"]) < 6
     labels = columns["segmentation"]
     assert set(np.unique(labels[labels != schema.IGNORE])) <= set(range(39))
+
+
+def test_nyuv2_labels_above_a_byte_are_refused_and_do_not_wrap(rooms: Path) -> None:
+    labels = np.full((240, 320), 256, np.uint16)
+    Image.fromarray(labels).save(rooms / "train" / "label40" / "0003.png")
+    reader = NYUv2(str(rooms))
+    with pytest.raises(ValueError, match=r"^0003.png: got label id 256, expected 0 to 254, or 255"):
+        reader.load(reader.index()[0])
+
+
+def test_a_label_map_turned_against_its_image_is_refused(rooms: Path) -> None:
+    Image.fromarray(np.zeros((320, 240), np.uint8)).save(rooms / "train" / "label40" / "0003.png")
+    reader = NYUv2(str(rooms))
+    with pytest.raises(ValueError, match=r"0003.png: got 320x240 pixels, .* EXIF orientation"):
+        reader.load(reader.index()[0])
+
+
+def test_single_frames_of_seven_scenes_need_no_poses(scene: Path) -> None:
+    for file in scene.glob("seq-0*/*.pose.txt"):
+        if file.name == "frame-000003.pose.txt":
+            file.write_text("nan nan nan nan\n" * 4)
+        else:
+            file.unlink()
+    reader = SevenScenes(str(scene))
+    for row in (reader.index()[0], reader.index()[3]):
+        assert set(reader.load(row)) == set(reader.columns)
+    pairs = SevenScenes(str(scene), frames=2)
+    with pytest.raises(FileNotFoundError):
+        pairs.load(pairs.index()[0])

@@ -4,6 +4,7 @@ the real ones."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,18 @@ def test_a_label_that_cityscapes_does_not_know_is_refused(street: Path, cache: P
     assert "got label id 77, expected 0 to 33" in manifest["errors"][0][1]
 
 
+def test_a_frame_without_its_label_is_counted_and_named(street: Path, cache: Path) -> None:
+    (street / "gtFine/train/bonn/bonn_000001_000002_gtFine_labelIds.png").unlink()
+    manifest = conversion(
+        {"name": "cityscapes", "path": str(street), "labels": ["segmentation", "depth"]}
+    )
+    assert manifest["num_rows"] == 1
+    assert manifest["errors"] == [["bonn_000001_000002", "bonn_000001_000002: no file in gtFine"]]
+    shutil.rmtree(street / "disparity")
+    with pytest.raises(InputError, match=r"no labels \(disparity\) for the frames of train$"):
+        Cityscapes(str(street), labels=("segmentation", "depth")).index()
+
+
 def test_a_cityscapes_folder_that_cannot_work_is_named(street: Path) -> None:
     with pytest.raises(InputError, match="leftImg8bit_sequence/val: no cities"):
         Cityscapes(str(street), "val").index()
@@ -499,6 +512,91 @@ def test_a_wrong_annotation_makes_only_its_row_unreadable(photographs: Path, cac
     content["annotations"][4]["category_id"] = 18
     file.write_text(json.dumps(content))
     assert "got 60x80 pixels, expected 60x81" in conversion(reader)["errors"][0][1]
+
+
+def edited(photographs: Path, edit: Any) -> Coco:
+    """The dataset after a change of the content of its file."""
+    file = photographs / "annotations/instances_small.json"
+    content = json.loads(file.read_text())
+    for number, annotation in enumerate(content["annotations"], start=1):
+        annotation["id"] = number
+    edit(content)
+    file.write_text(json.dumps(content))
+    return Coco(str(photographs), "small")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"segmentation": None}, "segmentation is null, expected polygons or run lengths"),
+        ({"segmentation": []}, r"segmentation is \[\], expected polygons or run lengths"),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "expected polygons or run lengths"),
+        ({"segmentation": [["1", 2, 3, 4, 5, 6]]}, "expected polygons or run lengths"),
+        ({"segmentation": {"counts": [0, 4800]}}, "expected polygons or run lengths"),
+        ({"segmentation": {"size": [60, 80], "counts": [0.5]}}, "expected polygons or run lengths"),
+        ({"area": None}, "area is null, expected a number from 0"),
+        ({"area": float("nan")}, "area is NaN, expected a number from 0"),
+        ({"category_id": 1.0}, "category_id is 1.0, expected a whole number"),
+        ({"category_id": 99}, "category_id is 99, expected a category of the file"),
+        ({"iscrowd": "0"}, 'iscrowd is "0", expected 0 or 1'),
+    ],
+)
+def test_a_field_of_an_annotation_is_named(
+    photographs: Path, fields: dict[str, Any], reason: str
+) -> None:
+    reader = edited(photographs, lambda content: content["annotations"][1].update(fields))
+    rows = reader.index()
+    with pytest.raises(ValueError, match=f"^annotation 2: .*{reason}"):
+        reader.load(rows[0])
+    reader.load(rows[1])
+
+
+def test_a_field_that_is_missing_or_of_the_image_is_named(photographs: Path) -> None:
+    reader = edited(photographs, lambda content: content["annotations"][0].pop("area"))
+    with pytest.raises(ValueError, match=r"^annotation 1: area is missing, expected a number"):
+        reader.load(reader.index()[0])
+    reader = edited(photographs, lambda content: content["images"][0].update(height="60"))
+    with pytest.raises(ValueError, match=r'^image 1: height is "60", expected a whole number'):
+        reader.load(reader.index()[0])
+
+
+def test_annotations_of_no_image_are_refused(photographs: Path) -> None:
+    def as_text(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["image_id"] = str(annotation["image_id"])
+
+    with pytest.raises(
+        InputError,
+        match=r"instances_small.json: 6 annotations of images that it does not list "
+        r'\(first: image_id "1"\)',
+    ):
+        edited(photographs, as_text).index()
+
+
+def test_two_images_of_one_id_are_refused(photographs: Path) -> None:
+    with pytest.raises(InputError, match="images: id 1 is missing or occurs twice"):
+        edited(photographs, lambda content: content["images"][1].update(id=1)).index()
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_coco_outlines_are_those_of_the_upright_image(photographs: Path, orientation: int) -> None:
+    """An image stored upside down (3) or sideways (6), whose outlines were drawn upright."""
+    values = np.zeros((60, 80, 3), np.uint8)
+    values[20:28, 30:38] = 255  # the car
+    turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = photographs / f"small/{1:012d}.jpg"
+    Image.fromarray(values).transpose(turn).save(file, quality=95, exif=exif)
+    reader = Coco(str(photographs), "small", height=60, width=80)
+    sample = reader.load(reader.index()[0])
+    np.testing.assert_array_equal(sample["image"][..., 0] > 127, sample["segmentation"][0] == 2)
+    if orientation == 6:
+        reader = edited(
+            photographs, lambda content: content["images"][0].update(height=80, width=60)
+        )
+        with pytest.raises(ValueError, match=r"got 60x80 pixels, expected 80x60 .*EXIF orientatio"):
+            reader.load(reader.index()[0])
 
 
 def test_a_coco_folder_that_cannot_work_is_named(photographs: Path) -> None:
