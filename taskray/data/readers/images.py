@@ -73,7 +73,7 @@ def resize_area(values: np.ndarray, size: Size, box: Box | None = None) -> np.nd
     covers, where a stored pixel counts by the part of it inside. With ``box``, of that part.
 
     Pillow's BOX gives every pixel whose centre is inside the same weight; at ratios that are no
-    whole numbers its pixels are up to 0.17 pixels beside their places.
+    whole numbers its pixels are up to 0.17 pixels beside their places, those of exact areas 0.06.
     """
     left, top, right, bottom = box or (0, 0, values.shape[1], values.shape[0])
     rows = _overlaps(values.shape[0], size[0], top, bottom)
