@@ -269,8 +269,13 @@ def test_a_dataset_without_the_labels_of_its_task(train, tmp_path):
     told(train(reads(data)), 2, "dataset 'labelled': no column 'depth'; it has image, normals")
 
 
-def test_batches_larger_than_the_dataset_still_train(train):
-    assert train("tasks.depth.batch_size=100", "mediator.batch_size=100")[0] == 0
+@pytest.mark.parametrize(
+    ("key", "dataset"),
+    [("tasks.depth.batch_size", "labelled"), ("mediator.batch_size", "unlabelled")],
+)
+def test_a_batch_larger_than_its_dataset_is_refused(train, key, dataset):
+    problem = f"{key}: got 33, expected at most the 32 rows of data.{dataset}"
+    told(train(f"{key}=33"), 2, problem)
 
 
 # ---- the run ------------------------------------------------------------------------------

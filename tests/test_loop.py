@@ -455,6 +455,15 @@ def test_a_batch_that_was_asked_about_and_not_used_comes_again() -> None:
 # Errors
 
 
+def test_a_gradient_of_zero_over_a_whole_chunk_is_reported() -> None:
+    loop = on_labels_alone()
+    loop.dedicated = [Frames(depth=torch.zeros(2, 1, 8, 12))]
+    assert loop.train(3).warnings == (
+        "task 'depth' learns nothing: its gradient is 0 in every step",
+    )
+    assert on_labels_alone().train(3).warnings == ()
+
+
 def test_an_error_names_task_step_and_cause() -> None:
     loop = trainer(Scripted(fresh_normals()))
     loop.train(3)

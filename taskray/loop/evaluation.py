@@ -29,6 +29,8 @@ class Evaluation:
     samples: dict[str, np.ndarray] = field(default_factory=dict)
     constant: dict[str, float] = field(default_factory=dict)
     """The same metrics of the task's constant predictor, which looks at no input."""
+    rows: int = 0
+    """Rows on which the network predicted; 0 where the dataset has no labels of the task."""
 
 
 def measured_columns(task: Task, there: Collection[str]) -> tuple[str, ...]:
@@ -64,8 +66,9 @@ def evaluate(
     metric = network.task.metric().to(network.device)
     yardstick = network.task.metric()
     kept: dict[str, list[Tensor]] = {}
-    have = 0
+    have = rows = 0
     for batch in batches:
+        rows += len(next(iter(batch.tensors.values())))
         prediction = network.infer(batch)
         labels = {k: v.to(network.device) for k, v in batch.tensors.items()}
         metric.update(prediction, labels)
@@ -77,7 +80,7 @@ def evaluate(
             have += take
             _keep(kept, network, prediction, labels, take)
     samples = {name: torch.cat(parts).cpu().numpy() for name, parts in kept.items()}
-    return Evaluation(_finite(metric), samples, _finite(yardstick))
+    return Evaluation(_finite(metric), samples, _finite(yardstick), rows)
 
 
 def _measure_constant(
@@ -115,6 +118,19 @@ def _keep(
             predicted = predicted.argmax(dim=1, keepdim=True)
         kept.setdefault(f"{quantity}/truth", []).append(labels[quantity][:take].float())
         kept.setdefault(f"{quantity}/prediction", []).append(predicted.float())
+
+
+def measured_nothing(name: str, evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """A warning for each evaluation of a task, by title, that gave no metric although the dataset
+    has its labels; or one, if no evaluation has them."""
+    if evaluations and not any(e.rows for e in evaluations.values()):
+        return [f"task {name!r} was not measured: no evaluation has its labels"]
+    return [
+        f"evaluation {title!r} measured nothing of task {name!r}: no metric is finite on its "
+        f"{evaluation.rows} rows"
+        for title, evaluation in evaluations.items()
+        if evaluation.rows and not evaluation.metrics
+    ]
 
 
 def panels(evaluations: Mapping[str, Mapping[str, Evaluation]]) -> dict[str, np.ndarray]:

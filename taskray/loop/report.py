@@ -20,5 +20,7 @@ class ChunkReport:
     totals: Totals
     corrupt_rows: int = 0
     """Rows that could not be used so far."""
+    warnings: tuple[str, ...] = ()
+    """What is unusual in these steps, each in one line."""
     pid: int = field(default_factory=os.getpid)
     """The process that made the steps."""

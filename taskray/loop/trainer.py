@@ -201,7 +201,10 @@ class Trainer:
         self.start_clock()
         totals = copy.deepcopy(self.meter.totals)
         corrupt = count_corrupt([stream.corrupt for stream in self._streams])
-        return ChunkReport(self.name, self.steps_made, values, totals, corrupt)
+        warnings: tuple[str, ...] = ()
+        if values.get(GRAD_NORM) == 0:  # read at the end of a chunk: a step must not wait for it
+            warnings = (f"task {self.name!r} learns nothing: its gradient is 0 in every step",)
+        return ChunkReport(self.name, self.steps_made, values, totals, corrupt, warnings)
 
     def start_clock(self) -> None:
         """Begin a chunk: what happens between two chunks is not training time."""

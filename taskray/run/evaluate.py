@@ -17,9 +17,16 @@ from taskray.errors import InputError
 from taskray.files import lock_folder
 from taskray.job.config import Job, override, parse_job, read_yaml
 from taskray.loop.assembly import build_model, build_task, build_tasks
-from taskray.loop.evaluation import Evaluation, evaluate, measured_columns, panels
+from taskray.loop.evaluation import (
+    Evaluation,
+    evaluate,
+    measured_columns,
+    measured_nothing,
+    panels,
+)
 from taskray.loop.network import Network
 from taskray.record.folder import CONFIG, RunFolder, read_panels, read_result
+from taskray.report.console import print_plain
 from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
 from taskray.run.checks import check_labels
@@ -53,11 +60,18 @@ def evaluate_run(
         # read first, so that a damaged file is found before the evaluation and not after it
         before = read_result(folder) or {"name": job.name, "status": "interrupted"}
         pictures = read_panels(folder)
-        data = open_evaluations(job, console or Console())
+        console = console or Console()
+        data = open_evaluations(job, console)
         evaluations, steps = {}, {}
         for name in job.tasks:
             steps[name], evaluations[name] = evaluate_task(job, name, store, data)
         result = merge(before, job, evaluations, steps)
+        for name, found in evaluations.items():
+            for warning in measured_nothing(name, found):
+                print_plain(console, f"! {warning}")
+                event = {"event": warning, "task": name, "step": steps[name]}
+                events = result.get("events") or []
+                result["events"] = [e for e in events if e != event] + [event]
         files.write_panels(pictures | panels(evaluations))
         files.write_result(result)
         write_report(folder)
@@ -87,6 +101,7 @@ def evaluate_task(
     network = Network(task, model, job.tasks[name], device)
     found = {}
     for title, handle in data.items():
+        found[title] = Evaluation({})
         if columns := measured_columns(task, handle.info.layout):
             batches = plain_batches(handle.open(), job.evaluation.batch_size, columns)
             samples = NUM_SAMPLES if title == next(iter(data)) else 0

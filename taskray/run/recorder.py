@@ -39,6 +39,9 @@ class Recorder:
         task, step, values = report.task, report.step, report.values
         self.files.log(task, step, self.elapsed, values)
         self.live.update(task, step, values, restarts)
+        for warning in report.warnings:
+            if warning not in {event["event"] for event in self.events}:  # once, not every chunk
+                self.event(warning, task, step)
         if self.listener is not None:
             self.listener(task, step, values)
 

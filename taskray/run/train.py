@@ -16,13 +16,14 @@ from rich.console import Console
 from taskray.errors import InputError
 from taskray.files import lock_folder
 from taskray.job.config import Job, dump_yaml
-from taskray.loop.evaluation import panels
+from taskray.loop.evaluation import measured_nothing, panels
 from taskray.record.folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
 from taskray.report.html import write_report
 from taskray.report.live import Live
 from taskray.run.backend import make_collective, ray_session
 from taskray.run.checks import check, check_checkpoints, check_gpus, check_location, check_origins
 from taskray.run.datasets import Opener, prepare_datasets
+from taskray.run.labels import check_batch_sizes, check_values
 from taskray.run.paths import with_paths_for_workers
 from taskray.run.recorder import Listener, Recorder, hardware
 from taskray.run.resuming import check_same_job
@@ -93,6 +94,9 @@ def run(
             paths = prepare_datasets(job, use_ray=not inline, console=console)
             with closing(Opener(job, paths, use_ray=not inline)) as opener:
                 data, evaluations = opener.for_training(), opener.for_evaluation()
+                check_batch_sizes(job, {name: d.info.num_rows for name, d in data.items()})
+                for warning in check_values(job, opener.tasks, paths):
+                    recorder.event(warning)
                 if job.evaluation.every:
                     collective.add_evaluations(evaluations.result())
                 try:
@@ -100,6 +104,9 @@ def run(
                         collective.train(data)
                     collective.add_evaluations(evaluations.result())
                     collective.evaluate()
+                    for name, state in collective.states.items():
+                        for warning in measured_nothing(name, state.evaluations):
+                            recorder.event(warning, name, state.step)
                 finally:
                     result: dict[str, Any] = collective.result(recorder.elapsed)
                     result |= {"events": recorder.events, "hardware": hardware()}

@@ -9,7 +9,7 @@ of a cell (class-major), ``y`` rows, ``x`` columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from taskray.errors import InputError
 from taskray.geometry.grid import Grid
 from taskray.job.config import Fraction, NonNegative, Settings
+from taskray.tasks.task import LabelValues
 
 Metres = Annotated[float, Field(gt=0)]
 HEADINGS = (0.0, math.pi / 2)
@@ -119,6 +120,14 @@ class Anchors:
         size = anchor[:, 3:6] * residuals_n8[:, 3:6].exp()
         turned = torch.where(residuals_n8[:, 7:8] < 0, math.pi, 0.0)
         return torch.cat([centre, size, wrap(anchor[:, 6:7] + residuals_n8[:, 6:7] + turned)], 1)
+
+    def label_values(self, column: str, batch: Mapping[str, Tensor]) -> LabelValues:
+        """The boxes of a batch; valid are those of a known class whose centre is on the grid."""
+        boxes = batch[column].flatten(0, 1)
+        labels = boxes.new_tensor([c.label for c in self.classes])
+        valid = self.grid.holds(boxes) & torch.isin(boxes[:, 7], labels)
+        numbers = ", ".join(str(c.label) for c in self.classes)
+        return LabelValues(column, boxes[:, 7], valid, f"boxes of class {numbers} on the grid")
 
     # ---- matching ------------------------------------------------------------------------
 

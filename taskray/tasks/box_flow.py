@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -21,7 +21,7 @@ from taskray.tasks.anchor_maps import (
 )
 from taskray.tasks.anchors import Anchor, Anchors, wrap
 from taskray.tasks.constant import Constant
-from taskray.tasks.task import Task
+from taskray.tasks.task import LabelValues, Task
 
 if TYPE_CHECKING:
     from taskray.tasks.box_flow_metrics import BoxFlowMetrics
@@ -65,6 +65,9 @@ class BoxFlow(Task):
         self.channels = 3 * (frames - 1)
         self.out_channels = {self.quantities[0]: self.channels * self.anchors.per_cell}
         self.network_arguments = {"grid": grid, "frames": frames}
+
+    def label_values(self, batch: Mapping[str, Tensor]) -> Sequence[LabelValues]:
+        return [self.anchors.label_values(self.labels[-1], batch)]
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sweeps ``[B, frames, P, 4]`` in the order of time."""

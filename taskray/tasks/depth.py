@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional
 from taskray.errors import InputError
 from taskray.job import plugins
 from taskray.tasks.constant import Constant, MeanMap
-from taskray.tasks.task import Task
+from taskray.tasks.task import LabelValues, Task
 
 if TYPE_CHECKING:
     from taskray.tasks.metrics import DepthMetrics
@@ -78,8 +78,14 @@ class Depth(Task):
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         label = batch["depth"]
-        valid = (label >= self.min_depth) & (label <= self.max_depth)
-        return {self._loss_name: self._loss(prediction["depth"], label, valid)}
+        return {self._loss_name: self._loss(prediction["depth"], label, self._valid(label))}
+
+    def label_values(self, batch: Mapping[str, Tensor]) -> Sequence[LabelValues]:
+        label, expected = batch["depth"], f"{self.min_depth:g} to {self.max_depth:g} m"
+        return [LabelValues("depth", label, self._valid(label), expected)]
+
+    def _valid(self, label: Tensor) -> Tensor:
+        return (label >= self.min_depth) & (label <= self.max_depth)
 
     def constant(self) -> Constant:
         """The geometric mean of the labels at each pixel."""
@@ -87,8 +93,7 @@ class Depth(Task):
 
     def _log_of_labels(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         label = batch["depth"]
-        valid = (label >= self.min_depth) & (label <= self.max_depth)
-        return label.clamp(min=self.min_depth).log(), valid
+        return label.clamp(min=self.min_depth).log(), self._valid(label)
 
     def metric(self) -> DepthMetrics:
         from taskray.tasks.metrics import DepthMetrics  # torchmetrics is slow to import

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -26,7 +26,7 @@ from taskray.tasks.anchor_maps import (
 )
 from taskray.tasks.anchors import HEADINGS, IGNORED, Anchor, Anchors, wrap
 from taskray.tasks.constant import Constant, Fixed
-from taskray.tasks.task import Task
+from taskray.tasks.task import LabelValues, Task
 
 if TYPE_CHECKING:
     from taskray.data.readers.reader import Reader
@@ -95,6 +95,9 @@ class Detection(Task):
             if reader.stored is not None:
                 raise InputError("path", f"some rows have no boxes, expected them in all: {lost}")
             raise InputError("rows", f"expected 'labelled' where label_fraction is below 1: {lost}")
+
+    def label_values(self, batch: Mapping[str, Tensor]) -> Sequence[LabelValues]:
+        return [self.anchors.label_values("boxes", batch)]
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Sweeps ``[B, P, 4]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -12,7 +12,7 @@ from taskray.errors import InputError, TaskrayError
 from taskray.job import plugins
 from taskray.job.config import Plugin
 from taskray.tasks.constant import Several
-from taskray.tasks.task import Task
+from taskray.tasks.task import LabelValues, Task
 
 if TYPE_CHECKING:
     from taskray.data.readers.reader import Reader
@@ -74,6 +74,10 @@ class Multi(Task):
     def check_batch(self, batch: Mapping[str, Tensor]) -> None:
         for task in self._labelled_in(batch).values():
             task.check_batch(batch)
+
+    def label_values(self, batch: Mapping[str, Tensor]) -> Sequence[LabelValues]:
+        heads = self._labelled_in(batch).values()
+        return [found for task in heads for found in task.label_values(batch)]
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """As of the head that reads the most columns."""

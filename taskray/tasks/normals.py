@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from taskray.geometry.normals import has_direction, unit
 from taskray.job import plugins
 from taskray.tasks.constant import Constant, MeanMap
-from taskray.tasks.task import Task
+from taskray.tasks.task import LabelValues, Task
 
 if TYPE_CHECKING:
     from taskray.tasks.metrics import NormalsMetrics
@@ -46,6 +46,11 @@ class Normals(Task):
     def constant(self) -> Constant:
         """The mean direction of the labels at each pixel."""
         return MeanMap("normals", lambda b: (b["normals"], has_direction(b["normals"])), unit)
+
+    def label_values(self, batch: Mapping[str, Tensor]) -> Sequence[LabelValues]:
+        label = batch["normals"]
+        length = label.norm(dim=1, keepdim=True)
+        return [LabelValues("normals", length, has_direction(label), "vectors of length 1")]
 
     def metric(self) -> NormalsMetrics:
         from taskray.tasks.metrics import NormalsMetrics  # torchmetrics is slow to import

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from taskray.schema import IGNORE
 from taskray.tasks.constant import Constant, MeanMap, Several
 from taskray.tasks.ego_motion import FRAMES, Scale, stacked
 from taskray.tasks.losses import l1
-from taskray.tasks.task import Task
+from taskray.tasks.task import LabelValues, Task
 
 if TYPE_CHECKING:
     from taskray.tasks.motion_metrics import ObjectMotionMetrics
@@ -64,6 +64,10 @@ class ObjectMotion(Task):
         """The mean field of the labels, there and back."""
         masks = ("motion_mask", "motion_mask_2")
         return Several(*map(_mean_field, OBJECT_QUANTITIES, masks))
+
+    def label_values(self, batch: Mapping[str, Tensor]) -> Sequence[LabelValues]:
+        masks = ("motion_mask", "motion_mask_2")
+        return [LabelValues(m, batch[m], batch[m] != IGNORE, "0 (still) or 1") for m in masks]
 
     def metric(self) -> ObjectMotionMetrics:
         from taskray.tasks.motion_metrics import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -15,7 +15,7 @@ from taskray.data.readers.class_map import class_map as find_class_map
 from taskray.errors import InputError, TaskrayError
 from taskray.schema import IGNORE
 from taskray.tasks.constant import Constant, MeanMap
-from taskray.tasks.task import Task
+from taskray.tasks.task import LabelValues, Task
 
 if TYPE_CHECKING:
     from taskray.tasks.segmentation_metrics import SegmentationMetrics
@@ -57,6 +57,11 @@ class Segmentation(Task):
         highest = int(torch.where(label == IGNORE, 0, label).max())
         if highest >= len(self.classes):
             raise TaskrayError(outside(highest, len(self.classes)))
+
+    def label_values(self, batch: Mapping[str, Tensor]) -> Sequence[LabelValues]:
+        label = batch["segmentation"]
+        expected = f"classes 0 to {len(self.classes) - 1}"
+        return [LabelValues("segmentation", label, label != IGNORE, expected)]
 
     def predict(self, output: Tensor) -> dict[str, Tensor]:
         return {"segmentation": output}

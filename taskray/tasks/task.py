@@ -8,7 +8,8 @@ A task of your own subclasses :class:`Task`; a job names it by import path. A ta
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -24,6 +25,17 @@ if TYPE_CHECKING:  # importing it takes longer than importing torch: it is impor
 Output = Tensor | Mapping[str, Tensor]
 """What a network returns: the tensor of its one head (``[B, C, H, W]`` unless the network is made
 for the task), or ``{head: tensor}``; float32."""
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """What a batch has of one label: ``values`` (any shape), which of the labels are ``valid`` (any
+    shape, bool), and the values that are ``expected`` (``0.1 to 10 m``)."""
+
+    label: str
+    values: Tensor
+    valid: Tensor
+    expected: str
 
 
 class Task(ABC):
@@ -75,6 +87,11 @@ class Task(ABC):
         """Raise TaskrayError for labels that the loss cannot take. Called before a batch leaves
         the CPU: to read the values on a GPU would delay the step."""
         return None
+
+    def label_values(self, batch: Mapping[str, Tensor]) -> Sequence[LabelValues]:
+        """The labels of a batch that may be invalid, one entry for each label; a run whose dataset
+        has no valid value of one of them is refused. By default every label is valid."""
+        return ()
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The network's input ``[passes * B, in_channels, H, W]`` from the columns of a batch."""
