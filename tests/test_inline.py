@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from collectives import run, tiny_job
+from collectives import Watch, run, tiny_job
 
 from taskray.job.config import dump_yaml
 from taskray.loop.network import Network
@@ -104,3 +104,28 @@ def test_a_run_in_one_process_and_its_evaluation_need_no_ray(tmp_path: Path) -> 
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
     assert (out / "result.json").is_file()
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_the_error_of_a_first_step_ends_the_run_unless_the_job_continues(tmp_path, on_failure):
+    watch = Watch()
+    faulty = "tasks.depth.task.name=faults:HalfSizeDepth"
+    job = tiny_job(faulty, f"runtime.on_failure={on_failure}", "steps=6")
+    result = run(job, tmp_path, watch, inline=True)
+    assert result["status"] == "failed"
+    assert result["error"].startswith("task 'depth' failed at step 0: ")
+    normals = result["tasks"]["normals"]
+    if on_failure == "continue":
+        assert normals["steps"] == 6
+        assert normals["metrics"]
+    else:
+        assert normals["steps"] <= 1
+        assert normals["metrics"] == {}
+        assert watch.events[-1].startswith("the run ends, because task 'depth' failed before")
+
+
+def test_the_error_of_a_later_step_leaves_the_peers_alone(tmp_path):
+    faulty = "tasks.depth.task={name: faults:DepthThatRaises, at: 1}"
+    result = run(tiny_job(faulty, "steps=6"), tmp_path, inline=True)
+    assert result["status"] == "failed"
+    assert result["tasks"]["normals"]["steps"] == 6

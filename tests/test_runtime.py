@@ -222,7 +222,6 @@ def test_a_forward_server_may_be_killed(tmp_path, settings):
     [
         ("faults:DepthThatBecomesNaN", "not finite"),
         ("faults:DepthThatRaises", "RuntimeError: the label store is on fire"),
-        ("faults:HalfSizeDepth", "'depth' has shape 4x1x16x24, expected 4x1x32x48"),
     ],
 )
 def test_a_task_that_goes_wrong_is_named_and_its_peers_are_not_affected(tmp_path, task, reason):
@@ -237,6 +236,17 @@ def test_a_task_that_goes_wrong_is_named_and_its_peers_are_not_affected(tmp_path
     assert result["tasks"]["normals"]["steps"] == 40
     assert result["tasks"]["normals"]["error"] is None
     assert result["tasks"]["normals"]["metrics"]
+
+
+def test_a_task_that_fails_in_its_first_step_ends_the_run(tmp_path):
+    watch = Watch()
+    job = tiny_job("tasks.depth.task.name=faults:HalfSizeDepth", "steps=100000")
+    result = run(job, tmp_path, watch)
+    assert result["status"] == "failed"
+    assert "'depth' has shape 4x1x16x24, expected 4x1x32x48" in result["error"]
+    assert watch.events[-1].startswith("the run ends, because task 'depth' failed before its fi")
+    assert result["tasks"]["normals"]["error"] is None
+    assert result["tasks"]["normals"]["steps"] < 100000
 
 
 def test_a_task_that_is_too_slow_to_write_its_checkpoint_is_named(tmp_path, monkeypatch):

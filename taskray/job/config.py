@@ -285,6 +285,10 @@ class RuntimeConfig(Settings):
     """Steps in each call of the driver to a task: the delay before a stop or a failure is seen."""
     max_restarts: NonNegative = 3
     """Restarts of a task from its checkpoint after its process is lost; one more fails it."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """What the error of a task does that has not made its first step, because its network, loss or
+    data cannot work: end the run with that error, or let the other tasks train on. They train on
+    in any case after an error in a later step."""
     publisher: Literal["trainer", "forward_server"] = "trainer"
     """What fills the cache: each trainer with its own forward pass, or a stale copy on demand."""
     address: str | None = None

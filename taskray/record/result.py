@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from taskray.errors import TaskrayError
+from taskray.errors import TaskrayError, TrainingError
 from taskray.job.config import Job
 from taskray.loop.evaluation import Evaluation
 from taskray.loop.meters import Totals
@@ -23,6 +23,24 @@ class TaskState:
     error: TaskrayError | None = None
     traceback: str = ""
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
+
+    @property
+    def failed_at_once(self) -> bool:
+        """Whether the task failed before it made a step."""
+        made = self.error.step if isinstance(self.error, TrainingError) else self.step
+        return self.error is not None and made == 0 and self.report is None
+
+
+def ends_run(job: Job, states: dict[str, TaskState]) -> str | None:
+    """Why the run ends although tasks could train on, in one line; None: it does not. What a job
+    has of a task that fails before its first step cannot work, and is to be found at once."""
+    failed = [name for name, state in states.items() if state.failed_at_once]
+    if not failed or job.runtime.on_failure == "continue":
+        return None
+    return (
+        f"the run ends, because task {failed[0]!r} failed before its first step; "
+        "with runtime.on_failure: continue the others train on"
+    )
 
 
 def summarize(

@@ -4,6 +4,7 @@
                     │  ▲                             │
                     ▼  │                             └─ lost process? restart from its checkpoint
                   cache (and forward servers)           error?  the task fails, the others go on
+                                                            (in its first step: the run ends)
 
 The driver asks every task for a short chunk of steps and takes the first answer that comes. No task
 waits for another here, and none of the tasks' data passes through here.
@@ -20,7 +21,7 @@ import ray
 
 from taskray.job.config import Job
 from taskray.loop.report import ChunkReport
-from taskray.record.result import TaskState, summarize
+from taskray.record.result import TaskState, ends_run, summarize
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import NUM_SAMPLES
 from taskray.runtime.observer import Observer
@@ -42,7 +43,8 @@ class Collective:
     """One run of a job on Ray. The processes start at once, while the data is being made ready.
 
     Call :meth:`train`, then :meth:`evaluate`, then :meth:`result`. An error of one task is part of
-    the result; it is never raised, and the others train on.
+    the result; it is never raised, and the others train on, unless it comes in the task's first
+    step (``runtime.on_failure``).
     """
 
     def __init__(self, job: Job, checkpoints: str, observer: Observer) -> None:
@@ -69,11 +71,13 @@ class Collective:
             _, late = ray.wait(calls, num_returns=len(calls), timeout=START_TIMEOUT)
             for call in late:
                 self._report_late(self.pending[call])
-            while self.pending:
+            while self.pending and not ends_run(self.job, self.states):
                 answered, _ = ray.wait(list(self.pending), num_returns=1, timeout=1.0)
                 for call in answered:
                     self._take(self.pending.pop(call), call)
                 self._look_after_the_ended()
+            if reason := ends_run(self.job, self.states):
+                self.observer.event(reason)
         except KeyboardInterrupt:
             self._save_all()
             self._take_the_last()
@@ -175,7 +179,9 @@ class Collective:
 
     def evaluate(self) -> None:
         """Every task measures itself; those that failed are left out. One whose process is lost
-        does so again, from its last checkpoint."""
+        does so again, from its last checkpoint. Nothing is measured of a run that ended early."""
+        if ends_run(self.job, self.states):
+            return
         calls = {name: self._measure(name) for name in self.roster.living}  # all at once
         for name, measured in calls.items():
             self._take_evaluations(name, measured)

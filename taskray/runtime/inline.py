@@ -30,7 +30,7 @@ from taskray.job.config import Job
 from taskray.loop.interfaces import PeerPredictions, Prediction
 from taskray.loop.network import frames_of
 from taskray.loop.wiring import Role, wire
-from taskray.record.result import TaskState, summarize
+from taskray.record.result import TaskState, ends_run, summarize
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import NUM_SAMPLES, Member, choose_device
 from taskray.runtime.observer import Observer
@@ -181,14 +181,16 @@ class InlineCollective:
         self.states[name].step, self.states[name].report = report.step, report
 
     def _train(self) -> None:
-        while living := self._living():
+        while (living := self._living()) and not ends_run(self.job, self.states):
             for _ in range(self.job.runtime.chunk_steps):
                 with between_steps():
                     self._step(living)
-                if not living:
+                if not living or ends_run(self.job, self.states):
                     break
             for name, member in living.items():
                 self._report(name, member)
+        if reason := ends_run(self.job, self.states):
+            self.observer.event(reason)
 
     def _step(self, living: dict[str, Member]) -> None:
         """One step of all tasks, whole; those that end or fail leave ``living``."""
@@ -249,7 +251,9 @@ class InlineCollective:
         self.evaluations.update(data)
 
     def evaluate(self) -> None:
-        """Every task that has not failed measures itself."""
+        """Every task that has not failed measures itself, unless the run ended early."""
+        if ends_run(self.job, self.states):
+            return
         for name, member in self.members.items():
             for number, title in enumerate(self.job.evaluation.data):
                 if self.states[name].error is None:

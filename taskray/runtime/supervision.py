@@ -12,7 +12,8 @@ from taskray.errors import TaskrayError, TrainingError, full_traceback
 
 
 class Decision(Enum):
-    """RESTART the task from its own checkpoint, or let it FAIL; its peers train on either way."""
+    """RESTART the task from its own checkpoint, or let it FAIL. Its peers train on, unless the
+    failure ends the run (:func:`taskray.record.result.ends_run`)."""
 
     RESTART = "restart"
     FAIL = "fail"
