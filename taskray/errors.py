@@ -81,3 +81,14 @@ def naming_errors(task: str, step: Callable[[], int]) -> Iterator[None]:
         raise TrainingError(task, step(), str(error)) from error
     except Exception as error:
         raise TrainingError(task, step(), f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def naming_cause(what: Callable[[], str]) -> Iterator[None]:
+    """Any error of the block that is not taskray's own leaves it with ``what`` failed before it."""
+    try:
+        yield
+    except TaskrayError:
+        raise
+    except Exception as error:
+        raise TaskrayError(f"{what()} failed: {type(error).__name__}: {error}") from error

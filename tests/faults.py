@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from taskray.models.unet import UNet
+from taskray.relations.depth_normals import DepthNormals
 from taskray.relations.relation import Relation
 from taskray.tasks.depth import Depth
 from taskray.tasks.normals import Normals
+from taskray.tasks.task import Task
 
 
 class _FaultyDepth(Depth):
@@ -82,3 +86,57 @@ class OfShapesAlone(Relation):
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         return {"zero": 0 * predictions["segmentation"].mean()}
+
+
+class DepthWhoseLossIsATensor(Depth):
+    """Its author forgot the name of the loss."""
+
+    def loss(self, prediction, batch):  # type: ignore[no-untyped-def, override]
+        return next(iter(super().loss(prediction, batch).values()))
+
+
+class DepthWithALossPerFrame(Depth):
+    """Its author forgot to average over the batch."""
+
+    def loss(
+        self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {"l1": (prediction["depth"] - batch["depth"]).abs().mean(dim=(1, 2, 3))}
+
+
+class NetworkForOneSize(UNet):
+    """It can be built, and not used."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.nn.functional.linear(super().forward(image), torch.ones(2, 7))
+
+
+class RelationThatIsATensor(DepthNormals):
+    """Its author forgot the name of the term."""
+
+    def __call__(self, predictions, batch):  # type: ignore[no-untyped-def, override]
+        return next(iter(super().__call__(predictions, batch).values()))
+
+
+class Nameless(Task):
+    """A task that does not name its quantities."""
+
+    labels = ("depth",)
+    out_channels: Mapping[str, int] = {"depth": 1}
+
+    def predict(self, output: Tensor) -> dict[str, Tensor]:
+        return {"depth": output}
+
+    def loss(
+        self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return {}
+
+    def metric(self) -> None:  # type: ignore[override]
+        return None
+
+
+class OneNamed(Depth):
+    """Its author forgot the comma."""
+
+    quantities = "depth"  # type: ignore[assignment]

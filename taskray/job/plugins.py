@@ -79,6 +79,14 @@ BASES = {
 """The base class of each kind of plugin; losses are plain functions."""
 
 
+NAMES = {
+    "reader": ("columns",),
+    "task": ("quantities", "inputs", "labels"),
+    "relation": ("quantities", "inputs", "constant"),
+}
+"""Attributes of each kind that are tuples of names; the first one must not be empty."""
+
+
 def resolve(kind: str, name: str, where: str) -> Any:
     """The class or function behind ``name``; InputError names the key ``where`` otherwise."""
     path = BUILTIN[kind].get(name, name)
@@ -175,4 +183,15 @@ def build(kind: str, name: str, arguments: Mapping[str, Any], where: str, **give
     if kind in BASES and not isinstance(built, resolve(kind, BASES[kind], where)):
         wanted = BASES[kind].replace(":", ".")
         raise InputError(where, f"{name!r} makes {type(built).__name__}, expected {wanted}")
+    for number, attribute in enumerate(NAMES.get(kind, ())):
+        found = getattr(built, attribute, None)
+        names = isinstance(found, (tuple, list)) and all(isinstance(n, str) for n in found)
+        if not names or (number == 0 and not found):
+            raise InputError(
+                where, f"{name!r} has no {attribute}: got {found!r}, expected a tuple of names"
+            )
+    if kind == "task" and not isinstance(getattr(built, "out_channels", None), Mapping):
+        raise InputError(
+            where, f"{name!r} has no out_channels, expected a mapping of heads to channels"
+        )
     return built

@@ -12,6 +12,7 @@ from taskray.data.streams.batch import Batch
 from taskray.errors import TaskrayError
 from taskray.job.config import RelationConfig
 from taskray.loop.metric_key import ConsistencyLoss
+from taskray.loop.terms import checked_terms
 from taskray.relations.relation import Relation
 
 
@@ -73,7 +74,7 @@ def consistency_losses(
 def _terms(one: WeightedRelation, known: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """The relation's terms; where it fails, the shapes show more than the exception."""
     try:
-        return one.relation(known, batch.tensors)
+        terms = one.relation(known, batch.tensors)
     except Exception as error:
         shapes = ", ".join(
             f"{q} {'x'.join(map(str, known[q].shape))}" for q in one.relation.quantities
@@ -81,3 +82,4 @@ def _terms(one: WeightedRelation, known: Mapping[str, Tensor], batch: Batch) -> 
         raise TaskrayError(
             f"relation {one.name!r} failed on {shapes}: {type(error).__name__}: {error}"
         ) from error
+    return checked_terms(terms, f"relation {one.name!r}")

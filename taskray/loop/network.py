@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from taskray.data.streams.batch import Batch
-from taskray.errors import TaskrayError
+from taskray.errors import TaskrayError, naming_cause
 from taskray.job.config import TaskConfig
 from taskray.schema import at_frame, frame_of, quantity_of, shape_problem
 from taskray.tasks.task import Output, Task
@@ -58,6 +58,7 @@ class Network:
         self._forward: Callable[[Tensor], Output] = (
             torch.compile(self.module) if config.compile else self.module
         )
+        self._named, self._task_name = f"network {config.model.name!r}", config.task.name
         self._bfloat16 = config.precision == "bfloat16"
 
     def predict(self, batch: Batch, frames: Sequence[str] = FIRST) -> dict[str, Tensor]:
@@ -69,14 +70,15 @@ class Network:
         inputs = parts[0] if len(parts) == 1 else torch.cat(parts)
         if inputs.dim() == 4:  # only images have a memory format
             inputs = inputs.contiguous(memory_format=self.layout)
-        with self._precision():
+        with self._precision(), naming_cause(lambda: f"{self._named} on {_shape(inputs)}"):
             output = self._forward(inputs)
-        prediction = {
-            at_frame(quantity, frame): values
-            for frame, part in zip(frames, _split(output, len(frames)), strict=True)
-            for quantity, values in self.task.predict(part).items()
-            if not frame or self.task.is_per_frame(quantity)
-        }
+        with naming_cause(lambda: f"what task {self._task_name!r} makes of the network's output"):
+            prediction = {
+                at_frame(quantity, frame): values
+                for frame, part in zip(frames, _split(output, len(frames)), strict=True)
+                for quantity, values in self.task.predict(part).items()
+                if not frame or self.task.is_per_frame(quantity)
+            }
         self._check(prediction, batch, frames)
         return prediction
 
@@ -121,6 +123,10 @@ class Network:
             problem = shape_problem(name, tensor.shape, sizes)
             if problem is not None:
                 raise TaskrayError(f"prediction of {problem}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))
 
 
 def _split(output: Output, count: int) -> list[Output]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from taskray.data.streams.augment import augment
 from taskray.data.streams.batch import Batch
 from taskray.data.streams.rows import count_corrupt
-from taskray.errors import TaskrayError, naming_errors
+from taskray.errors import TaskrayError, naming_cause, naming_errors
 from taskray.job.config import Job
 from taskray.loop.ahead import Ahead
 from taskray.loop.alternation import Alternation
@@ -48,6 +48,7 @@ from taskray.loop.metric_key import (
 from taskray.loop.network import Network, frames_of
 from taskray.loop.optimization import NotFinite, Optimization
 from taskray.loop.report import ChunkReport
+from taskray.loop.terms import checked_terms
 from taskray.tasks.task import Task
 
 
@@ -82,6 +83,7 @@ class Trainer:
         self.alternation = Alternation(job, relations, labelled=bool(dedicated))
         self.steps_made = 0
         self.meter = Meter()
+        self._loss_name = f"the loss of task {self.config.task.name!r}"
 
     # ---- one step -------------------------------------------------------------------------
 
@@ -173,7 +175,9 @@ class Trainer:
             self.task.check_batch(batch.tensors)
             batch = augment(batch, self.config.augment, self.random, labelled=True)
             batch = self.network.to_device(batch)
-            terms = self.task.loss(self.network.predict(batch), batch.tensors)
+            prediction = self.network.predict(batch)
+            with naming_cause(lambda: self._loss_name):
+                terms = checked_terms(self.task.loss(prediction, batch.tensors), self._loss_name)
             if twice := terms.keys() & losses.keys():
                 raise TaskrayError(f"two labelled datasets give the loss {min(twice)!r}")
             losses |= terms

@@ -1,13 +1,16 @@
 """``taskray doctor``: checks whether a job can run on this machine, without starting anything.
 
-It builds settings, plugins, networks and relations as the run would, reads one row of each
-dataset, and compares what the run needs with what the machine has.
+It builds settings, plugins, networks and relations as the run would, looks at the labels, lets each
+task make a step on two rows in this process, and compares what the run needs with what the machine
+has.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich import box
@@ -15,16 +18,31 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from taskray.data.storage.convert import build_reader
+from taskray.data.storage.convert import build_reader, convert
+from taskray.data.streams.batch import Batch
 from taskray.job.config import Job
 from taskray.loop.assembly import build_relations, build_tasks
+from taskray.loop.wiring import wire
 from taskray.record.formatting import NOTHING, count, size
 from taskray.report.console import print_plain
 from taskray.run.checks import check, check_location
-from taskray.run.requirements import Finding, Need, decide, inspect, needs_of, used_columns
+from taskray.run.labels import batches_of, check_batch_sizes, check_values
+from taskray.run.requirements import (
+    Finding,
+    Need,
+    decide,
+    inspect,
+    needs_of,
+    processes_of,
+    used_columns,
+)
+from taskray.run.trial import Measured, Trial, try_steps
 from taskray.runtime.member import load_initial
 from taskray.runtime.placement import Share, plan
 from taskray.tasks.task import Task
+
+SAMPLE_ROWS = 8
+"""Rows of a dataset that is not converted yet that are looked at."""
 
 
 def doctor(job: Job, console: Console) -> None:
@@ -43,12 +61,57 @@ def doctor(job: Job, console: Console) -> None:
     shares = None
     if job.runtime.address is None:  # a cluster's resources are known only after connecting
         shares = plan(job, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()})
-    needs = needs_of(job, findings, models)
+    check_batch_sizes(job, {f.name: f.rows for f in findings})
+    with TemporaryDirectory() as folder:
+        places = {f.name: f.where if f.ready else sample(job, f.name, folder) for f in findings}
+        few = {f.name for f in findings if not f.ready and f.rows > SAMPLE_ROWS}
+        warnings = check_values(job, tasks, places, few)
+        trial = try_steps(job, tasks, first_rows(job, tasks, places), threads_of(shares))
+    for problem in trial.problems[:-1]:
+        print_plain(console, f"! {problem}")
+    if trial.problems:
+        raise trial.problems[-1]
+    kept = {name: measured.kept_bytes for name, measured in trial.measured.items()}
+    needs = needs_of(job, findings, models, kept)
     console.print(_resource_table(job, shares, needs))
-    warnings = [*decide(needs), *missing_labels(job, tasks)]
+    console.print(_step_table(trial, processes_of(job, models, kept)))
+    print_plain(console, timing(trial))
+    warnings += [*decide(needs), *missing_labels(job, tasks)]
     for warning in warnings:
         print_plain(console, f"! {warning}")
     print_plain(console, "this job can run" + (", with the warnings above" if warnings else ""))
+
+
+def sample(job: Job, name: str, folder: str) -> Path:
+    """The first rows of a dataset that is not converted yet, converted into ``folder``."""
+    config = job.data[name]
+    limit = min(SAMPLE_ROWS, config.limit or SAMPLE_ROWS)
+    place = Path(folder) / name
+    convert(config.model_copy(update={"limit": limit}), place, name=name, use_ray=False)
+    return place
+
+
+def first_rows(job: Job, tasks: Mapping[str, Task], places: Mapping[str, Path]) -> dict[str, Batch]:
+    """The first readable rows of each dataset that the run trains on, with the columns it reads."""
+    columns = wire(job, tasks).columns_of_datasets()
+    return {
+        name: next(batches_of(job.data[name], places[name], name, read))
+        for name, read in columns.items()
+    }
+
+
+def threads_of(shares: Mapping[str, Share] | None) -> dict[str, int]:
+    """The threads of each task; empty where the machine is a cluster's."""
+    return {name: share.threads for name, share in (shares or {}).items()}
+
+
+def timing(trial: Trial) -> str:
+    """How the steps were measured, in one line."""
+    how = "each task alone, on a full batch of the first two rows repeated"
+    computed = [name for name, measured in trial.measured.items() if measured.computed]
+    if computed:
+        how += f" ({', '.join(computed)}: on two rows, times the rows of a batch over two)"
+    return f"a step was measured on this machine, {how}"
 
 
 def relations_of(job: Job, tasks: Mapping[str, Task]) -> list[str]:
@@ -107,6 +170,16 @@ def _data_table(findings: Sequence[Finding]) -> Table:
         state = "ready" if f.ready else "to be built"
         row = (f.name, count(f.rows), size(f.stored_bytes), size(f.decoded_bytes), held, state)
         table.add_row(*row)
+    return table
+
+
+def _step_table(trial: Trial, processes: Mapping[str, int]) -> Table:
+    table = _table("process", "memory", "step on labels", "consistency step")
+    for name, memory in processes.items():
+        measured = trial.measured.get(name, Measured())
+        times = [measured.seconds.get(kind) for kind in ("labels", "consistency")]
+        shown = [NOTHING if t is None else f"{1000 * t:,.0f} ms" for t in times]
+        table.add_row(name, size(memory), *shown)
     return table
 
 

@@ -86,7 +86,7 @@ def check_values(
             for t, columns in measured.items()
             if columns != trained.get(t)
         ]
-        for number, batch in enumerate(_batches(job.data[name], folder, name, sorted(wanted))):
+        for number, batch in enumerate(batches_of(job.data[name], folder, name, sorted(wanted))):
             if number == 0 and distances:
                 warnings += _unit_problem(name, distances[0], batch.tensors[distances[0]])
             for look in looks:
@@ -163,10 +163,11 @@ def _unit_problem(name: str, column: str, values: Tensor) -> Iterator[str]:
         )
 
 
-def _batches(
+def batches_of(
     config: DataConfig, folder: Path, name: str, columns: Sequence[str]
 ) -> Iterator[Batch]:
-    """The readable rows in order; training counts the others, and reports them."""
+    """The readable rows of a stored dataset in order, ``ROWS_EACH`` at a time. The others are
+    counted and reported by the training."""
     streamed = config.model_copy(update={"materialize": "never"})
     source = open_source(streamed, folder, columns, use_ray=False, name=name).open()
     rows: list[Sample] = []

@@ -24,6 +24,8 @@ from taskray.tasks.task import Task
 
 OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "sgd": 1}
 """Numbers that the optimizer stores for each weight."""
+PROCESS_BYTES = 500_000_000
+"""Memory of a process with torch and Ray, before it holds anything of the run."""
 OBJECT_STORE_SHARE = 0.3
 """Share of the memory that Ray reserves for its object store, unless /dev/shm is smaller."""
 
@@ -120,14 +122,34 @@ def used_columns(job: Job, tasks: Mapping[str, Task]) -> dict[str, tuple[str, ..
     return {name: tuple(sorted(used[name])) for name in job.data if name in used}
 
 
-def needs_of(job: Job, findings: Sequence[Finding], models: Mapping[str, nn.Module]) -> list[Need]:
-    """The memory and disk that the run needs, as estimates: the processes themselves are not
-    counted."""
+def processes_of(
+    job: Job, models: Mapping[str, nn.Module], kept: Mapping[str, int]
+) -> dict[str, int]:
+    """Each process of a run on this machine and its memory in bytes: its own, and of a task its
+    weights, gradients, optimizer and what a step keeps for its backward pass (``kept``)."""
+    weights = {n: sum(p.numel() for p in m.parameters()) * 4 for n, m in models.items()}
+    found = {"driver": PROCESS_BYTES, "cache": PROCESS_BYTES}
+    for name, size_ in weights.items():
+        states = 2 + OPTIMIZER_STATES[job.tasks[name].optimizer.name]  # 2: weights and gradient
+        found[name] = PROCESS_BYTES + size_ * states + kept.get(name, 0)
+        if job.uses_forward_servers and not job.tasks[name].frozen:
+            found[f"{name} (forward server)"] = PROCESS_BYTES + size_
+    return found
+
+
+def needs_of(
+    job: Job,
+    findings: Sequence[Finding],
+    models: Mapping[str, nn.Module],
+    kept: Mapping[str, int],
+) -> list[Need]:
+    """The memory and disk that the run needs, as estimates; ``kept`` as in
+    :func:`processes_of`."""
     held = sum(f.decoded_bytes for f in findings if f.materialized)
     cache = job.cache.max_bytes if job.active_relations else 0
     weights = {n: sum(p.numel() for p in m.parameters()) * 4 for n, m in models.items()}
     states = {n: 1 + OPTIMIZER_STATES[job.tasks[n].optimizer.name] for n in models}
-    training = sum(w * (1 + states[n]) for n, w in weights.items())  # 1: the gradient
+    training = sum(processes_of(job, models, kept).values())
     saved = sum(w * states[n] for n, w in weights.items()) * (job.checkpoint.keep + 1)
     to_build = sum(f.stored_bytes for f in findings if not f.ready)
     memory, shared = memory_bytes(), _free(Path("/dev/shm"))
