@@ -85,7 +85,7 @@ def test_inferring_leaves_the_network_as_it_is(settings: dict[str, Any], trains:
 
 def test_a_network_that_fails_to_infer_goes_back_to_training() -> None:
     one = network()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(TaskrayError, match="network 'unet' on 2x4x8x12 failed: RuntimeError: "):
         one.infer(Batch({"image": torch.rand(2, 4, 8, 12)}))
     assert one.module.training
 
