@@ -15,22 +15,24 @@ from torch.nn import functional
 from taskray.geometry.warp import NEAREST
 
 CONTRAST = 9e-6
-"""c2 of SSIM. c1 is infinite: only contrast and structure count, not the means."""
+"""c2 of SSIM as published. c1 is infinite: only contrast and structure count, not the means."""
 LEAST_WEIGHT = 0.01
 """Added to every pixel's weight, so that every window has some weight."""
 LEAST_DISPARITY = 1e-3
 """Lower bound of a frame's mean disparity, per metre, before the division by it."""
 
 
-def weighted_dissimilarity(x_bchw: Tensor, y_bchw: Tensor, weight_b1hw: Tensor) -> Tensor:
+def weighted_dissimilarity(
+    x_bchw: Tensor, y_bchw: Tensor, weight_b1hw: Tensor, contrast: float = CONTRAST
+) -> Tensor:
     """(1 - SSIM) / 2 of all windows of 3x3 pixels within the frames, each times its mean weight;
     their mean, a scalar in [0, 1].
 
     Pixels count in the windows' moments by ``weight`` in [0, 1] plus ``LEAST_WEIGHT``. SSIM is
-    its contrast-structure term alone, ``(2 s_xy + c2) / (s_xx + s_yy + c2)``. The gradient
-    reaches only x.
+    its contrast-structure term alone, ``(2 s_xy + c2) / (s_xx + s_yy + c2)``, with c2 =
+    ``contrast``. The gradient reaches only x.
     """
-    result: Tensor = _WeightedDissimilarity.apply(x_bchw, y_bchw, weight_b1hw)  # type: ignore[no-untyped-call]
+    result: Tensor = _WeightedDissimilarity.apply(x_bchw, y_bchw, weight_b1hw, contrast)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -39,13 +41,15 @@ class _WeightedDissimilarity(torch.autograd.Function):
     moments of a frame stay in the CPU's cache. Three times as fast as autograd."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor, contrast: float) -> Tensor:
         frames = 1 if x.device.type == "cpu" else len(x)
         count = len(x) * x.shape[1] * (x.shape[2] - 2) * (x.shape[3] - 2)
         total, gradients = x.new_zeros(()), []
         parts = (torch.split(values, frames) for values in (x, y, weight))
         for x_part, y_part, weight_part in zip(*parts, strict=True):
-            value, gradient = _dissimilarity(x_part, y_part, weight_part, ctx.needs_input_grad[0])
+            value, gradient = _dissimilarity(
+                x_part, y_part, weight_part, contrast, ctx.needs_input_grad[0]
+            )
             total = total + value
             gradients.append(gradient)
         ctx.count = count
@@ -54,13 +58,13 @@ class _WeightedDissimilarity(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * (upstream[0] / ctx.count), None, None
+        return gradient * (upstream[0] / ctx.count), None, None, None
 
 
 def _dissimilarity(
-    x: Tensor, y: Tensor, weight: Tensor, with_gradient: bool
+    x: Tensor, y: Tensor, weight: Tensor, contrast: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """The sum over all windows, and its gradient to x (if ``with_gradient``).
 
@@ -78,8 +82,8 @@ def _dissimilarity(
     mean_x, mean_y = _box_sum(x_weighted) * share, _box_sum(y_weighted) * share
     product = _box_sum(x_weighted * y) * share
     squares = _box_sum(torch.addcmul(x_weighted * x, y_weighted, y)) * share
-    above = 2 * torch.addcmul(product, mean_x, mean_y, value=-1) + CONTRAST
-    below = squares - mean_x.square() - mean_y.square() + CONTRAST
+    above = 2 * torch.addcmul(product, mean_x, mean_y, value=-1) + contrast
+    below = squares - mean_x.square() - mean_y.square() + contrast
     similarity = above / below
     mean_weight = weights / 9 - LEAST_WEIGHT
     total = ((1 - similarity) / 2).clamp(0, 1).mul_(mean_weight).sum()

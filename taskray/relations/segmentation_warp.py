@@ -11,8 +11,10 @@ from taskray.relations.relation import Relation
 from taskray.relations.two_views import (
     CLASSES,
     SCENE,
+    Average,
     both_directions,
     check_classes,
+    counted,
     movable_indices,
 )
 from taskray.tasks.object_motion import OBJECT_QUANTITIES
@@ -24,7 +26,7 @@ class SegmentationWarp(Relation):
 
     The pixels of frame 1 are moved to frame 2 as in :class:`ScenePhotometric` (eq. 9); frame 2's
     logits are sampled there and compared with those of frame 1. Points count where they are
-    visible; the loss is a mean over all pixels and classes, as the photometric one is.
+    visible; the loss is a mean over them and the classes, as the photometric one is.
 
     The gradient reaches both frames' logits, and depth and motion through the sampled position;
     none passes through the mask of what can move.
@@ -38,8 +40,13 @@ class SegmentationWarp(Relation):
 
     inputs = ("intrinsics",)
 
-    def __init__(self, object_motion: bool = True, movable: str | list[int] = "world") -> None:
-        self.object_motion = object_motion
+    def __init__(
+        self,
+        object_motion: bool = True,
+        movable: str | list[int] = "world",
+        average: Average = "visible",
+    ) -> None:
+        self.object_motion, self.average = object_motion, average
         self.named, self.movable = movable, movable_indices(movable)
         self.quantities = (*SCENE, *(OBJECT_QUANTITIES if object_motion else ()), *CLASSES)
 
@@ -58,5 +65,6 @@ class SegmentationWarp(Relation):
             with torch.no_grad():
                 visible = direction.visible(direction.sample(direction.there.depth))
             difference = (direction.sample(there) - here) * visible
-            total = total + difference.square().mean()
+            share = counted(visible.to(difference.dtype), self.average)
+            total = total + difference.square().mean() / share
         return {"logits": total}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property, reduce
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ SCENE = ("depth", "depth_2", "camera_motion", "camera_motion_back_2")
 CLASSES = ("segmentation", "segmentation_2")
 FRAMES = ("", "_2")
 """Suffixes of the two frames; the motions of the second go back to the first."""
+Average = Literal["visible", "all"]
+"""What a term on pixels is averaged over: see :func:`counted`."""
 
 
 class View:
@@ -104,6 +107,19 @@ def both_directions(
     first, second = (View(predictions, f, object_motion, movable) for f in FRAMES)
     intrinsics = checked_intrinsics(batch).to(first.depth.dtype)
     return Direction(first, second, intrinsics), Direction(second, first, intrinsics)
+
+
+def counted(weight_b1hw: Tensor, average: Average) -> Tensor:
+    """What to divide the mean of weighted values over *all* pixels of a batch by, a scalar without
+    gradient: for ``visible`` the mean weight, which gives the weighted mean, for ``all`` 1.
+
+    The published losses divide by all pixels, so a pixel that is not visible costs nothing. On
+    the truth noise costs something at every visible pixel, and a wrong motion that hides half of
+    them could have the lower loss.
+    """
+    if average == "all":
+        return weight_b1hw.new_ones(())
+    return weight_b1hw.detach().mean().clamp(min=1 / weight_b1hw.numel())
 
 
 def movable_mask(logits_bchw: Tensor, movable: tuple[int, ...]) -> Tensor:
