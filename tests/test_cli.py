@@ -126,7 +126,8 @@ def test_the_error_for_a_study_given_as_a_job_names_the_right_command(call):
     study = ROOT / "jobs" / "studies" / "table3_domain_shift.yaml"
     code, _, stderr = call("train", study)
     assert code == 2
-    assert stderr == f"taskray: {study}: not a job; use it with: taskray study {study}\n"
+    told = f"taskray: {study}: is a study file, expected a job file; use it with: "
+    assert stderr == told + f"taskray study {study}\n"
 
 
 # ---- train and evaluate -------------------------------------------------------------------

@@ -35,6 +35,23 @@ def job(tmp_path: Path) -> Path:
         ("mediator.windw=3", "mediator.windw: unknown key; did you mean 'window'?"),
         ("cache.zzzzz=3", "cache.zzzzz: unknown key; known: dtype, max_bytes"),
         ("data.test.redaer=world", "data.test.redaer: unknown key; did you mean 'reader'?"),
+        # a key of another section: that section
+        (
+            "tasks.depth.lr=1",
+            "tasks.depth.lr: unknown key; did you mean 'tasks.depth.optimizer.lr'",
+        ),
+        ("lr=1", "lr: unknown key; did you mean 'tasks.<name>.optimizer.lr'?"),
+        ("tasks.depth.window=3", "tasks.depth.window: unknown key; did you mean 'mediator.window'"),
+        # an entry that the file does not contain
+        (
+            "tasks.depht.optimizer.lr=1",
+            "tasks.depht: is not in the job file, and a new one needs "
+            "'task'; did you mean 'depth'?",
+        ),
+        (
+            "data.labeled.limit=3",
+            "data.labeled: is not in the job file, and a new one needs 'reade",
+        ),
         # wrong types
         ("steps=1.5", "steps: got 1.5, expected a whole number"),
         ("tasks.depth.batch_size=many", "tasks.depth.batch_size: got 'many', expected a whole"),
@@ -83,6 +100,10 @@ def test_a_wrong_value_is_told_in_one_line_that_names_file_key_and_expectation(
         ("=3", "expected dotted.path=value"),
         ("a..b=3", "expected dotted.path=value"),
         ("steps=[1", "the value is not valid YAML"),
+        ("name='a' #b", "the value is not valid YAML"),
+        ("tasks.depth.optimizer.betas=[0, 0] #b", "the value is not valid YAML"),
+        ("name=a: b #c", "the value is not valid YAML"),
+        ("tasks.depht=null", "there is no 'tasks.depht' to remove; did you mean 'depth'?"),
         ("steps=2020-13-45", "the value is not valid YAML"),
         ("steps=0b_", "the value is not valid YAML"),
         ("steps=" + 2000 * "[", "the value is not valid YAML"),
@@ -114,6 +135,41 @@ def test_overrides_reach_below_what_is_null_and_below_short_forms(job):
 
 def test_words_that_look_like_special_numbers_stay_words():
     assert override({}, ["a=nan", "b=infinity", "c=1e3"]) == {"a": "nan", "b": "infinity", "c": 1e3}
+
+
+@pytest.mark.parametrize("text", ["rooms #2", "#2", "~/a #1/b", "&a b", "5 #", "a:#b"])
+def test_plain_text_on_the_command_line_is_taken_whole(text):
+    assert override({}, [f"path={text}"]) == {"path": text}
+
+
+def test_keys_are_text_as_written(tmp_path):
+    values = read_yaml_text(tmp_path, "on: 1\noff: yes\n0.10: {null: 2, 1: 3}\n2020-01-01: 4\n")
+    assert values == {"on": 1, "off": True, "0.10": {"null": 2, "1": 3}, "2020-01-01": 4}
+    assert override({}, ["a={no: 1}"]) == {"a": {"no": 1}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "expected"),
+    [
+        ("study", "tasks: {}", "is a job file, expected a study file; use it with: taskray train"),
+        ("space", "tasks: {}", "is a job file, expected a space file; use it with: taskray train"),
+        (
+            "job",
+            "parameters: {}",
+            "is a space file, expected a job file; use it with: taskray tune",
+        ),
+        (
+            "space",
+            "variants: {}",
+            "is a study file, expected a space file; use it with: taskray st",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_its_command(tmp_path, kind, content, expected):
+    (tmp_path / "file.yaml").write_text(content)
+    with pytest.raises(InputError) as error:
+        config.read_kind(tmp_path / "file.yaml", kind)
+    assert str(error.value).startswith(f"{tmp_path / 'file.yaml'}: {expected}")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +217,12 @@ def test_a_shared_key_of_yaml_may_be_overridden(tmp_path):
     values = read_yaml_text(tmp_path, "base: &b {lr: 1e-2, name: sgd}\nmine: {<<: *b, lr: 1}\n")
     assert values["mine"] == {"lr": 1, "name": "sgd"}
     assert values["base"]["lr"] == 0.01
+
+
+def test_a_merged_mapping_may_itself_be_merged(tmp_path):
+    text = "a: &a {lr: 1, steps: 8}\nb:\n  c: &c {<<: *a, steps: 16}\nset: {<<: *c, keep: 1}\n"
+    values = read_yaml_text(tmp_path, text)
+    assert values["set"] == {"lr": 1, "steps": 16, "keep": 1}
 
 
 def read_yaml_text(folder: Path, text: str) -> dict:

@@ -7,7 +7,7 @@ environment variable overrides a field.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -404,6 +404,13 @@ class Job(Settings):
         )
 
 
+KINDS = {"job": "tasks", "study": "variants", "space": "parameters"}
+"""The kinds of files that are given to commands, and a key that only this kind has."""
+COMMANDS = {"job": "taskray train", "study": "taskray study", "space": "taskray tune"}
+ENTRIES = {"data": "reader", "tasks": "task", "consistency": "relation"}
+"""Sections of names whose entries are sections, and the key that each entry needs."""
+
+
 def refuse_one_folder(names: Iterable[str], where: str) -> None:
     """Refuse (InputError) names that differ by case alone: on some filesystems they are one
     folder."""
@@ -419,11 +426,37 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
     Raises InputError with the file and the key.
     """
+    values = read_kind(path, "job")
+    return parse_changed(values, override(values, overrides), str(path))
+
+
+def read_kind(path: str | Path, kind: Literal["job", "study", "space"]) -> dict[str, Any]:
+    """The plain values of a job, study or space file; InputError if it is of another kind."""
     values = read_yaml(path)
-    for key, command in (("variants", "study"), ("parameters", "tune")):
-        if key in values and "tasks" not in values:
-            raise InputError(str(path), f"not a job; use it with: taskray {command} {path}")
-    return parse_job(override(values, overrides), str(path))
+    others = {key: found for found, key in KINDS.items() if key in values}
+    if others and KINDS[kind] not in values:
+        found = next(iter(others.values()))
+        raise InputError(
+            str(path),
+            f"is a {found} file, expected a {kind} file; use it with: {COMMANDS[found]} {path}",
+        )
+    return values
+
+
+def parse_changed(before: Mapping[str, Any], values: dict[str, Any], source: str) -> Job:
+    """As :func:`parse_job`, for the values of a job file that were changed by dotted paths. A path
+    below a dataset, task or relation that the file does not contain is usually misspelt."""
+    for section, needed in ENTRIES.items():
+        known, entries = before.get(section), values.get(section)
+        for name, entry in entries.items() if isinstance(entries, dict) else ():
+            names = list(known) if isinstance(known, dict) else []
+            if name not in names and isinstance(entry, dict) and needed not in entry:
+                raise InputError(
+                    f"{source}: {section}.{name}",
+                    f"is not in the job file, and a new one needs {needed!r}; "
+                    f"{nearest(name, names)}",
+                )
+    return parse_job(values, source)
 
 
 def parse_job(values: dict[str, Any], source: str) -> Job:

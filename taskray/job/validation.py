@@ -43,6 +43,10 @@ FAMILIES = {
 """The expected value, by the first word of pydantic's type of error."""
 
 
+MOST_HINTS = 2
+"""Places of an unknown key elsewhere that an error names; more would not help."""
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A hint for an unknown name: ``did you mean 'x'?`` or the list of known names."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
@@ -67,6 +71,12 @@ def first_problem(error: ValidationError, annotation: Any, prefix: str = "") -> 
     where = ".".join([prefix, *keys] if prefix else keys)
     match problem["type"]:
         case "extra_forbidden":
+            above = [prefix, *keys[:-1]] if prefix else keys[:-1]
+            below = _places_of(keys[-1], place, above)
+            if not below and not difflib.get_close_matches(keys[-1], _fields(place), 1, 0.5):
+                below = _places_of(keys[-1], annotation, [prefix] if prefix else [])
+            if 0 < len(below) <= MOST_HINTS:
+                return where, f"unknown key; did you mean {' or '.join(map(repr, below))}?"
             return where, f"unknown key; {nearest(keys[-1], _fields(place))}"
         case "missing":
             return where, "required, but not given"
@@ -137,6 +147,19 @@ def _has_keys(annotation: Any) -> bool:
     if get_origin(annotation) in (dict, list, tuple):
         return True
     return isinstance(annotation, type) and issubclass(annotation, (BaseModel, dict, list, tuple))
+
+
+def _places_of(name: str, annotation: Any, above: Sequence[str]) -> list[str]:
+    """The dotted paths of the keys called ``name`` in all sections below this one."""
+    section = _section(annotation)
+    if get_origin(section) is dict:
+        return _places_of(name, (*get_args(section), Any, Any)[1], [*above, "<name>"])
+    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        return []
+    found = [".".join([*above, name])] if name in section.model_fields else []
+    for key, field in section.model_fields.items():
+        found += _places_of(name, field.annotation, [*above, key])
+    return found
 
 
 def _fields(place: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,17 @@ import yaml
 
 from taskray.errors import InputError
 from taskray.files import read_text
+from taskray.job.validation import nearest
 
 SECTIONS_OF_NAMES = {("data",), ("tasks",), ("consistency",), ("evaluation", "data")}
 """Sections of a job whose keys are names chosen by the job."""
 
+TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two differences: ``1e-3`` is a number, and duplicate keys are refused."""
+    """YAML 1.1 with three differences: ``1e-3`` is a number, keys are text as written (``on``,
+    ``no``, ``1``), and duplicate keys are refused."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -32,9 +36,11 @@ class _Loader(yaml.SafeLoader):
                 problem=f"invalid {kind} {node.value!r}", problem_mark=node.start_mark
             ) from None
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here, because construct_mapping sees the pairs that a merge (<<) has already added.
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
@@ -42,7 +48,9 @@ class _Loader(yaml.SafeLoader):
                         problem_mark=key.start_mark,
                     )
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+                if key.tag not in (MERGE, TEXT):
+                    key.tag = TEXT
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -57,7 +65,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if Path(path).is_dir():
         raise InputError(str(path), "is a folder, expected a YAML file")
     try:
-        values = _load(read_text(Path(path)))
+        values = load_yaml(read_text(Path(path)))
     except yaml.YAMLError as error:
         raise InputError(str(path), _malformed(error)) from None
     if not isinstance(values, dict):
@@ -73,12 +81,32 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         keys = path.split(".")
         if not equals or not all(keys):
             raise InputError(f"--set {text!r}", "expected dotted.path=value")
-        try:
-            parsed = _load(value)
-        except yaml.YAMLError:
-            raise InputError(f"--set {text!r}", "the value is not valid YAML") from None
-        values = assign(values, keys, parsed, text)
+        values = assign(values, keys, _value(value, text), text)
     return values
+
+
+def _value(value: str, text: str) -> Any:
+    """The value of ``a.b=value``. YAML would drop what it takes for a comment or an anchor: plain
+    text is taken whole, and after any other value this is an error."""
+    try:
+        node = yaml.compose(value, Loader=_Loader)
+        plain = node is None or (isinstance(node, yaml.ScalarNode) and node.style is None)
+        start, end = (node.start_mark.index, _end(node)) if node else (0, 0)
+        if plain and (value[end:].strip() or value[start : start + 1] == "&"):
+            return value.strip()
+        if value[end:].strip():
+            raise yaml.YAMLError
+        return load_yaml(value)
+    except (yaml.YAMLError, RecursionError):
+        raise InputError(f"--set {text!r}", "the value is not valid YAML") from None
+
+
+def _end(node: yaml.Node) -> int:
+    """Where the last character of a node is. That of a block ends where its last item does."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    return int(node.end_mark.index)
 
 
 def assign(values: dict[str, Any], keys: Sequence[str], value: Any, text: str) -> dict[str, Any]:
@@ -91,7 +119,9 @@ def assign(values: dict[str, Any], keys: Sequence[str], value: Any, text: str) -
     for key in section:
         inner = inner.get(key) if isinstance(inner, dict) else None
     if not isinstance(inner, dict) or name not in inner:
-        raise InputError(f"--set {text!r}", f"there is no {'.'.join(keys)!r} to remove")
+        known = list(inner) if isinstance(inner, dict) else []
+        hint = nearest(name, known)
+        raise InputError(f"--set {text!r}", f"there is no {'.'.join(keys)!r} to remove; {hint}")
     return set_path(values, section, {k: v for k, v in inner.items() if k != name}, text)
 
 
@@ -108,7 +138,8 @@ def set_path(values: Any, keys: Sequence[str], value: Any, text: str) -> dict[st
     return {**values, head: inner}
 
 
-def _load(text: str) -> Any:
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text; raises yaml.YAMLError if it is malformed."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except RecursionError:

@@ -10,6 +10,7 @@ import yaml
 
 from taskray.errors import InputError
 from taskray.job.config import Job, parse_job
+from taskray.job.yaml_values import load_yaml
 from taskray.record.folder import CONFIG
 from taskray.runtime.checkpoints import CheckpointStore
 
@@ -61,7 +62,7 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 def parsed_config(text: str, source: str) -> dict[str, Any] | None:
     """The text of a ``config.yaml`` as plain values; None where it is no mapping."""
     try:
-        values = yaml.safe_load(text)
+        values = load_yaml(text)
     except yaml.YAMLError:
         return None
     if not isinstance(values, dict):

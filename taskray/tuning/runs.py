@@ -11,11 +11,9 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from taskray.errors import InputError
 from taskray.exchange.cache import PredictionCache
-from taskray.job.config import Job, assign, dump_yaml, override, parse_job
+from taskray.job.config import Job, assign, override, parse_changed
 from taskray.job.plugins import nearest
 from taskray.loop.assembly import build_tasks
 from taskray.loop.meters import Edge
@@ -66,12 +64,13 @@ def changed_job(values: Mapping[str, Any], layers: Sequence[Layer], source: str)
 
     Raises InputError with ``source`` and the key for a path that no job has.
     """
+    before = values
     for layer in layers:
         if isinstance(layer, Mapping):
             values = change(values, layer, source)
         else:
             values = override(dict(values), layer)
-    return parse_job(dict(values), source)
+    return parse_changed(before, dict(values), source)
 
 
 def resolve(
@@ -101,7 +100,7 @@ def run_state(run: Run) -> RunState:
     before = saved_config(run.folder)
     if before is None:
         return RunState.RESUME
-    now = yaml.safe_load(dump_yaml(run.job))
+    now = run.job.model_dump(mode="json")
     if essence(before) != essence(now) or _is_outdated(run):
         return RunState.START_OVER
     result = _result(run.folder)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from taskray.errors import InputError
 from taskray.job import plugins
-from taskray.job.config import NonNegative, Positive, Settings, parse, read_yaml, refuse_one_folder
+from taskray.job.config import NonNegative, Positive, Settings, parse, read_kind, refuse_one_folder
 from taskray.record.formatting import describe
 
 Changes = dict[str, Any]
@@ -225,11 +225,11 @@ class SpaceConfig(Settings):
 
 def load_study(path: Path) -> StudyConfig:
     """Read a study file. Raises InputError for a wrong one."""
-    config: StudyConfig = parse(StudyConfig, read_yaml(path), str(path))
+    config: StudyConfig = parse(StudyConfig, read_kind(path, "study"), str(path))
     return config
 
 
 def load_space(path: Path) -> SpaceConfig:
     """Read a space file. Raises InputError for a wrong one."""
-    config: SpaceConfig = parse(SpaceConfig, read_yaml(path), str(path))
+    config: SpaceConfig = parse(SpaceConfig, read_kind(path, "space"), str(path))
     return config

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from taskray.errors import InputError
 from taskray.files import lock_folder, make_folder, write_text
-from taskray.job.config import Job, dump_yaml, read_yaml
+from taskray.job.config import Job, dump_yaml, read_kind
 from taskray.record.folder import read_result
 from taskray.report.console import print_plain
 from taskray.report.curves import read_curves, write_curves
@@ -117,7 +117,7 @@ def plan_study(
     for text in overrides:
         if (key := text.partition("=")[0]) in OF_EACH_RUN:
             raise InputError(f"--set {text!r}", OF_EACH_RUN[key])
-    values = read_yaml(path.parent / config.job)
+    values = read_kind(path.parent / config.job, "job")
     wave_of = {n: k for k, wave in enumerate(in_waves(config.variants, str(path))) for n in wave}
     runs = []
     for seed in seeds:

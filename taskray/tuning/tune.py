@@ -19,7 +19,7 @@ from rich.console import Console
 
 from taskray.errors import InputError, TaskrayError
 from taskray.files import lock_folder, make_folder, plain, write_text
-from taskray.job.config import Job, dump_yaml, read_yaml
+from taskray.job.config import Job, dump_yaml, read_kind
 from taskray.loop.metric_key import TaskMetric
 from taskray.record.formatting import describe, format_change, relative_change
 from taskray.report.console import print_plain
@@ -119,7 +119,7 @@ def tune(
                 "--samples", "a grid search has one trial for each point, expected none"
             )
         config = config.model_copy(update={"num_samples": samples})
-    values = read_yaml(job or space.parent / config.job)
+    values = read_kind(job or space.parent / config.job, "job")
     folder = out or Path("runs") / config.name
     searched = Space(config, str(space), values, tuple(overrides), folder.resolve())
     check_space(searched)
