@@ -22,10 +22,11 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from taskray.report.compare import comparison_table
+    from taskray.report.console import print_table
     from taskray.report.render import to_rich
     from taskray.run.evaluate import evaluate_run
 
     console = Console()
     result = evaluate_run(arguments.folder, arguments.overrides, console)
-    console.print(to_rich(comparison_table({result["name"]: result})))
+    print_table(console, to_rich(comparison_table({result["name"]: result})))
     return DONE

@@ -25,13 +25,13 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from taskray.report.compare import compare_folders
-    from taskray.report.console import print_plain
+    from taskray.report.console import print_plain, print_table
     from taskray.report.html import write_report
     from taskray.report.render import to_rich
 
     path = write_report(arguments.folder, arguments.baseline)
     console = Console()
     if arguments.baseline:
-        console.print(to_rich(compare_folders(arguments.folder, arguments.baseline)))
+        print_table(console, to_rich(compare_folders(arguments.folder, arguments.baseline)))
     print_plain(console, f"report: {path}")
     return DONE

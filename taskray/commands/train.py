@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from taskray.record.folder import ERRORS
     from taskray.report.compare import comparison_table
-    from taskray.report.console import print_plain
+    from taskray.report.console import print_plain, print_table
     from taskray.report.render import to_rich
     from taskray.run.train import train
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         how = "the same command" if arguments.resume == "auto" else "--resume auto"
         print(f"taskray: interrupted; {how} continues from {folder}", file=sys.stderr)
         return INTERRUPTED
-    console.print(to_rich(comparison_table({job.name: result})))
+    print_table(console, to_rich(comparison_table({job.name: result})))
     print_plain(console, f"run folder: {folder}   report: {folder / 'report.html'}")
     if result["error"]:
         print(f"taskray: {result['error']} (log: {folder / ERRORS})", file=sys.stderr)

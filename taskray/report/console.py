@@ -1,10 +1,35 @@
-"""Printing a line of text for a person."""
+"""Printing a line of text or a table for a person."""
 
 from __future__ import annotations
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.segment import Segment, Segments
+from rich.table import Table
+
+NARROWEST = 4
+"""Characters to which a column of a table is folded at most."""
+BETWEEN = 3
+"""Characters between two columns, at most."""
 
 
 def print_plain(console: Console, text: str) -> None:
     """Print a text as it is: brackets in a path are no markup, and long lines are not wrapped."""
     console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table of which nothing is cut off: on a narrow terminal its cells are folded, and
+    where the columns do not fit even then, its lines are longer than the terminal."""
+    wide = console.options.update(width=10_000)
+    for column in table.columns:
+        cells = [Measurement.get(console, wide, c).maximum for c in (column.header, *column.cells)]
+        column.overflow, column.no_wrap = "fold", False
+        column.min_width = min(NARROWEST, max(cells))
+    needed = sum(c.min_width or 0 for c in table.columns) + BETWEEN * len(table.columns)
+    if needed <= console.width:
+        console.print(table)
+        return
+    lines = console.render_lines(table, console.options.update(width=needed), pad=False)
+    segments = [segment for line in lines for segment in (*line, Segment.line())]
+    console.print(Segments(segments), soft_wrap=True, end="")

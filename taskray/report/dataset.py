@@ -23,7 +23,7 @@ from taskray.files import atomic_write, make_folder
 from taskray.job.config import DataConfig
 from taskray.record.formatting import NOTHING, size
 from taskray.report.birds_eye import birds_eye, reach_of
-from taskray.report.console import print_plain
+from taskray.report.console import print_plain, print_table
 from taskray.report.panels import paint
 from taskray.schema import IGNORE, QUANTITIES, frame_of, quantity_of
 
@@ -97,7 +97,7 @@ def show(
     lines = [f"{name}: {num_rows} rows, {size(stored)} in {path}{looked}"]
     lines += [f"keys {keys[0]} ... {keys[-1]}"] if keys else []
     print_plain(console, "\n".join(lines))
-    console.print(_table(source.info, ranges))
+    print_table(console, _table(source.info, ranges))
     skipped = [": ".join(error) for error in read_manifest(path).get("errors", [])]
     print_plain(console, "\n  ".join([f"{len(broken)} corrupt rows", *broken[:20]]))
     for text in skipped[:20]:
@@ -109,7 +109,7 @@ def show(
 
 def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
     titles = ("column", "type", "lowest", "highest", "valid", "unit")
-    rows = [titles]
+    rows = []
     for column, spec in info.layout.items():
         seen = ranges.get(column, Range())
         known = QUANTITIES.get(quantity_of(column))
@@ -118,14 +118,10 @@ def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
         unit = known.unit.split(",")[0] if known else NOTHING
         rows.append((column, str(spec), low, high, share, unit))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, title in enumerate(titles):
-        widest = max(len(row[number]) for row in rows)
+    for title in titles:
         right = title in ("lowest", "highest", "valid")
-        table.add_column(  # on a narrow terminal only the unit is cut
-            title, no_wrap=True, justify="right" if right else "left",
-            min_width=None if title == "unit" else widest,
-        )  # fmt: skip
-    for row in rows[1:]:
+        table.add_column(title, justify="right" if right else "left")
+    for row in rows:
         table.add_row(*row)
     return table
 

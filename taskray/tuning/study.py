@@ -17,7 +17,7 @@ from taskray.errors import InputError
 from taskray.files import lock_folder, make_folder, write_text
 from taskray.job.config import Job, dump_yaml, read_kind
 from taskray.record.folder import read_result
-from taskray.report.console import print_plain
+from taskray.report.console import print_plain, print_table
 from taskray.report.curves import read_curves, write_curves
 from taskray.report.history import CONSTANT
 from taskray.report.html import write_report
@@ -91,7 +91,7 @@ def study(
             print_plain(console, "stopped; the same command continues from here")
             raise
         table = write_study(config, runs, errors, folder)
-    console.print(to_rich(table))
+    print_table(console, to_rich(table))
     print_plain(console, f"study folder: {folder}   report: {folder / 'report.html'}")
     missing = [r for r in runs if _finished(r.run) is None]
     if record_to is not None:

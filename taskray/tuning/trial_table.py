@@ -18,6 +18,7 @@ from rich.text import Text
 from taskray.files import plain, write_text
 from taskray.record.folder import read_result
 from taskray.record.formatting import NOTHING, describe, duration
+from taskray.report.console import print_table
 from taskray.report.render import markdown_table
 from taskray.report.tables import Table, heading_of, study_table, to_json
 from taskray.tuning.record import record
@@ -140,7 +141,7 @@ def show(
         table.add_column(Text(title), justify="left" if number == 0 else "right")
     for row, line in zip(rows, lines, strict=True):
         table.add_row(*map(Text, line), style="bold" if row is best else "")
-    console.print(table)
+    print_table(console, table)
     console.print(f"{NOTE}.", style="dim")
 
 
