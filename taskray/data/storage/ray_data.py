@@ -91,11 +91,13 @@ def _plan(pieces: Sequence[Any], work: Work) -> Dataset:
             yield from work(json.loads(text))
 
     items = [{"piece": json.dumps(piece)} for piece in pieces]
+    blocks = min(len(items), MOST_BLOCKS)
     free = ray.available_resources().get("CPU", 0)
     resources: dict[str, Any] = {"num_cpus": 1}
     if free < 1:
-        resources = {"num_cpus": 0, "compute": ray.data.TaskPoolStrategy(size=2)}
-    blocks = min(len(items), MOST_BLOCKS)
+        # no more than there are blocks: Ray warns about a larger number
+        pool = ray.data.TaskPoolStrategy(size=min(2, blocks))
+        resources = {"num_cpus": 0, "compute": pool}
     return ray.data.from_items(items, override_num_blocks=blocks).map_batches(
         run, batch_size=1, batch_format="numpy", **resources
     )
