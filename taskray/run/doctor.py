@@ -24,7 +24,7 @@ from taskray.job.config import Job
 from taskray.loop.assembly import build_relations, build_tasks
 from taskray.loop.wiring import wire
 from taskray.record.formatting import NOTHING, count, size
-from taskray.report.console import print_plain
+from taskray.report.console import print_plain, print_table
 from taskray.run.checks import check, check_location
 from taskray.run.labels import batches_of, check_batch_sizes, check_values
 from taskray.run.requirements import (
@@ -37,6 +37,7 @@ from taskray.run.requirements import (
     used_columns,
 )
 from taskray.run.trial import Measured, Trial, try_steps
+from taskray.runtime.environment import temporary_folder
 from taskray.runtime.member import load_initial
 from taskray.runtime.placement import Share, plan
 from taskray.tasks.task import Task
@@ -53,10 +54,10 @@ def doctor(job: Job, console: Console) -> None:
     for name, model in models.items():
         load_initial(job, name, model)
     print_plain(console, f"{job.name}: {job.description}".rstrip(": "))
-    console.print(_task_table(job, tasks, models))
+    print_table(console, _task_table(job, tasks, models))
     print_plain(console, "\n".join(relations_of(job, tasks)))
     findings = [inspect(job, name, columns) for name, columns in used_columns(job, tasks).items()]
-    console.print(_data_table(findings))
+    print_table(console, _data_table(findings))
     print_plain(console, "\n".join(f"{f.name}: {f.where}" for f in findings))
     shares = None
     if job.runtime.address is None:  # a cluster's resources are known only after connecting
@@ -73,10 +74,12 @@ def doctor(job: Job, console: Console) -> None:
         raise trial.problems[-1]
     kept = {name: measured.kept_bytes for name, measured in trial.measured.items()}
     needs = needs_of(job, findings, models, kept)
-    console.print(_resource_table(job, shares, needs))
-    console.print(_step_table(trial, processes_of(job, models, kept)))
+    print_table(console, _resource_table(job, shares, needs))
+    print_table(console, _step_table(trial, processes_of(job, models, kept)))
     print_plain(console, timing(trial))
     warnings += [*decide(needs), *missing_labels(job, tasks)]
+    if job.runtime.address is None and (folder := temporary_folder()) is not None:
+        warnings.append(f"TMPDIR does not suit Ray: its temporary files will be in {folder}")
     for warning in warnings:
         print_plain(console, f"! {warning}")
     print_plain(console, "this job can run" + (", with the warnings above" if warnings else ""))
@@ -146,7 +149,7 @@ def missing_labels(job: Job, tasks: Mapping[str, Task]) -> list[str]:
 def _table(*titles: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in titles:
-        table.add_column(title, overflow="fold")
+        table.add_column(title)
     return table
 
 

@@ -39,6 +39,7 @@ def session(address: str | None = None, **options: Any) -> Iterator[None]:
             # "local": without it Ray would use the address in a file that a killed driver left
             ray.init(
                 address="local",
+                _temp_dir=environment.temporary_folder(),
                 include_dashboard=False,
                 _system_config={"max_direct_call_object_size": CALL_BYTES},
                 **_quiet(options),
