@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import taskray
 from taskray.commands import data, doctor, evaluate, exit_codes, report, study, submit, train, tune
-from taskray.errors import TaskrayError, one_line
+from taskray.commands.streams import accept_every_character
+from taskray.errors import TaskrayError, one_line, system_error
 
 
 class Command(Protocol):
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Command] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    accept_every_character()
     parsed = parser().parse_args(arguments)
     # schedulers stop a job with SIGTERM: it must write its checkpoints as after Ctrl-C
     before = signal.signal(signal.SIGTERM, _interrupt)
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.FAILED
     except Exception as error:
+        if isinstance(error, OSError) and (named := system_error(error)) is not None:
+            print(f"taskray: {one_line(named)}", file=sys.stderr)
+            return named.exit_code
         print(f"taskray: unexpected: {one_line(error)} (log: {_keep_traceback()})", file=sys.stderr)
         return exit_codes.FAILED
     finally:
@@ -90,10 +95,14 @@ def _interrupt(signal_number: int, frame: Any) -> None:
 
 def _keep_traceback() -> str:
     """Write the traceback of the current exception to a file; returns the file's name."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="taskray-", suffix=".log", delete=False, encoding="utf-8"
-    ) as file:
-        traceback.print_exc(file=file)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="taskray-", suffix=".log", delete=False, encoding="utf-8",
+            errors="backslashreplace",
+        ) as file:  # fmt: skip
+            traceback.print_exc(file=file)
+    except OSError as error:
+        return f"not written, {one_line(error)}"
     return file.name
 
 

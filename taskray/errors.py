@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from textwrap import shorten
+
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of system errors: not permitted, and no space on the disk or in a quota."""
 
 LONGEST = 300
 """Characters of another library's message that :func:`one_line` keeps: some fill a page."""
@@ -63,6 +69,35 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, (ValueError, OSError)) and text:
         return text
     return f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def system_error(error: OSError, key: str | None = None) -> TaskrayError | None:
+    """An error of the system whose cause is outside taskray, in one line: InputError where a file
+    may not be read or written, TaskrayError where there is no space. None for any other.
+
+    ``key`` comes first in the line; without one it is the file.
+    """
+    if error.errno not in (*DENIED, *FULL):
+        return None
+    file = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
+    places = dict.fromkeys(place for place in (key, file) if place)
+    text = os.strerror(error.errno)
+    if error.errno in DENIED:
+        first, *more = places or ["a file"]
+        return InputError(first, ": ".join([*more, text]))
+    return TaskrayError(": ".join([*list(places)[:1], text]))
+
+
+@contextmanager
+def naming_system_errors(key: str) -> Iterator[None]:
+    """An OSError that :func:`system_error` knows leaves the block as that error of ``key``."""
+    try:
+        yield
+    except OSError as error:
+        named = system_error(error, key)
+        if named is None:
+            raise
+        raise named from error
 
 
 def full_traceback(error: BaseException) -> str:

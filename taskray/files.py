@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from taskray.errors import InputError
+from taskray.errors import InputError, naming_system_errors
 
 LOCK = ".lock"
 """The file whose lock :func:`lock_folder` holds, if no other is named."""
@@ -27,28 +27,43 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> Path:
     """Let ``write`` make a file or a folder at a temporary place beside ``path``, then rename it.
 
     Readers see the old content or the new, and a crash leaves the old. A folder at ``path`` is
-    removed just before the rename: a crash in between leaves nothing there.
+    removed just before the rename: a crash in between leaves nothing there. InputError if
+    ``path`` may not be written, TaskrayError if the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(temporary)
-    try:
-        write(temporary)
-        if temporary.is_dir():
-            _remove(path)  # a rename cannot replace a folder that has content
-        os.replace(temporary, path)
-    finally:
+    with naming_system_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         _remove(temporary)
+        try:
+            write(temporary)
+            if temporary.is_dir():
+                _remove(path)  # a rename cannot replace a folder that has content
+            os.replace(temporary, path)
+        finally:
+            _remove(temporary)
     return path
 
 
-def remove_temporaries(path: Path) -> None:
-    """Remove what killed processes left of an :func:`atomic_write` of ``path``.
+def remove_temporaries(path: Path, dead: bool = False) -> None:
+    """Remove what killed processes left of an :func:`atomic_write` of ``path``, whose name may be
+    a pattern; with ``dead`` only that of processes that do not run on this machine.
 
     Only for the process that holds the lock under which ``path`` is written.
     """
     for left in path.parent.glob(f".{path.name}.*.tmp"):
-        _remove(left)
+        if not (dead and _runs(left.name.split(".")[-2])):
+            _remove(left)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:  # it runs, as another user
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _remove(path: Path) -> None:
@@ -109,7 +124,12 @@ def lock_folder(path: Path, purpose: str, wait: bool = False, name: str = LOCK) 
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file atomically."""
-    return atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return atomic_write(path, lambda temporary: temporary.write_bytes(encode(text)))
+
+
+def encode(text: str) -> bytes:
+    """A text in UTF-8. A file name that is not UTF-8 is written with escapes, as in JSON."""
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def read_text(path: Path) -> str:

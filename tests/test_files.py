@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
+import os
 import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taskray.errors import LONGEST, InputError, TaskrayError, TrainingError, one_line
+from taskray.errors import (
+    LONGEST,
+    InputError,
+    TaskrayError,
+    TrainingError,
+    naming_system_errors,
+    one_line,
+    system_error,
+)
 from taskray.files import (
     LOCK,
     atomic_write,
@@ -198,3 +208,58 @@ def test_long_texts_of_other_libraries_are_cut_and_ours_are_not() -> None:
     assert len(one_line(OSError(text))) <= LONGEST
     assert one_line(OSError(text)).endswith("word ...")
     assert one_line(InputError("key", text.strip())) == f"key: {text.strip()}"
+
+
+# ---- a full disk, and what may not be read or written
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
+    file = write_text(tmp_path / "a.txt", "old")
+
+    def fill(path: Path) -> None:
+        path.touch()
+        Path("/dev/full").write_text("new")
+
+    with pytest.raises(TaskrayError) as caught:
+        atomic_write(file, fill)
+    assert (str(caught.value), caught.value.exit_code) == (f"{file}: No space left on device", 1)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "key", "line", "code"),
+    [
+        (errno.EACCES, "data/rgb", "data.x.reader",
+         "data.x.reader: data/rgb: Permission denied", 2),
+        (errno.EROFS, "data/rgb", None, "data/rgb: Read-only file system", 2),
+        (errno.ENOSPC, "/run/.a.1.tmp", "/run/a", "/run/a: No space left on device", 1),
+        (errno.EDQUOT, None, None, "Disk quota exceeded", 1),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_system_is_one_line_with_its_key(
+    number: int, name: str | None, key: str | None, line: str, code: int
+) -> None:
+    error = system_error(OSError(number, "text", name), key)
+    assert error is not None
+    assert (str(error), error.exit_code) == (line, code)
+    assert isinstance(error, InputError) == (code == 2)
+
+
+def test_other_errors_of_the_system_stay_what_they_are() -> None:
+    assert system_error(FileNotFoundError(errno.ENOENT, "text", "a"), "key") is None
+    with pytest.raises(FileNotFoundError), naming_system_errors("key"):
+        raise FileNotFoundError(errno.ENOENT, "text", "a")
+
+
+def test_only_what_dead_processes_left_is_removed_if_asked(tmp_path: Path) -> None:
+    own = f".step_2.{os.getpid()}.tmp"
+    for name in (".step_1.4194305.tmp", own):  # no process has a number above 4194304
+        (tmp_path / name).mkdir()
+    remove_temporaries(tmp_path / "step_*", dead=True)
+    assert [path.name for path in tmp_path.iterdir()] == [own]
+
+
+def test_a_file_name_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
+    file = write_json(tmp_path / "a.json", {"path": "rooms\udcff"})
+    assert read_json(file) == {"path": "rooms\udcff"}

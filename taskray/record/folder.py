@@ -17,6 +17,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,15 +25,23 @@ import numpy as np
 import yaml
 from pydantic import BaseModel
 
-from taskray.errors import InputError, one_line
-from taskray.files import atomic_write, make_folder, plain, read_json, write_json, write_text
+from taskray.errors import InputError, TaskrayError, naming_system_errors, one_line
+from taskray.files import (
+    atomic_write,
+    encode,
+    make_folder,
+    plain,
+    read_json,
+    write_json,
+    write_text,
+)
 from taskray.job.config import dump_yaml
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, METRICS, RESULT, PANELS = "config.yaml", "metrics.jsonl", "result.json", "panels.npz"
-ERRORS = "errors.log"
+ERRORS, TENSORBOARD = "errors.log", "tensorboard"
 
 
 class RunFolder:
@@ -48,7 +57,7 @@ class RunFolder:
         make_folder(self.path, "a run folder")
         self._metrics = self.path / METRICS
         self.elapsed = self._repair()
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         self._tensorboard = tensorboard
         self._writers: dict[str, SummaryWriter] = {}
 
@@ -79,10 +88,11 @@ class RunFolder:
         self._append({"task": task, "step": step, "time": round(time, 3), "values": plain(values)})
         if not self._tensorboard:
             return
-        writer = self._writer(task)
-        for name, value in values.items():
-            if value is not None and math.isfinite(value):
-                writer.add_scalar(name, value, step)
+        with naming_system_errors(str(self.path / TENSORBOARD)):
+            writer = self._writer(task)
+            for name, value in values.items():
+                if value is not None and math.isfinite(value):
+                    writer.add_scalar(name, value, step)
 
     def event(
         self, text: str, time: float, task: str | None = None, step: int | None = None
@@ -116,30 +126,44 @@ class RunFolder:
 
     def close(self) -> None:
         """Close all files."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
-        if self._file:
-            self._file.close()
-            self._file = None
+        writers, self._writers = self._writers, {}
+        file, self._file = self._file, None
+        if file:
+            file.close()  # nothing is left to write: each line was flushed
+        with naming_system_errors(str(self.path / TENSORBOARD)):
+            for writer in writers.values():
+                writer.close()
 
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exception: object) -> None:
+        try:
+            self.close()
+        except (OSError, TaskrayError):
+            if kind is None:  # else the error of the block is the one to report
+                raise
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        if self._file is None:
-            self._file = self._metrics.open("a", encoding="utf-8")
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        content = encode(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        with naming_system_errors(str(self._metrics)):
+            if self._file is None:
+                self._file = self._metrics.open("ab")
+            try:
+                self._file.write(content)
+                self._file.flush()
+            except OSError:
+                file, self._file = self._file, None
+                with suppress(OSError):
+                    file.close()  # tries to write the rest, and fails again
+                self._repair()
+                raise
 
     def _writer(self, task: str) -> SummaryWriter:
         if task not in self._writers:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            self._writers[task] = SummaryWriter(str(self.path / "tensorboard" / task))
+            self._writers[task] = SummaryWriter(str(self.path / TENSORBOARD / task))
         return self._writers[task]
 
 

@@ -15,7 +15,7 @@ from taskray.data.storage.store import prepare
 from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError
 from taskray.files import lock_folder
-from taskray.job.config import Job, override, parse_job, read_yaml
+from taskray.job.config import Job, override, parse_changed, read_yaml
 from taskray.loop.assembly import build_model, build_task, build_tasks
 from taskray.loop.evaluation import (
     Evaluation,
@@ -47,7 +47,8 @@ def evaluate_run(
     config = folder / CONFIG
     if not config.is_file():
         raise InputError(str(folder), f"not a run folder: no {CONFIG} in it")
-    job = parse_job(override(read_yaml(config), overrides), str(config))
+    values = read_yaml(config)
+    job = parse_changed(values, override(values, overrides), str(config))
     if not job.evaluation.data:
         raise InputError(f"{config}: evaluation.data", "empty, expected at least one evaluation")
     for name in job.evaluation.data.values():

@@ -7,17 +7,19 @@ job ──▶ datasets (converted once, opened) ──▶ collective ──▶ r
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from taskray.errors import InputError
+from taskray.errors import InputError, TaskrayError
 from taskray.files import lock_folder
 from taskray.job.config import Job, dump_yaml
 from taskray.loop.evaluation import measured_nothing, panels
 from taskray.record.folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
+from taskray.record.result import TaskState
 from taskray.report.html import write_report
 from taskray.report.live import Live
 from taskray.run.backend import make_collective, ray_session
@@ -82,43 +84,72 @@ def run(
     listener: Listener | None,
 ) -> dict[str, Any]:
     """Train, evaluate, and write the run folder; see :func:`train`."""
-    with RunFolder(folder) as files:
-        files.write_config(job)
-        if not inline:
-            job = with_paths_for_workers(job)
-        # a run that is killed from here on must not look finished
-        (folder / RESULT).unlink(missing_ok=True)
-        live = Live({n: job.steps_of(n) for n in job.tasks}, job.name, console)
-        recorder = Recorder(files, live, listener)
-        with closing(make_collective(job, checkpoints, recorder, inline)) as collective:
-            paths = prepare_datasets(job, use_ray=not inline, console=console)
-            with closing(Opener(job, paths, use_ray=not inline)) as opener:
-                data, evaluations = opener.for_training(), opener.for_evaluation()
-                check_batch_sizes(job, {name: d.info.num_rows for name, d in data.items()})
-                for warning in check_values(job, opener.tasks, paths):
-                    recorder.event(warning)
-                if job.evaluation.every:
-                    collective.add_evaluations(evaluations.result())
-                try:
-                    with live:
-                        collective.train(data)
-                    collective.add_evaluations(evaluations.result())
-                    collective.evaluate()
-                    for name, state in collective.states.items():
-                        for warning in measured_nothing(name, state.evaluations):
-                            recorder.event(warning, name, state.step)
-                finally:
-                    result: dict[str, Any] = collective.result(recorder.elapsed)
-                    result |= {"events": recorder.events, "hardware": hardware()}
-                    evaluated = {t: s.evaluations for t, s in collective.states.items()}
-                    files.write_panels(panels(evaluated))
-                    files.write_errors({n: s.traceback for n, s in collective.states.items()})
-                    files.write_result(result)
-    write_report(folder)
-    errors = [s.error for s in collective.states.values() if s.error is not None]
+    states: dict[str, TaskState] = {}
+    with preferring_errors_of(states):
+        with RunFolder(folder) as files:
+            files.write_config(job)
+            if not inline:
+                job = with_paths_for_workers(job)
+            # a run that is killed from here on must not look finished
+            (folder / RESULT).unlink(missing_ok=True)
+            live = Live({n: job.steps_of(n) for n in job.tasks}, job.name, console)
+            recorder = Recorder(files, live, listener)
+            with closing(make_collective(job, checkpoints, recorder, inline)) as collective:
+                states.update(collective.states)
+                paths = prepare_datasets(job, use_ray=not inline, console=console)
+                with closing(Opener(job, paths, use_ray=not inline)) as opener:
+                    result = _train_and_evaluate(collective, opener, recorder, paths)
+        write_report(folder)
+    errors = [s.error for s in states.values() if s.error is not None]
     if errors and isinstance(errors[0], InputError):  # a wrong job, found by an actor: exit code 2
         raise errors[0]
     return result
+
+
+def _train_and_evaluate(
+    collective: Any, opener: Opener, recorder: Recorder, paths: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Returns the result, and writes it in any case: after an error it is of the steps so far.
+    ``paths``: of the stored datasets."""
+    data, evaluations = opener.for_training(), opener.for_evaluation()
+    check_batch_sizes(opener.job, {name: d.info.num_rows for name, d in data.items()})
+    for warning in check_values(opener.job, opener.tasks, paths):
+        recorder.event(warning)
+    if opener.job.evaluation.every:
+        collective.add_evaluations(evaluations.result())
+    try:
+        with recorder.live:
+            collective.train(data)
+        collective.add_evaluations(evaluations.result())
+        collective.evaluate()
+        for name, state in collective.states.items():
+            for warning in measured_nothing(name, state.evaluations):
+                recorder.event(warning, name, state.step)
+    except BaseException:
+        with suppress(Exception):  # the disk may be full: the first error is the one to report
+            _write_result(collective, recorder)
+        raise
+    return _write_result(collective, recorder)
+
+
+def _write_result(collective: Any, recorder: Recorder) -> dict[str, Any]:
+    states: Mapping[str, TaskState] = collective.states
+    result: dict[str, Any] = collective.result(recorder.elapsed)
+    result |= {"events": recorder.events, "hardware": hardware()}
+    recorder.files.write_panels(panels({t: s.evaluations for t, s in states.items()}))
+    recorder.files.write_errors({n: s.traceback for n, s in states.items()})
+    recorder.files.write_result(result)
+    return result
+
+
+@contextmanager
+def preferring_errors_of(states: Mapping[str, TaskState]) -> Iterator[None]:
+    """If a task has failed, an error of the block leaves it as the task's: the disk that was full
+    for the task's checkpoint is full for the result, too."""
+    try:
+        yield
+    except TaskrayError as error:
+        raise next((s.error for s in states.values() if s.error), error) from error
 
 
 def start_over(folder: Path, checkpoints: str, job: Job) -> None:

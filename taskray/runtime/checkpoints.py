@@ -27,7 +27,7 @@ from safetensors.torch import save as save_weights
 from torch import Tensor, nn
 
 from taskray.errors import InputError, one_line
-from taskray.files import atomic_write
+from taskray.files import atomic_write, remove_temporaries
 from taskray.job.config import read_yaml
 from taskray.loop.learned import Learned, of_network
 
@@ -69,6 +69,8 @@ class CheckpointStore:
             for name, content in (*files.items(), (MANIFEST, json.dumps(manifest).encode())):
                 self._put(f"{place}/{name}", content)
 
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            remove_temporaries(Path(self.root, task, "step_*"), dead=True)
         self._write(folder, fill)
         for old in self.steps(task)[: -self.keep]:
             self._delete(f"{self.root}/{task}/step_{old}")

@@ -126,7 +126,8 @@ class Member:
         if step == self.saved_step:
             return None
         weights, state = self.trainer.learned.weights(), self.trainer.state_dict()
-        location = self.checkpoints.write(self.name, step, *serialize(weights, state))
+        with self.trainer.naming_errors():
+            location = self.checkpoints.write(self.name, step, *serialize(weights, state))
         self.saved_step = step
         return location
 

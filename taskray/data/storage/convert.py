@@ -21,7 +21,7 @@ from taskray.data.readers.reader import Reader, Row, first_repeated
 from taskray.data.storage import ray_data
 from taskray.data.storage.codec import ERROR, KEY, encode
 from taskray.data.storage.parquet import MANIFEST
-from taskray.errors import InputError, one_line
+from taskray.errors import InputError, naming_system_errors, one_line, system_error
 from taskray.files import atomic_write, make_folder, write_json
 from taskray.job import plugins
 from taskray.job.config import DataConfig, Plugin
@@ -70,8 +70,9 @@ def convert(
 
     def fill(temporary: Path) -> None:
         make_folder(temporary, purpose)
-        manifest = _write_rows(config, reader, temporary, name, use_ray, progress)
-        write_json(temporary / MANIFEST, manifest)
+        with naming_system_errors(f"dataset {name!r}: {folder}"):
+            manifest = _write_rows(config, reader, temporary, name, use_ray, progress)
+            write_json(temporary / MANIFEST, manifest)
 
     atomic_write(folder, fill)
 
@@ -130,7 +131,8 @@ def check_replaceable(folder: Path) -> None:
 
 def is_complete(folder: Path) -> bool:
     """Whether ``folder`` contains a finished conversion."""
-    return (folder / MANIFEST).is_file()
+    with naming_system_errors(str(folder)):
+        return (folder / MANIFEST).is_file()
 
 
 def index_of(reader: Reader, config: DataConfig, name: str) -> list[Row]:
@@ -139,6 +141,8 @@ def index_of(reader: Reader, config: DataConfig, name: str) -> list[Row]:
         rows = list(reader.index())[: config.limit]
     except InputError as error:
         raise InputError(f"data.{name}.reader", str(error)) from None
+    except OSError as error:
+        raise system_error(error, f"data.{name}.reader") or error from None
     where = f"dataset {name!r}"
     if not rows:
         raise InputError(where, f"the reader {config.reader.name!r} found no samples")

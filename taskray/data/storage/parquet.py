@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from taskray.data.readers.reader import Reader, Row, Sample, first_repeated
 from taskray.data.storage.codec import KEY, decode_row
-from taskray.errors import InputError, one_line
+from taskray.errors import InputError, naming_system_errors, one_line
 from taskray.files import read_json
 
 MANIFEST = "_taskray.json"
@@ -71,8 +71,9 @@ class ParquetFolder(Reader):
 def read_manifest(path: Path) -> dict[str, Any]:
     """The content of ``_taskray.json``; empty without the file (Parquet from another tool)."""
     file = path / MANIFEST
-    if not file.is_file():
-        return {}
+    with naming_system_errors(str(path)):
+        if not file.is_file():
+            return {}
     content = read_json(file)
     if not isinstance(content.get("errors", []), list):
         raise InputError(str(file), "not a manifest as 'taskray data convert' writes it")
@@ -149,11 +150,12 @@ def columns_of(path: Path) -> tuple[str, ...]:
 
 def parquet_files(path: Path) -> list[Path]:
     """The Parquet files of a dataset, by name; InputError if there is none."""
-    if path.is_file():
-        return [path]
-    if not path.exists():
-        raise InputError(str(path), "no such file or folder")
-    files = sorted(path.glob("*.parquet"))
+    with naming_system_errors(str(path)):
+        if path.is_file():
+            return [path]
+        if not path.exists():
+            raise InputError(str(path), "no such file or folder")
+        files = sorted(file for file in path.iterdir() if file.match("*.parquet"))
     if not files:
         raise InputError(str(path), "no *.parquet files in this folder")
     return files

@@ -22,6 +22,7 @@ from taskray.data.storage.convert import (
     settings_of,
 )
 from taskray.data.storage.parquet import read_manifest
+from taskray.errors import naming_system_errors
 from taskray.files import lock_folder, remove_temporaries
 from taskray.job import plugins
 from taskray.job.config import DataConfig
@@ -71,7 +72,8 @@ def folder_of(config: DataConfig, reader: Reader) -> Path:
 def content_hash(config: DataConfig, reader: Reader) -> str:
     """A hash of everything that the conversion depends on."""
     settings = settings_of(config.reader)
-    facts = [STORAGE_VERSION, settings, config.limit, reader.fingerprint()]
-    if config.reader.name not in plugins.BUILTIN["reader"]:
-        facts.append(fingerprint_own(reader, settings))
+    with naming_system_errors(f"reader {config.reader.name!r}"):
+        facts = [STORAGE_VERSION, settings, config.limit, reader.fingerprint()]
+        if config.reader.name not in plugins.BUILTIN["reader"]:
+            facts.append(fingerprint_own(reader, settings))
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
