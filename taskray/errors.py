@@ -80,12 +80,12 @@ def system_error(error: OSError, key: str | None = None) -> TaskrayError | None:
     if error.errno not in (*DENIED, *FULL):
         return None
     file = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
-    places = dict.fromkeys(place for place in (key, file) if place)
     text = os.strerror(error.errno)
-    if error.errno in DENIED:
-        first, *more = places or ["a file"]
-        return InputError(first, ": ".join([*more, text]))
-    return TaskrayError(": ".join([*list(places)[:1], text]))
+    if error.errno in FULL:  # the file is often a temporary one
+        return TaskrayError(": ".join(filter(None, (key or file, text))))
+    if key is None or (file is not None and file.startswith(key)):
+        return InputError(file or text, text if file else "")
+    return InputError(key, ": ".join(filter(None, (file, text))))
 
 
 @contextmanager

@@ -276,7 +276,7 @@ def test_waiting_for_another_process_prints_one_line(
 ) -> None:
     config, said = counting(rows=3), io.StringIO()
     monkeypatch.setattr(sys, "stderr", said)
-    folder = folder_of(config, build_reader(config, "d"))
+    folder = folder_of(config, build_reader(config, "d"), "d")
     cache.mkdir(parents=True)
     with ThreadPoolExecutor(1) as pool:
         with lock_folder(cache, "a test", name=f".{folder.name}.lock"):
@@ -317,7 +317,7 @@ def test_a_readers_own_code_and_files_tell_its_conversions_apart(
             sys.modules.pop("mine_of_test_data", None)
             reader = {"name": "mine_of_test_data:Mine", "path": "v.txt", "more": ["images", "."]}
             config = DataConfig(reader=reader)
-            return folder_of(config, build_reader(config, "d"))
+            return folder_of(config, build_reader(config, "d"), "d")
 
     def change(file: str, text: str) -> None:
         (tmp_path / "a" / file).write_text(text)

@@ -232,6 +232,8 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> No
     [
         (errno.EACCES, "data/rgb", "data.x.reader",
          "data.x.reader: data/rgb: Permission denied", 2),
+        (errno.EACCES, "/cache/a/b", "/cache/a", "/cache/a/b: Permission denied", 2),
+        (errno.EPERM, None, "/run", "/run: Operation not permitted", 2),
         (errno.EROFS, "data/rgb", None, "data/rgb: Read-only file system", 2),
         (errno.ENOSPC, "/run/.a.1.tmp", "/run/a", "/run/a: No space left on device", 1),
         (errno.EDQUOT, None, None, "Disk quota exceeded", 1),

@@ -15,7 +15,10 @@ from rich.table import Table
 
 from taskray.cli import main
 from taskray.commands.streams import accept_every_character
+from taskray.data.storage.convert import index_of
+from taskray.data.storage.parquet import ParquetFolder
 from taskray.errors import InputError, TaskrayError, TrainingError
+from taskray.job.config import DataConfig, Plugin
 from taskray.record.folder import METRICS, RunFolder, read_metrics
 from taskray.record.result import TaskState
 from taskray.report.console import print_table
@@ -118,6 +121,23 @@ def test_an_error_of_the_system_anywhere_in_a_command_is_one_line(
     monkeypatch.setattr("taskray.job.config.load_job", fail)
     assert main(["doctor", "job.yaml"]) == code
     assert capsys.readouterr().err == line
+
+
+class Locked(ParquetFolder):
+    """A reader whose folder may not be entered."""
+
+    def __init__(self) -> None:
+        self.columns = ("image",)
+
+    def index(self) -> list[dict[str, str]]:
+        raise PermissionError(13, "x", "data/rgb")
+
+
+def test_a_dataset_that_may_not_be_read_is_named_with_its_key():
+    config = DataConfig(reader=Plugin(name="nyuv2"))
+    with pytest.raises(InputError) as caught:
+        index_of(Locked(), config, "rooms")
+    assert str(caught.value) == "data.rooms.reader: data/rgb: Permission denied"
 
 
 # ---- the folder of Ray's temporary files

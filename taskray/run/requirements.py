@@ -64,7 +64,7 @@ def inspect(job: Job, name: str, columns: Sequence[str]) -> Finding:
     read, or has no column that training needs."""
     config = job.data[name]
     reader = build_reader(config, name)
-    folder = folder_of(config, reader)
+    folder = folder_of(config, reader, name)
     ready = reader.stored is not None or is_complete(folder)
     if ready:
         # converts nothing here: only checks the number of unreadable rows

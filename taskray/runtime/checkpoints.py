@@ -26,7 +26,7 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 from torch import Tensor, nn
 
-from taskray.errors import InputError, one_line
+from taskray.errors import InputError, naming_system_errors, one_line
 from taskray.files import atomic_write, remove_temporaries
 from taskray.job.config import read_yaml
 from taskray.loop.learned import Learned, of_network
@@ -108,11 +108,9 @@ class CheckpointStore:
     def steps(self, task: str) -> list[int]:
         """Steps of the complete checkpoints of a task, oldest first."""
         selector = fs.FileSelector(f"{self.root}/{task}", allow_not_found=True)
-        names = [
-            i.base_name
-            for i in self.filesystem.get_file_info(selector)
-            if i.type == fs.FileType.Directory
-        ]
+        with naming_system_errors(f"{self.root}/{task}"):
+            found = self.filesystem.get_file_info(selector)
+        names = [i.base_name for i in found if i.type == fs.FileType.Directory]
         numbers = [n.removeprefix("step_") for n in names if n.startswith("step_")]
         steps = sorted(int(n) for n in numbers if n.isdigit())
         return [s for s in steps if self._is_complete(f"{self.root}/{task}/step_{s}")]

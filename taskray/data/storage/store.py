@@ -47,7 +47,7 @@ def prepare(
     read, or if the cache cannot be written.
     """
     reader = build_reader(config, name)
-    folder = folder_of(config, reader)
+    folder = folder_of(config, reader, name)
     if folder == reader.stored:
         return folder
     if not is_complete(folder):
@@ -61,19 +61,19 @@ def prepare(
     return folder
 
 
-def folder_of(config: DataConfig, reader: Reader) -> Path:
-    """The folder of the dataset in the cache, whether it is converted yet or not."""
+def folder_of(config: DataConfig, reader: Reader, name: str) -> Path:
+    """The folder of the dataset ``name`` in the cache, whether it is converted yet or not."""
     if reader.stored is not None:
         return reader.stored
     readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.reader.name)
-    return cache_dir() / f"{readable}-{content_hash(config, reader)[:20]}"
+    with naming_system_errors(f"data.{name}.reader"):
+        return cache_dir() / f"{readable}-{content_hash(config, reader)[:20]}"
 
 
 def content_hash(config: DataConfig, reader: Reader) -> str:
     """A hash of everything that the conversion depends on."""
     settings = settings_of(config.reader)
-    with naming_system_errors(f"reader {config.reader.name!r}"):
-        facts = [STORAGE_VERSION, settings, config.limit, reader.fingerprint()]
-        if config.reader.name not in plugins.BUILTIN["reader"]:
-            facts.append(fingerprint_own(reader, settings))
+    facts = [STORAGE_VERSION, settings, config.limit, reader.fingerprint()]
+    if config.reader.name not in plugins.BUILTIN["reader"]:
+        facts.append(fingerprint_own(reader, settings))
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
