@@ -13,7 +13,6 @@ import yaml
 
 from taskray.errors import InputError
 from taskray.files import read_text
-from taskray.job.yaml_values import load_yaml
 from taskray.loop.metric_key import Evaluated, MetricKey, parse
 from taskray.record.folder import CONFIG, read_metrics, read_panels, read_result
 
@@ -56,7 +55,7 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         try:
-            values = load_yaml(self.config_text)
+            values = yaml.safe_load(self.config_text)
         except yaml.YAMLError:
             return {}
         return values if isinstance(values, dict) else {}
