@@ -20,13 +20,20 @@ def print_plain(console: Console, text: str) -> None:
 
 def print_table(console: Console, table: Table) -> None:
     """Print a table of which nothing is cut off: on a narrow terminal its cells are folded, and
-    where the columns do not fit even then, its lines are longer than the terminal."""
+    where the columns do not fit even then, its lines are longer than the terminal. A column that
+    was added with ``no_wrap`` is folded only where it must be."""
     wide = console.options.update(width=10_000)
+    whole, least = [], []
     for column in table.columns:
         cells = [Measurement.get(console, wide, c).maximum for c in (column.header, *column.cells)]
+        least.append(min(NARROWEST, max(cells)))
+        whole.append(max(cells) if column.no_wrap else least[-1])
         column.overflow, column.no_wrap = "fold", False
-        column.min_width = min(NARROWEST, max(cells))
-    needed = sum(c.min_width or 0 for c in table.columns) + BETWEEN * len(table.columns)
+    between = BETWEEN * len(table.columns)
+    widths = whole if sum(whole) + between <= console.width else least
+    for column, width in zip(table.columns, widths, strict=True):
+        column.min_width = width
+    needed = sum(widths) + between
     if needed <= console.width:
         console.print(table)
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from taskray.data.readers.reader import Sample
@@ -120,7 +120,8 @@ def _table(info: DatasetInfo, ranges: Mapping[str, Range]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in titles:
         right = title in ("lowest", "highest", "valid")
-        table.add_column(title, justify="right" if right else "left")
+        justify: JustifyMethod = "right" if right else "left"
+        table.add_column(title, justify=justify, no_wrap=title != "unit")
     for row in rows:
         table.add_row(*row)
     return table
