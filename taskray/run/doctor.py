@@ -78,8 +78,8 @@ def doctor(job: Job, console: Console) -> None:
     print_table(console, _step_table(trial, processes_of(job, models, kept)))
     print_plain(console, timing(trial))
     warnings += [*decide(needs), *missing_labels(job, tasks)]
-    if job.runtime.address is None and (folder := temporary_folder()) is not None:
-        warnings.append(f"TMPDIR does not suit Ray: its temporary files will be in {folder}")
+    if job.runtime.address is None and (elsewhere := temporary_folder()) is not None:
+        warnings.append(f"TMPDIR does not suit Ray: its temporary files will be in {elsewhere}")
     for warning in warnings:
         print_plain(console, f"! {warning}")
     print_plain(console, "this job can run" + (", with the warnings above" if warnings else ""))
