@@ -20,8 +20,8 @@ from taskray.job import plugins
 from taskray.models.efficientnet import imagenet_weights
 from taskray.models.encoder_decoder import EncoderDecoder
 from taskray.models.huggingface import HuggingFaceModel
-from taskray.models.pretrained import Standardize
 from taskray.models.unet import UNet
+from taskray.models.weights import Standardize
 
 TINY_RESNET = {
     "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1],

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers.modeling_outputs import BackboneOutput
 
 from taskray.errors import InputError
 
@@ -16,6 +15,13 @@ MEAN, DEVIATION = 127 / 255, 128 / 255
 """The published weights expect ``(image - MEAN) / DEVIATION`` in all channels. With the usual
 statistics of ImageNet the features of photographs deviate twice as much from those that the
 normalisation layers have stored."""
+
+
+class Features(NamedTuple):
+    """What a backbone of ``transformers`` returns, too."""
+
+    feature_maps: tuple[Tensor, ...]
+    """Finest first."""
 
 
 class EfficientNetLite0(nn.Module):
@@ -35,7 +41,7 @@ class EfficientNetLite0(nn.Module):
         self._conv_stem, self._bn0, self._swish = network._conv_stem, network._bn0, network._swish
         self._blocks = network._blocks
 
-    def forward(self, image: Tensor) -> BackboneOutput:
+    def forward(self, image: Tensor) -> Features:
         """``feature_maps``, finest first, of frames ``[B, in_channels, H, W]`` whose height and
         width are multiples of 32."""
         x = self._swish(self._bn0(self._conv_stem(image)))
@@ -45,7 +51,7 @@ class EfficientNetLite0(nn.Module):
             if maps and maps[-1].shape[-1] == x.shape[-1]:
                 maps.pop()
             maps.append(x)
-        return BackboneOutput(feature_maps=tuple(maps))
+        return Features(tuple(maps))
 
 
 def imagenet_weights() -> Path:

@@ -12,9 +12,9 @@ from torch.nn import functional
 from taskray.models.branched import Branched
 from taskray.models.decoders import PyramidDecoder
 from taskray.models.encoders import feature_channels, load_encoder
-from taskray.models.frames import pad_to_multiple, resize
+from taskray.models.frames import pad_to_multiple, resize, size_multiple
 from taskray.models.heads import Head, per_head
-from taskray.models.pretrained import freeze_statistics, size_multiple
+from taskray.models.weights import freeze_statistics
 
 
 class EncoderDecoder(Branched):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,3 +27,12 @@ def standardize(image: Tensor) -> Tensor:
     channels together, so colours keep their relation. A frame of one colour becomes 0."""
     deviation = image.std(dim=(1, 2, 3), keepdim=True)
     return (image - image.mean(dim=(1, 2, 3), keepdim=True)) / (deviation + 0.02)
+
+
+def size_multiple(config: Any) -> int:
+    """The number of pixels that a frame's height and width must be a multiple of: the patch of a
+    plain vision transformer (8 or more; hierarchical networks have smaller ones), else 32. None:
+    of a network without a configuration."""
+    inner = getattr(config, "backbone_config", None) or config
+    patch = getattr(config, "patch_size", None) or getattr(inner, "patch_size", None)
+    return patch if isinstance(patch, int) and patch >= 8 else 32

@@ -14,14 +14,9 @@ from transformers import (
 )
 
 from taskray.errors import InputError, one_line
-from taskray.models.frames import pad_to_multiple, resize
+from taskray.models.frames import pad_to_multiple, resize, size_multiple
 from taskray.models.heads import only_channels
-from taskray.models.pretrained import (
-    new_config,
-    size_multiple,
-    stored_config,
-    stored_statistics,
-)
+from taskray.models.pretrained import new_config, stored_config, stored_statistics
 
 Head = Literal["depth", "segmentation"]
 AUTO_CLASSES = {
