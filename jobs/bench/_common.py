@@ -33,6 +33,7 @@ FRAMES, PAIRS = "frames", "pairs"
 """Its datasets."""
 PATIENCE = 300.0
 """Seconds after which something that was waited for is taken to have failed."""
+UNET = ("model=unet", "memory_format=contiguous", "augment={}")
 SMALL_MODEL = "{name: unet, base: 8, depth: 2}"
 
 
@@ -110,8 +111,10 @@ def three_tasks_job(*overrides: str) -> Job:
 
 
 def main_job(*overrides: str) -> Job:
-    """The main job, ``jobs/depth_normals.yaml``, with overrides."""
-    return load_job(MAIN_JOB, overrides)
+    """The main job, ``jobs/depth_normals.yaml``, with overrides, on the U-Net: beside its short
+    steps everything else weighs more."""
+    unet = [f"tasks.{task}.{key}" for task in ("depth", "normals") for key in UNET]
+    return load_job(MAIN_JOB, [*unet, *overrides])
 
 
 def small_job(*overrides: str, frames: int = 256) -> Job:
