@@ -156,10 +156,14 @@ def trainer(
     scale: float | None = None,
     start_step: int = 0,
     staleness: StalenessConfig | None = None,
+    with_labels: bool = False,
     **task: Any,
 ) -> Trainer:
     """``scale``: of the relation in this task; None: as the job has it."""
     job = job_of(supervised, consistency, **task)
+    assert job.mediator is not None
+    mediator = job.mediator.model_copy(update={"with_labels": with_labels})
+    job = job.model_copy(update={"mediator": mediator})
     if staleness is not None:
         job = job.model_copy(update={"staleness": staleness})
     torch.manual_seed(0)
@@ -255,7 +259,7 @@ def test_the_position_in_every_labelled_dataset_is_part_of_the_state() -> None:
 def test_a_loss_that_two_labelled_datasets_give_is_named() -> None:
     loop = trainer(Scripted(fresh_normals()), start_step=100)
     loop.dedicated = [Frames(depth=torch.full((2, 1, 8, 12), metres)) for metres in (2.0, 9.0)]
-    with pytest.raises(TrainingError, match="two labelled datasets give the loss 'log_mse'"):
+    with pytest.raises(TrainingError, match="two losses have the name 'log_mse'"):
         loop.train(1)
 
 
@@ -355,15 +359,62 @@ def test_a_task_that_only_teaches_does_not_learn_the_mediators_statistics() -> N
     assert module.training
 
 
+class Seen(Sum):
+    """Remembers the names of the losses of each update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[set[str]] = []
+
+    def backward(self, losses: Mapping[str, Tensor], network: nn.Module) -> Tensor:
+        self.names.append(set(losses))
+        return super().backward(losses, network)
+
+
+def test_a_consistency_step_with_labels_is_one_update_on_both_losses() -> None:
+    seen = Seen()
+    loop = trainer(Scripted(fresh_normals()), weighting=seen, with_labels=True)
+    report = loop.train(4)
+    assert seen.names == [{"log_mse"}, {"log_mse", "agree"}] * 2
+    assert loop.dedicated[0].state_dict() == {"drawn": 4}  # as many as of a task alone
+    assert (report.totals.supervised_steps, report.totals.consistency_steps) == (2, 2)
+    assert report.values["loss/supervised"] > 0
+    assert report.values["loss/consistency"] > 0
+
+
+def test_with_labels_a_step_without_a_peer_is_a_supervised_one() -> None:
+    loop = trainer(Scripted(no_normals()), supervised=0, with_labels=True)
+    assert loop.train(3).totals.replaced_by_supervised == 3
+    torch.testing.assert_close(parameters(loop), parameters(_trained(on_labels_alone(), 3)))
+
+
+def test_with_labels_a_loss_on_labels_that_is_not_finite_is_not_blamed_on_a_peer(
+    monkeypatch,
+) -> None:
+    loop = trainer(Scripted(fresh_normals()), supervised=0, with_labels=True)
+    monkeypatch.setattr(loop.task, "loss", lambda p, batch: {"nan": torch.nan * p["depth"].mean()})
+    with pytest.raises(TrainingError, match="not finite"):
+        loop.train(1)
+    assert not loop.meter.totals.misses
+
+
+def _trained(loop: Trainer, steps: int) -> Trainer:
+    loop.train(steps)
+    return loop
+
+
+@pytest.mark.parametrize("with_labels", [True, False])
 @pytest.mark.parametrize("labelled", [True, False])
 def test_an_absurd_prediction_of_a_peer_gives_no_gradient_and_is_no_failure(
-    labelled: bool,
+    labelled: bool, with_labels: bool
 ) -> None:
     absurd = Prediction("normals", {"normals": NORMALS * 3e38}, 7, 0, 0.0)
     relation = Agree()
     relation.scale = 1e30
     peers = Scripted(PeerPredictions({"normals": absurd}))
-    loop = trainer(peers, supervised=0, labelled=labelled, relation=relation)
+    loop = trainer(
+        peers, supervised=0, labelled=labelled, relation=relation, with_labels=with_labels
+    )
     before = parameters(loop)
     totals = loop.train(3).totals
     assert totals.misses == {"unusable": 3}

@@ -188,6 +188,10 @@ class MediatorConfig(Settings):
     """Supervised steps in each round of the alternation."""
     consistency_steps: NonNegative = 1
     """Consistency steps in each round of the alternation."""
+    with_labels: bool = False
+    """A consistency step of a task with labels takes a labelled batch as well, in the same update:
+    the collective then makes as many steps on labels as each task alone, and a consistency step
+    costs twice the time. false: the paper's alternation."""
 
     def has_turn(self, step: int) -> bool:
         """Whether ``step`` is a consistency step of the alternation."""

@@ -10,6 +10,7 @@
                    │               waits for: an answer that was asked for a step ago; for a peer
                    ▼               only where the job or a task without labels waits
                  backward ─▶ update;   no peer found: a supervised step in its place
+                 (`mediator.with_labels`: a supervised step's loss is part of every update)
 
 Gradients never leave the task. The same loop runs inside a Ray actor and in one process: it
 knows its data only as *streams* and the other tasks only as *peers*.
@@ -48,7 +49,7 @@ from taskray.loop.metric_key import (
 from taskray.loop.network import Network, frames_of
 from taskray.loop.optimization import NotFinite, Optimization
 from taskray.loop.report import ChunkReport
-from taskray.loop.terms import checked_terms
+from taskray.loop.terms import checked_terms, merged, sum_of
 from taskray.tasks.task import Task
 
 
@@ -80,6 +81,7 @@ class Trainer:
         self.peers: Peers = peers or NoPeers()
         self.ahead = Ahead(mediator, self.peers) if mediator is not None else None
         self.random = torch.Generator().manual_seed(seed)
+        self.with_labels = job.mediator is not None and job.mediator.with_labels
         self.alternation = Alternation(job, relations, labelled=bool(dedicated))
         self.steps_made = 0
         self.meter = Meter()
@@ -147,17 +149,23 @@ class Trainer:
     def _learn_from_peers(
         self, batch: Batch, live: Mapping[str, Tensor], found: PeerPredictions
     ) -> bool:
-        """Descend on the relations; False where there is nothing to be consistent with."""
+        """Descend on the relations, and with ``mediator.with_labels`` on labels, too; False where
+        there is nothing to be consistent with."""
         stale = {q: self.network.move(p.tensors[q]) for q, p in found.by_quantity.items()}
         known = {**stale, **live}
         batch = self.network.to_device(batch)
         losses = consistency_losses(self.relations, known, batch, self.steps_made)
         if not losses.weighted:
             return False
+        labels = self._label_losses() if self.with_labels else {}
+        both: dict[MetricKey, dict[str, Tensor]] = {ConsistencyLoss(): losses.weighted}
+        if labels:
+            both[SupervisedLoss()] = labels
         try:
-            self._descend(ConsistencyLoss(), losses.weighted, checked=True)
+            self._descend(both, checked=True)
         except NotFinite:
-            if not all(bool(torch.isfinite(p).all()) for p in live.values()):
+            own = [*live.values(), *labels.values()]
+            if not all(bool(torch.isfinite(value).all()) for value in own):
                 raise
             # Our own prediction is finite, so the loss that is not comes from a peer.
             self.meter.miss("unusable")
@@ -167,7 +175,14 @@ class Trainer:
         return True
 
     def _learn_from_labels(self) -> None:
-        """Descend on the task's losses on the next batch of each labelled dataset."""
+        """Descend on the task's losses."""
+        losses = self._label_losses()
+        if not losses:
+            raise TaskrayError("no labels and no consistency: nothing to train on")
+        self._descend({SupervisedLoss(): losses}, checked=self.network.device.type == "cpu")
+
+    def _label_losses(self) -> dict[str, Tensor]:
+        """The task's losses on the next batch of each labelled dataset."""
         losses: dict[str, Tensor] = {}
         for stream in self.dedicated:
             with self.meter.waiting():
@@ -178,18 +193,19 @@ class Trainer:
             prediction = self.network.predict(batch)
             with naming_cause(lambda: self._loss_name):
                 terms = checked_terms(self.task.loss(prediction, batch.tensors), self._loss_name)
-            if twice := terms.keys() & losses.keys():
-                raise TaskrayError(f"two labelled datasets give the loss {min(twice)!r}")
-            losses |= terms
-        if not losses:
-            raise TaskrayError("no labels and no consistency: nothing to train on")
+            losses = merged(losses, terms)
         for term, value in losses.items():
             self.meter.add(SupervisedLoss(term), value.detach())
-        self._descend(SupervisedLoss(), losses, checked=self.network.device.type == "cpu")
+        return losses
 
-    def _descend(self, key: MetricKey, losses: Mapping[str, Tensor], checked: bool) -> None:
-        total, norm = self.optimization.descend(losses, self.steps_made, checked)
-        self.meter.add(key, total)
+    def _descend(self, losses: Mapping[MetricKey, Mapping[str, Tensor]], checked: bool) -> None:
+        """One update on named losses, by the key of their sum."""
+        terms: dict[str, Tensor] = {}
+        for named in losses.values():
+            terms = merged(terms, named)
+        total, norm = self.optimization.descend(terms, self.steps_made, checked)
+        for key, named in losses.items():
+            self.meter.add(key, total if len(losses) == 1 else sum_of(named))
         self.meter.add(Plain(GRAD_NORM), norm)
 
     # ---- reports and checkpoints ----------------------------------------------------------
