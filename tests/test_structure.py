@@ -85,20 +85,22 @@ def test_ray_is_imported_in_the_runtime_the_tuning_and_one_file_of_the_data():
 
 
 @pytest.mark.parametrize(
-    "module",
+    ("module", "package"),
     [
-        "taskray.cli",
-        "taskray.commands.evaluate",
-        "taskray.exchange.cache",
-        "taskray.loop.trainer",
-        "taskray.loop.wiring",
-        "taskray.run.train",
-        "taskray.runtime.answering",
-        "taskray.runtime.inline",
+        ("taskray.cli", "ray"),
+        ("taskray.commands.evaluate", "ray"),
+        ("taskray.exchange.cache", "ray"),
+        ("taskray.loop.trainer", "ray"),
+        ("taskray.loop.wiring", "ray"),
+        ("taskray.run.train", "ray"),
+        ("taskray.runtime.answering", "ray"),
+        ("taskray.runtime.inline", "ray"),
+        ("taskray.runtime.cache_actor", "torch"),
+        ("taskray.models.encoder_decoder", "transformers"),
     ],
 )
-def test_what_runs_in_one_process_imports_no_ray(module):
-    look = "print(*sorted({name.split('.')[0] for name in sys.modules} & {'ray'}))"
+def test_what_takes_long_to_import_is_imported_only_where_it_is_needed(module, package):
+    look = f"print(*{{name.split('.')[0] for name in sys.modules}} & {{{package!r}}})"
     command = [sys.executable, "-c", f"import sys, {module}; {look}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr

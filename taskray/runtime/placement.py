@@ -12,7 +12,8 @@ import ray
 from taskray.errors import InputError
 from taskray.job.config import Job
 from taskray.loop.wiring import Wiring
-from taskray.runtime.task_actor import CacheActor, ForwardServer, TaskActor
+from taskray.runtime.cache_actor import CacheActor
+from taskray.runtime.task_actor import ForwardServer, TaskActor
 
 
 @dataclass(frozen=True)

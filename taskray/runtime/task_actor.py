@@ -1,5 +1,5 @@
-"""The processes of a collective: a task, its forward server, the cache. Every call is short, so
-the driver can always reach the actor."""
+"""The processes of a collective that have a network: a task, its forward server. Every call is
+short, so the driver can always reach the actor."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 import ray
 import torch
 
-from taskray.exchange.cache import PredictionCache
 from taskray.exchange.messages import Made, Publication
-from taskray.exchange.shared_memory import remove_leftovers
-from taskray.exchange.transport import ByValue, CacheTransport
+from taskray.exchange.transport import ByValue
 from taskray.job.config import parse_job
 from taskray.loop.assembly import build_model, build_task
 from taskray.loop.evaluation import Evaluation
@@ -21,7 +19,7 @@ from taskray.loop.network import Network
 from taskray.loop.report import ChunkReport
 from taskray.loop.wiring import Wiring
 from taskray.runtime.answering import Answering, Request
-from taskray.runtime.cache_link import CALL_TIMEOUT, get_object, object_store_bytes
+from taskray.runtime.cache_link import CALL_TIMEOUT
 from taskray.runtime.checkpoints import CheckpointStore
 from taskray.runtime.member import Member, choose_device
 from taskray.runtime.peers import CachePeers
@@ -197,13 +195,3 @@ class ForwardServer:
         publication = Publication(task, new.batch, new.place, new.step, token, new.produced_at)
         refused: str | None = ray.get(self.cache.publish.remote(publication), timeout=CALL_TIMEOUT)
         return refused
-
-
-class CacheActor(PredictionCache):
-    """The prediction cache of one run, which keeps its predictions on this machine."""
-
-    def __init__(self, run_id: str, **arguments: Any) -> None:
-        remove_leftovers()  # of a run that was killed on this machine
-        transport = CacheTransport(ray.put, get_object, object_store_bytes())
-        transport.create(run_id)
-        super().__init__(transport=transport, **arguments)
