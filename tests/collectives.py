@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from taskray.job.config import Job, override, parse_job
+from taskray.job.config import EvaluationConfig, Job, override, parse_job
 from taskray.loop.report import ChunkReport
 from taskray.run.datasets import Opener, prepare_datasets
 from taskray.run.train import make_collective
@@ -72,9 +72,14 @@ def run(
     watch: Watch | None = None,
     *,
     inline: bool = False,
+    measured: bool = False,
     before: Callable[[Any], None] = lambda collective: None,
 ) -> dict[str, Any]:
-    """Run a job to its result; ``before`` gets the collective before it trains."""
+    """Run a job to its result; ``before`` gets the collective before it trains. Only a test that
+    looks at metrics asks for them (``measured``): each process would import torchmetrics, which
+    takes longer than the training."""
+    if not measured:
+        job = job.model_copy(update={"evaluation": EvaluationConfig(data={})})
     collective = make_collective(job, str(folder / "checkpoints"), watch or Watch(), inline)
     opener = Opener(job, prepare_datasets(job, not inline, Console(quiet=True)), not inline)
     try:

@@ -25,7 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What ``pytest -n 2 --dist loadgroup`` keeps together: all that shares one Ray, else a file."""
+    """What ``pytest -n 2 --dist loadgroup`` keeps in one process: all that shares one Ray, and
+    each other file."""
     for item in items:
         shares_ray = "ray_session" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.name))

@@ -233,7 +233,7 @@ def test_a_frozen_task_is_always_there_and_never_changes(
     taught: Path, tmp_path: Path, window: str
 ) -> None:
     job = frozen(taught, f"mediator.window={window}")
-    result = run(job, tmp_path, inline=True)
+    result = run(job, tmp_path, inline=True, measured=True)
     assert result["status"] == "finished"
     assert result["staleness"] == {
         "depth<-normals": {
@@ -266,7 +266,7 @@ def test_an_age_bound_makes_a_frozen_task_predict_again(taught: Path, tmp_path: 
 
 def test_a_frozen_task_alone_is_measured(taught: Path, tmp_path: Path) -> None:
     job = frozen(taught, "tasks.depth.frozen=true", f"tasks.depth.checkpoint={taught}")
-    result = run(job, tmp_path, inline=True)
+    result = run(job, tmp_path, inline=True, measured=True)
     assert result["status"] == "finished"
     assert {t["steps"] for t in result["tasks"].values()} == {0}
     assert all(t["metrics"] for t in result["tasks"].values())
@@ -321,7 +321,6 @@ def test_waiting_for_a_frozen_task_gives_the_losses_of_one_process(
     assert result["staleness"]["depth<-normals"]["steps_max"] == 0
     assert result["staleness"]["depth<-normals"]["hit_rate"] == 1
     assert result["tasks"]["normals"]["steps"] == 0
-    assert result["tasks"]["normals"]["metrics"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -337,7 +336,6 @@ def test_a_frozen_task_serves_its_peers_to_the_last_step(
     edge = result["staleness"]["depth<-normals"]
     assert edge["steps_max"] == 0
     assert edge["hit_rate"] > 0.8
-    assert result["tasks"]["normals"]["metrics"]
     assert "normals<-depth" not in result["staleness"]
 
 

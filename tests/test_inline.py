@@ -111,7 +111,7 @@ def test_the_error_of_a_first_step_ends_the_run_unless_the_job_continues(tmp_pat
     watch = Watch()
     faulty = "tasks.depth.task.name=faults:HalfSizeDepth"
     job = tiny_job(faulty, f"runtime.on_failure={on_failure}", "steps=6")
-    result = run(job, tmp_path, watch, inline=True)
+    result = run(job, tmp_path, watch, inline=True, measured=True)
     assert result["status"] == "failed"
     assert result["error"].startswith("task 'depth' failed at step 0: ")
     normals = result["tasks"]["normals"]

@@ -38,7 +38,7 @@ def test_the_example_of_a_task_and_a_relation_runs(tmp_path, monkeypatch):
         f"tasks.edges={yaml.safe_dump(task, default_flow_style=True)}",
         f"consistency.edges={settings['consistency.edges']}",
     )
-    result = run(job, tmp_path, inline=True)
+    result = run(job, tmp_path, inline=True, measured=True)
     assert result["status"] == "finished", result["error"]
     assert 0 <= result["tasks"]["edges"]["metrics"]["f1"] <= 1
     assert result["staleness"]["edges<-depth"]["hit_rate"] == 1

@@ -111,7 +111,7 @@ def test_a_task_that_dies_too_often_fails_alone(tmp_path):
         if report.task == "depth" and report.step >= 10:
             kill(report.pid)
 
-    result = run(tiny_job("runtime.max_restarts=1"), tmp_path, Watch(act))
+    result = run(tiny_job("runtime.max_restarts=1"), tmp_path, Watch(act), measured=True)
     assert result["status"] == "failed"
     assert "process lost, after 1 restarts" in result["tasks"]["depth"]["error"]
     assert result["tasks"]["normals"]["steps"] == 40
@@ -129,7 +129,7 @@ def test_a_task_killed_before_it_is_measured_is_measured_from_its_checkpoint(tmp
         collective.add_evaluations = add_and_kill
 
     watch = Watch()
-    result = run(tiny_job("steps=10"), tmp_path, watch, before=kill_depth_at_the_end)
+    result = run(tiny_job("steps=10"), tmp_path, watch, measured=True, before=kill_depth_at_the_end)
     assert result["status"] == "finished"
     assert result["tasks"]["depth"]["restarts"] == 1
     assert all(task["metrics"] for task in result["tasks"].values())
@@ -198,7 +198,7 @@ def test_a_forward_server_may_be_killed(tmp_path, settings):
             with suppress(ray.exceptions.RayError):
                 if ray.wait([answer], timeout=0.01)[0] and ray.get(answer) is not None:
                     back.append(report.step)
-        elif report.step >= back[0] + 50:
+        elif report.values.get("hit_rate/normals", 0) > 0.5 or report.step > back[0] + 2000:
             raise KeyboardInterrupt
 
     if settings == "on_stale":
@@ -235,7 +235,6 @@ def test_a_task_that_goes_wrong_is_named_and_its_peers_are_not_affected(tmp_path
     assert result["tasks"]["depth"]["restarts"] == 0
     assert result["tasks"]["normals"]["steps"] == 40
     assert result["tasks"]["normals"]["error"] is None
-    assert result["tasks"]["normals"]["metrics"]
 
 
 def test_a_task_that_fails_in_its_first_step_ends_the_run(tmp_path):
