@@ -24,7 +24,7 @@ demo: install
 		--set consistency.depth_normals.weight=0
 	@echo; echo "2/2  the collective: the same labels, and consistency on unlabelled real frames"
 	@.venv/bin/taskray train jobs/depth_normals.yaml --out runs/demo/collective --resume never
-	@echo; echo "What consistency bought, on real-domain test frames that no training step has seen:"
+	@echo; echo "What consistency gains, on real-domain test frames that no training step has seen:"
 	@.venv/bin/taskray report runs/demo/collective --baseline runs/demo/alone
 
 test: install
