@@ -28,7 +28,7 @@ demo: install
 	@.venv/bin/taskray report runs/demo/collective --baseline runs/demo/alone
 
 test: install
-	.venv/bin/python -m pytest -n 2 --dist loadgroup
+	.venv/bin/python -m pytest
 
 check: install
 	.venv/bin/ruff check .

@@ -24,14 +24,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", rf"ignore::{kind}:ray\.")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What ``pytest -n 2 --dist loadgroup`` keeps in one process: all that shares one Ray, and
-    each other file."""
-    for item in items:
-        shares_ray = "ray_session" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[ModuleType]:
     """Ray on two CPUs, started once for all tests that ask for it. Workers can import tests and

@@ -255,7 +255,8 @@ def test_of_a_dataset_that_is_named_for_a_head_only_its_labels_are_read() -> Non
 
 def test_a_step_learns_from_a_batch_of_each_heads_dataset(tmp_path: Path) -> None:
     watch = Watch()
-    result = run(two_datasets({"depth": "near", "normals": "far"}), tmp_path, watch, inline=True)
+    job = two_datasets({"depth": "near", "normals": "far"})
+    result = run(job, tmp_path, watch, inline=True, measured=True)
     (report,) = [report for _, report in watch.reports]
     assert {"loss/depth/mse", "loss/normals/cosine", "loss/supervised"} <= report.values.keys()
     assert result["tasks"]["scene"]["supervised_steps"] == 4

@@ -51,7 +51,7 @@ def losses(watch: Watch, task: str) -> set[str]:
 
 def train(job: Job, folder: Path, teacher: str = "") -> tuple[dict[str, Any], Watch]:
     watch = Watch()
-    result = run(job, folder, watch, inline=True)
+    result = run(job, folder, watch, inline=True, measured=True)
     assert (result["status"], result["error"]) == ("finished", None)
     for name, task in result["tasks"].items():
         assert task["steps"] == 8
