@@ -1,5 +1,4 @@
-"""The process of the prediction cache. It imports no torch: so it starts sooner, in a third of the
-memory."""
+"""The process of the prediction cache. It imports no torch, which takes long."""
 
 from __future__ import annotations
 
