@@ -248,7 +248,7 @@ def test_a_step_has_two_halves_and_the_first_ends_with_the_publication() -> None
 def test_the_position_in_every_labelled_dataset_is_part_of_the_state() -> None:
     loop = trainer(Scripted(fresh_normals()), start_step=100)
     near, far = (Frames(depth=torch.full((2, 1, 8, 12), metres)) for metres in (2.0, 9.0))
-    loop.dedicated = [near, far]
+    loop.supervised.streams = [near, far]
     state = loop.state_dict()
     near.next(), far.next(), far.next()
     assert loop.state_dict()["dedicated"] == [{"drawn": 1}, {"drawn": 2}]
@@ -258,7 +258,9 @@ def test_the_position_in_every_labelled_dataset_is_part_of_the_state() -> None:
 
 def test_a_loss_that_two_labelled_datasets_give_is_named() -> None:
     loop = trainer(Scripted(fresh_normals()), start_step=100)
-    loop.dedicated = [Frames(depth=torch.full((2, 1, 8, 12), metres)) for metres in (2.0, 9.0)]
+    loop.supervised.streams = [
+        Frames(depth=torch.full((2, 1, 8, 12), metres)) for metres in (2.0, 9.0)
+    ]
     with pytest.raises(TrainingError, match="two losses have the name 'log_mse'"):
         loop.train(1)
 
@@ -376,7 +378,7 @@ def test_a_consistency_step_with_labels_is_one_update_on_both_losses() -> None:
     loop = trainer(Scripted(fresh_normals()), weighting=seen, with_labels=True)
     report = loop.train(4)
     assert seen.names == [{"log_mse"}, {"log_mse", "agree"}] * 2
-    assert loop.dedicated[0].state_dict() == {"drawn": 4}  # as many as of a task alone
+    assert loop.supervised.streams[0].state_dict() == {"drawn": 4}  # as many as of a task alone
     assert (report.totals.supervised_steps, report.totals.consistency_steps) == (2, 2)
     assert report.values["loss/supervised"] > 0
     assert report.values["loss/consistency"] > 0
@@ -508,7 +510,7 @@ def test_a_batch_that_was_asked_about_and_not_used_comes_again() -> None:
 
 def test_a_gradient_of_zero_over_a_whole_chunk_is_reported() -> None:
     loop = on_labels_alone()
-    loop.dedicated = [Frames(depth=torch.zeros(2, 1, 8, 12))]
+    loop.supervised.streams = [Frames(depth=torch.zeros(2, 1, 8, 12))]
     assert loop.train(3).warnings == (
         "task 'depth' learns nothing: its gradient is 0 in every step",
     )
@@ -518,7 +520,7 @@ def test_a_gradient_of_zero_over_a_whole_chunk_is_reported() -> None:
 def test_an_error_names_task_step_and_cause() -> None:
     loop = trainer(Scripted(fresh_normals()))
     loop.train(3)
-    loop.dedicated[0].tensors["depth"] = torch.full((2, 1, 3, 3), 3.0)
+    loop.supervised.streams[0].tensors["depth"] = torch.full((2, 1, 3, 3), 3.0)
     with pytest.raises(
         TrainingError, match=r"task 'depth' failed at step 4: the loss .* \w+Error: "
     ) as error:
@@ -528,7 +530,7 @@ def test_an_error_names_task_step_and_cause() -> None:
 
 def test_a_gradient_that_is_not_finite_stops_the_task_before_the_update() -> None:
     loop = trainer(Scripted(fresh_normals()))
-    loop.dedicated[0].tensors["image"] = torch.full((2, 3, 8, 12), math.inf)
+    loop.supervised.streams[0].tensors["image"] = torch.full((2, 3, 8, 12), math.inf)
     before = parameters(loop)
     with pytest.raises(TrainingError, match="is not finite"):
         loop.train(1)

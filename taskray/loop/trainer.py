@@ -30,7 +30,7 @@ from torch import Tensor
 from taskray.data.streams.augment import augment
 from taskray.data.streams.batch import Batch
 from taskray.data.streams.rows import count_corrupt
-from taskray.errors import TaskrayError, naming_cause, naming_errors
+from taskray.errors import TaskrayError, naming_errors
 from taskray.job.config import Job
 from taskray.loop.ahead import Ahead
 from taskray.loop.alternation import Alternation
@@ -49,7 +49,8 @@ from taskray.loop.metric_key import (
 from taskray.loop.network import Network, frames_of
 from taskray.loop.optimization import NotFinite, Optimization
 from taskray.loop.report import ChunkReport
-from taskray.loop.terms import checked_terms, merged, sum_of
+from taskray.loop.supervised import Supervised
+from taskray.loop.terms import merged, sum_of
 from taskray.tasks.task import Task
 
 
@@ -77,7 +78,7 @@ class Trainer:
         self.network = Network(task, learned.network, self.config, device)
         self.optimization = Optimization(learned, self.config.optimizer, self.total_steps)
         self.relations, self.published = relations, tuple(published)
-        self.dedicated, self.mediator = dedicated, mediator
+        self.mediator = mediator
         self.peers: Peers = peers or NoPeers()
         self.ahead = Ahead(mediator, self.peers) if mediator is not None else None
         self.random = torch.Generator().manual_seed(seed)
@@ -85,7 +86,7 @@ class Trainer:
         self.alternation = Alternation(job, relations, labelled=bool(dedicated))
         self.steps_made = 0
         self.meter = Meter()
-        self._loss_name = f"the loss of task {self.config.task.name!r}"
+        self.supervised = Supervised(self.network, self.config, dedicated, self.random, self.meter)
 
     # ---- one step -------------------------------------------------------------------------
 
@@ -111,10 +112,11 @@ class Trainer:
                 coming.ask(now, now + 1)
         if ahead is not None:
             learnt = self._learn_from_peers(batch, live, found)
-        if not learnt and self.dedicated:
+        if not learnt and self.supervised.streams:
             self._learn_from_labels()
 
-        self.meter.step(consistent=ahead is not None, learnt=learnt, labelled=bool(self.dedicated))
+        labelled = bool(self.supervised.streams)
+        self.meter.step(consistent=ahead is not None, learnt=learnt, labelled=labelled)
         self.steps_made += 1
         self.peers.stepped(self.steps_made)
 
@@ -157,7 +159,7 @@ class Trainer:
         losses = consistency_losses(self.relations, known, batch, self.steps_made)
         if not losses.weighted:
             return False
-        labels = self._label_losses() if self.with_labels else {}
+        labels = self.supervised.losses() if self.with_labels else {}
         both: dict[MetricKey, dict[str, Tensor]] = {ConsistencyLoss(): losses.weighted}
         if labels:
             both[SupervisedLoss()] = labels
@@ -176,27 +178,10 @@ class Trainer:
 
     def _learn_from_labels(self) -> None:
         """Descend on the task's losses."""
-        losses = self._label_losses()
+        losses = self.supervised.losses()
         if not losses:
             raise TaskrayError("no labels and no consistency: nothing to train on")
         self._descend({SupervisedLoss(): losses}, checked=self.network.device.type == "cpu")
-
-    def _label_losses(self) -> dict[str, Tensor]:
-        """The task's losses on the next batch of each labelled dataset."""
-        losses: dict[str, Tensor] = {}
-        for stream in self.dedicated:
-            with self.meter.waiting():
-                batch = stream.next()
-            self.task.check_batch(batch.tensors)
-            batch = augment(batch, self.config.augment, self.random, labelled=True)
-            batch = self.network.to_device(batch)
-            prediction = self.network.predict(batch)
-            with naming_cause(lambda: self._loss_name):
-                terms = checked_terms(self.task.loss(prediction, batch.tensors), self._loss_name)
-            losses = merged(losses, terms)
-        for term, value in losses.items():
-            self.meter.add(SupervisedLoss(term), value.detach())
-        return losses
 
     def _descend(self, losses: Mapping[MetricKey, Mapping[str, Tensor]], checked: bool) -> None:
         """One update on named losses, by the key of their sum."""
@@ -236,7 +221,7 @@ class Trainer:
             "step": self.steps_made,
             "optimizer": self.optimization.optimizer.state_dict(),
             "totals": self.meter.totals.state_dict(),
-            "dedicated": [stream.state_dict() for stream in self.dedicated],
+            "dedicated": self.supervised.state_dict(),
             "mediator": self.ahead.state_dict() if self.ahead else None,
             "augmentation_random": self.random.get_state(),
             "torch_random": torch.get_rng_state(),
@@ -247,8 +232,7 @@ class Trainer:
         self.steps_made = state["step"]
         self.optimization.optimizer.load_state_dict(state["optimizer"])
         self.meter.totals = Totals.from_state(state["totals"])
-        for stream, position in zip(self.dedicated, state["dedicated"], strict=True):
-            stream.load_state_dict(position)
+        self.supervised.load_state_dict(state["dedicated"])
         if self.ahead and state["mediator"]:
             self.ahead.load_state_dict(state["mediator"])
         self.random.set_state(state["augmentation_random"])
@@ -262,7 +246,7 @@ class Trainer:
 
     @property
     def _streams(self) -> list[Stream]:
-        return [*self.dedicated, *([self.mediator] if self.mediator else [])]
+        return [*self.supervised.streams, *([self.mediator] if self.mediator else [])]
 
     def naming_errors(self) -> AbstractContextManager[None]:
         """Any error of the block leaves it as one that names the task and the step."""

@@ -179,11 +179,11 @@ def _trainer(job: Job, name: str, task: Task, wiring: Wiring, rows: Mapping[str,
 def _measure(job: Job, name: str, trainer: Trainer, trial: Trial) -> None:
     """A step of each kind on two rows, then one on a full batch, timed."""
     measured = trial.measured[name]
-    sizes = {"labels": job.tasks[name].batch_size} if trainer.dedicated else {}
+    sizes = {"labels": job.tasks[name].batch_size} if trainer.supervised.streams else {}
     if job.mediator is not None and trainer.turn(1) is not None:
         sizes["consistency"] = job.mediator.batch_size
     for kind, size in sizes.items():
-        streams = trainer.dedicated if kind == "labels" else [trainer.mediator]
+        streams = trainer.supervised.streams if kind == "labels" else [trainer.mediator]
         kept = _Kept(trainer)
         with _collecting(trial, name, trainer, kind):
             with kept.counting():
