@@ -219,3 +219,34 @@ def test_some_classes_are_measured_among_all() -> None:
 
 def test_class_maps_are_plain_values() -> None:
     assert ClassMap(classes=("a", "b")).movable_indices == ()
+
+
+# ---- class weights ----------------------------------------------------------------------------
+
+
+def test_class_weights_are_those_of_cross_entropy() -> None:
+    task = Segmentation(class_weights={"ball": 8.0, "car": 0.5})
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, len(CLASSES), (2, 1, 4, 5), generator=generator)
+    label[0, 0, 0] = IGNORE
+    predicted = torch.randn(2, len(CLASSES), 4, 5, generator=generator)
+    weights = torch.tensor([{"ball": 8.0, "car": 0.5}.get(name, 1.0) for name in CLASSES])
+    expected = torch.nn.functional.cross_entropy(
+        predicted, label[:, 0], weights, ignore_index=IGNORE
+    )
+    loss = task.loss({"segmentation": predicted}, {"segmentation": label})["cross_entropy"]
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_batch_without_a_label_has_a_weighted_loss_of_zero() -> None:
+    task = Segmentation(class_weights={"ball": 8.0})
+    nothing = torch.full((1, 1, 2, 2), IGNORE)
+    loss = task.loss(
+        {"segmentation": torch.randn(1, len(CLASSES), 2, 2)}, {"segmentation": nothing}
+    )
+    assert loss["cross_entropy"] == 0
+
+
+def test_a_weight_of_an_unknown_class_is_named() -> None:
+    with pytest.raises(InputError, match="class_weights: got 'bal', expected one of ground, wall"):
+        Segmentation(class_weights={"bal": 2.0})

@@ -29,6 +29,8 @@ class Segmentation(Task):
             ``cityscapes_7``) or a YAML file. The dataset's labels must be indices of it.
         num_classes: the number of classes, without names, instead of a class map.
         metric_classes: ``all``, or ``movable``: measure the map's movable classes alone.
+        class_weights: factor on the loss of the pixels of a class, by its name; 1 for classes that
+            are not named. Without it a network finds no class that has a hundredth of the pixels.
     """
 
     quantities = ("segmentation",)
@@ -39,6 +41,7 @@ class Segmentation(Task):
         class_map: str | None = None,
         num_classes: Annotated[int, Field(ge=2, le=IGNORE)] | None = None,
         metric_classes: Literal["all", "movable"] = "all",
+        class_weights: Mapping[str, Annotated[float, Field(ge=0)]] | None = None,
     ) -> None:
         if class_map is not None and num_classes is not None:
             raise InputError("num_classes", "got a class_map as well, expected one of the two")
@@ -51,6 +54,7 @@ class Segmentation(Task):
             raise InputError("metric_classes", "got movable, expected a map with movable classes")
         self.measured = movable if metric_classes == "movable" else self.classes
         self.out_channels = {"segmentation": len(self.classes)}
+        self._class_weights = _weights(self.classes, class_weights) if class_weights else None
 
     def check_batch(self, batch: Mapping[str, Tensor]) -> None:
         label = batch["segmentation"]
@@ -69,10 +73,16 @@ class Segmentation(Task):
     def loss(
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        label = batch["segmentation"][:, 0]
-        count = (label != IGNORE).sum().clamp(min=1)
+        label, logits = batch["segmentation"][:, 0], prediction["segmentation"]
+        weights = self._class_weights
+        valid = label != IGNORE
+        if weights is None:
+            count = valid.sum().clamp(min=1)
+        else:
+            weights = weights.to(logits.device)
+            count = weights[label[valid].long()].sum().clamp(min=1e-6)
         total = functional.cross_entropy(
-            prediction["segmentation"], label, ignore_index=IGNORE, reduction="sum"
+            logits, label, weights, ignore_index=IGNORE, reduction="sum"
         )
         return {"cross_entropy": total / count}
 
@@ -90,3 +100,11 @@ class Segmentation(Task):
         from taskray.tasks.segmentation_metrics import SegmentationMetrics  # torchmetrics is slow
 
         return SegmentationMetrics(self.classes, self.measured)
+
+
+def _weights(classes: Sequence[str], by_name: Mapping[str, float]) -> Tensor:
+    """A weight for each class, ``[C]``."""
+    for name in by_name:
+        if name not in classes:
+            raise InputError("class_weights", f"got {name!r}, expected one of {', '.join(classes)}")
+    return torch.tensor([by_name.get(name, 1.0) for name in classes])
