@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from rich.console import Console
 
+from taskray.data.storage.source import Handle, RayHandle, load_in_process
 from taskray.job.config import EvaluationConfig, Job, override, parse_job
 from taskray.loop.report import ChunkReport
 from taskray.run.datasets import Opener, prepare_datasets
@@ -66,6 +68,18 @@ class Watch:
         return [v.get("loss/supervised", v.get("loss/consistency", 0.0)) for v in values]
 
 
+class LocalOpener(Opener):
+    """Decodes what is to be in memory in this process: a plan of Ray Data takes longer than most
+    runs here. Tests of datasets and of whole commands have it."""
+
+    def _open(self, name: str, columns: Sequence[str]) -> Handle:
+        config = self.job.data[name]
+        if config.materialize == "never":
+            return super()._open(name, columns)
+        handle = load_in_process(self.paths[name], config, columns, name=name)
+        return RayHandle(handle.info, [ray.put(block) for block in handle.blocks])
+
+
 def run(
     job: Job,
     folder: Path,
@@ -81,7 +95,8 @@ def run(
     if not measured:
         job = job.model_copy(update={"evaluation": EvaluationConfig(data={})})
     collective = make_collective(job, str(folder / "checkpoints"), watch or Watch(), inline)
-    opener = Opener(job, prepare_datasets(job, not inline, Console(quiet=True)), not inline)
+    paths = prepare_datasets(job, False, Console(quiet=True))
+    opener = (Opener if inline else LocalOpener)(job, paths, use_ray=not inline)
     try:
         before(collective)
         data, evaluations = opener.for_training(), opener.for_evaluation()
