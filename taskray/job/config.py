@@ -113,6 +113,27 @@ class AugmentConfig(Settings):
     """Mirror labelled samples left to right with probability 0.5 (never mediator batches)."""
 
 
+class RelationConfig(Settings):
+    """One consistency loss between quantities."""
+
+    relation: Plugin
+    """A built-in relation (``plugins.BUILTIN``) or an import path, with its arguments."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the loss; 0 switches the relation off."""
+    start_step: NonNegative = 0
+    """The first step of the consuming task with this loss."""
+    warmup_steps: NonNegative = 0
+    """Steps, from ``start_step``, over which the weight rises linearly from 0."""
+
+
+class InnerRelationConfig(RelationConfig):
+    """One relation inside a task: between its own predictions, on its labelled batches."""
+
+    blend_into: str | None = None
+    """A head of the task: its loss becomes ``(1 - w) loss + w relation``, w the weight (XTasC-Net,
+    eq. 11). null: the weighted relation is a loss of its own, with the relation's name."""
+
+
 class TaskConfig(Settings):
     """One vision task: its quantities, its network, its labels and its training."""
 
@@ -143,6 +164,9 @@ class TaskConfig(Settings):
     """Optimizer and schedule."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of this task's input."""
+    relations: dict[Name, InnerRelationConfig] = {}
+    """The relations between this task's own predictions on its labelled batches, by name; part of
+    every step on labels. Those between tasks are under ``consistency``."""
     weighting: Plugin = Plugin(name="sum")
     """How the losses of one step become one gradient."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -202,19 +226,6 @@ class MediatorConfig(Settings):
         if not labelled or self.consistency_steps == 0:
             return 1.0
         return (self.supervised_steps + self.consistency_steps) / self.consistency_steps
-
-
-class RelationConfig(Settings):
-    """One consistency loss between quantities."""
-
-    relation: Plugin
-    """A built-in relation (``plugins.BUILTIN``) or an import path, with its arguments."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on the loss; 0 switches the relation off."""
-    start_step: NonNegative = 0
-    """The first step of the consuming task with this loss."""
-    warmup_steps: NonNegative = 0
-    """Steps, from ``start_step``, over which the weight rises linearly from 0."""
 
 
 class StalenessConfig(Settings):
@@ -364,7 +375,21 @@ class Job(Settings):
                 raise InputError(
                     f"tasks.{task_name}.dedicated", "a task without labels needs a mediator"
                 )
+            self._check_inner_relations(task_name, task)
         return self
+
+    def _check_inner_relations(self, task_name: str, task: TaskConfig) -> None:
+        for name, relation in task.relations.items():
+            key = f"tasks.{task_name}.relations.{name}"
+            if not task.dedicated:
+                raise InputError(key, "got a task without labelled batches, expected 'dedicated'")
+            if name in self.consistency:
+                raise InputError(key, f"duplicate name {name!r}: it is under 'consistency', too")
+            if relation.blend_into is not None and relation.weight > 1:
+                raise InputError(
+                    f"{key}.weight",
+                    f"got {relation.weight:g}, expected at most 1 with 'blend_into'",
+                )
 
     @model_validator(mode="after")
     def _waiting_has_an_end(self) -> Job:

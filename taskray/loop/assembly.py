@@ -5,7 +5,8 @@ runs; what does not fit is an InputError that names the key.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from taskray.job import plugins
 from taskray.job.config import Job, Plugin, RelationConfig
 from taskray.loop.consistency import WeightedRelation
+from taskray.loop.inner import InnerRelation
 from taskray.loop.learned import Learned
 from taskray.relations.relation import Relation
 from taskray.tasks.task import Task
@@ -56,22 +58,62 @@ def build_model(job: Job, name: str, task: Task) -> nn.Module:
     return model
 
 
-def build_relation(name: str, config: RelationConfig) -> Relation:
-    """The relation that a job describes under ``consistency.<name>``."""
-    relation: Relation = _build("relation", config.relation, f"consistency.{name}.relation")
+def build_relation(config: RelationConfig, where: str) -> Relation:
+    """The relation that a job describes under ``where``, a key such as ``consistency.<name>``."""
+    relation: Relation = _build("relation", config.relation, f"{where}.relation")
     return relation
+
+
+def simple_tasks(tasks: Mapping[str, Task], quantities: Sequence[str]) -> dict[str, Task]:
+    """The simple tasks that predict one of these quantities; a head is named ``task.head``."""
+    heads = {
+        f"{name}.{head}" if len(task.heads) > 1 else name: part
+        for name, task in tasks.items()
+        for head, part in task.heads.items()
+    }
+    return {name: part for name, part in heads.items() if any(map(part.predicts, quantities))}
+
+
+def inner_key(task: str, relation: str) -> str:
+    """Where a job describes a relation inside a task."""
+    return f"tasks.{task}.relations.{relation}"
 
 
 def build_relations(job: Job, task_name: str, task: Task) -> list[WeightedRelation]:
     """The active relations that involve a quantity of this task."""
     relations = []
     for name, config in job.active_relations.items():
-        relation = build_relation(name, config)
+        with _seeded(job, task_name, name):
+            relation = build_relation(config, f"consistency.{name}")
+            if isinstance(relation, nn.Module):  # only a learned one is built for its tasks
+                tasks = {**build_tasks(job), task_name: task}
+                relation.build_for(simple_tasks(tasks, relation.quantities))
         own = {q for q in relation.quantities if task.predicts(q)}
         if own:
             scale = job.tasks[task_name].consistency_weight if own - {*relation.constant} else 0.0
             relations.append(WeightedRelation(name, relation, config, scale))
     return relations
+
+
+def build_inner_relations(job: Job, task_name: str, task: Task) -> list[InnerRelation]:
+    """The relations of weight above 0 inside this task."""
+    relations = []
+    for name, config in job.tasks[task_name].relations.items():
+        if config.weight == 0:
+            continue
+        with _seeded(job, task_name, name):
+            relation = build_relation(config, inner_key(task_name, name))
+            relation.build_for(simple_tasks({task_name: task}, relation.quantities))
+        relations.append(InnerRelation(name, relation, config))
+    return relations
+
+
+@contextmanager
+def _seeded(job: Job, task: str, part: str) -> Iterator[None]:
+    """Random numbers of the block depend on the task's seed and the part's name alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((seed_of(job, task) + zlib.crc32(part.encode())) % 2**31)
+        yield
 
 
 def build_weighting(job: Job, name: str) -> Weighting:
@@ -83,6 +125,7 @@ def build_weighting(job: Job, name: str) -> Weighting:
 def build_learned(
     job: Job, name: str, task: Task, relations: Sequence[WeightedRelation]
 ) -> Learned:
-    """Everything that a task learns, as one module, with its initial weights."""
-    by_name = {r.name: r.relation for r in relations}
+    """Everything that a task learns, as one module, with its initial weights. Relations that give
+    the task no gradient are left out: their parameters are learned by a peer."""
+    by_name = {r.name: r.relation for r in relations if r.scale > 0}
     return Learned(build_model(job, name, task), by_name, build_weighting(job, name))

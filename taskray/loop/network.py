@@ -31,6 +31,12 @@ def frames_of(task: Task, quantities: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(frames)) or FIRST
 
 
+def labelled_frames(task: Task, quantities: Sequence[str]) -> tuple[str, ...]:
+    """The suffixes of the frames on which a task predicts on its labelled batches: the first one,
+    and those of quantities that relations inside it need."""
+    return tuple(dict.fromkeys([*FIRST, *frames_of(task, quantities)]))
+
+
 def inputs_of(task: Task, frames: Sequence[str]) -> tuple[str, ...]:
     """The columns that a task's network needs to predict on these frames."""
     return tuple(dict.fromkeys(at_frame(c, frame) for frame in frames for c in task.inputs))

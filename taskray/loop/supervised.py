@@ -1,4 +1,4 @@
-"""The losses of one task on its labels."""
+"""The losses of one task on its labelled batches: its own, and those of relations inside it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Generator, Tensor
 from taskray.data.streams.augment import augment
 from taskray.errors import naming_cause
 from taskray.job.config import TaskConfig
+from taskray.loop.consistency import ConsistencyLosses, consistency_losses
+from taskray.loop.inner import InnerRelation, join
 from taskray.loop.interfaces import Stream
 from taskray.loop.meters import Meter
 from taskray.loop.metric_key import SupervisedLoss
-from taskray.loop.network import Network
+from taskray.loop.network import Network, labelled_frames
 from taskray.loop.terms import checked_terms, merged
 
 
@@ -24,6 +26,7 @@ class Supervised:
         network: of the task.
         config: of the task.
         streams: of the labelled datasets; none for a task without labels.
+        relations: inside the task.
         random: of the augmentation.
         meter: gets the losses, and the time of waiting for batches.
     """
@@ -35,31 +38,49 @@ class Supervised:
         streams: Sequence[Stream],
         random: Generator,
         meter: Meter,
+        relations: Sequence[InnerRelation] = (),
     ) -> None:
         self.network, self.config, self.streams = network, config, streams
-        self.random, self.meter = random, meter
+        self.random, self.meter, self.relations = random, meter, relations
+        related = [q for one in relations for q in one.relation.quantities]
+        self._frames = labelled_frames(network.task, related)
         self._what = f"the loss of task {config.task.name!r}"
 
-    def losses(self) -> dict[str, Tensor]:
-        """The task's losses, by term, on the next batch of each dataset. TaskrayError where two
-        datasets give the same term."""
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """The losses of a step, by term, on the next batch of each dataset; those of a relation are
+        added up over the datasets. TaskrayError where two datasets give the same term."""
         losses: dict[str, Tensor] = {}
+        weighted: dict[str, Tensor] = {}
         for stream in self.streams:
-            losses = merged(losses, self._losses_on(stream))
+            terms, related = self._losses_on(stream, step)
+            losses = merged(losses, terms)
+            for name, value in related.weighted.items():
+                weighted[name] = weighted[name] + value if name in weighted else value
+            for key, value in related.values.items():
+                self.meter.add(key, value)
         for term, value in losses.items():
             self.meter.add(SupervisedLoss(term), value.detach())
-        return losses
+        if not weighted:
+            return losses
+        heads = self.network.task.heads
+        terms_of = {
+            head: [t for t in losses if len(heads) == 1 or t.startswith(f"{head}/")]
+            for head in heads
+        }
+        return join(losses, weighted, self.relations, terms_of, step)
 
-    def _losses_on(self, stream: Stream) -> dict[str, Tensor]:
+    def _losses_on(self, stream: Stream, step: int) -> tuple[dict[str, Tensor], ConsistencyLosses]:
         task, network = self.network.task, self.network
         with self.meter.waiting():
             batch = stream.next()
         task.check_batch(batch.tensors)
         batch = augment(batch, self.config.augment, self.random, labelled=True)
         batch = network.to_device(batch)
-        prediction = network.predict(batch)
+        prediction = network.predict(batch, self._frames)
         with naming_cause(lambda: self._what):
-            return checked_terms(task.loss(prediction, batch.tensors), self._what)
+            terms = checked_terms(task.loss(prediction, batch.tensors), self._what)
+        fitting = [one for one in self.relations if one.fits(batch.tensors)]
+        return terms, consistency_losses(fitting, prediction, batch, step)
 
     def state_dict(self) -> list[Any]:
         """The position in each dataset."""

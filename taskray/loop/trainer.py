@@ -35,6 +35,7 @@ from taskray.job.config import Job
 from taskray.loop.ahead import Ahead
 from taskray.loop.alternation import Alternation
 from taskray.loop.consistency import WeightedRelation, consistency_losses
+from taskray.loop.inner import InnerRelation
 from taskray.loop.interfaces import NoPeers, PeerPredictions, Peers, Stream, WindowStream
 from taskray.loop.learned import Learned
 from taskray.loop.meters import Meter, Totals
@@ -66,6 +67,7 @@ class Trainer:
         *,
         seed: int,
         relations: Sequence[WeightedRelation] = (),
+        inner_relations: Sequence[InnerRelation] = (),
         published: Sequence[str] = (),
         dedicated: Sequence[Stream] = (),
         mediator: WindowStream | None = None,
@@ -86,7 +88,9 @@ class Trainer:
         self.alternation = Alternation(job, relations, labelled=bool(dedicated))
         self.steps_made = 0
         self.meter = Meter()
-        self.supervised = Supervised(self.network, self.config, dedicated, self.random, self.meter)
+        self.supervised = Supervised(
+            self.network, self.config, dedicated, self.random, self.meter, inner_relations
+        )
 
     # ---- one step -------------------------------------------------------------------------
 
@@ -159,7 +163,7 @@ class Trainer:
         losses = consistency_losses(self.relations, known, batch, self.steps_made)
         if not losses.weighted:
             return False
-        labels = self.supervised.losses() if self.with_labels else {}
+        labels = self.supervised.losses(self.steps_made) if self.with_labels else {}
         both: dict[MetricKey, dict[str, Tensor]] = {ConsistencyLoss(): losses.weighted}
         if labels:
             both[SupervisedLoss()] = labels
@@ -178,7 +182,7 @@ class Trainer:
 
     def _learn_from_labels(self) -> None:
         """Descend on the task's losses."""
-        losses = self.supervised.losses()
+        losses = self.supervised.losses(self.steps_made)
         if not losses:
             raise TaskrayError("no labels and no consistency: nothing to train on")
         self._descend({SupervisedLoss(): losses}, checked=self.network.device.type == "cpu")

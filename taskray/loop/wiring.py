@@ -9,10 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from taskray.errors import InputError
-from taskray.job.config import Job
-from taskray.loop.assembly import build_relation, build_relations, build_tasks
+from taskray.job.config import Job, RelationConfig
+from taskray.loop.assembly import (
+    build_inner_relations,
+    build_relation,
+    build_relations,
+    build_tasks,
+    inner_key,
+    simple_tasks,
+)
 from taskray.loop.consistency import WeightedRelation
-from taskray.loop.network import frames_of, inputs_of
+from taskray.loop.network import frames_of, inputs_of, labelled_frames
+from taskray.relations.relation import Relation
 from taskray.tasks.task import Task
 
 
@@ -96,40 +104,51 @@ def check_relations(job: Job, tasks: Mapping[str, Task]) -> None:
     """InputError where a relation needs a quantity that no task predicts, or cannot compare what
     they predict."""
     for name, config in job.active_relations.items():
-        relation = build_relation(name, config)
-        for quantity in relation.quantities:
-            if not any(task.predicts(quantity) for task in tasks.values()):
-                predicted = sorted({q for task in tasks.values() for q in task.quantities})
+        relation = _checked(config, tasks, f"consistency.{name}", "which no task predicts")
+        if relation.labels:
+            raise InputError(
+                f"consistency.{name}.relation",
+                f"needs the label {relation.labels[0]!r}, and labels of the mediator are never "
+                "read; expected it under tasks.<name>.relations",
+            )
+    for task_name, task in tasks.items():
+        for name, inner in job.tasks[task_name].relations.items():
+            where = inner_key(task_name, name)
+            _checked(inner, {task_name: task}, where, "which this task does not predict")
+            if inner.blend_into is not None and inner.blend_into not in task.heads:
                 raise InputError(
-                    f"consistency.{name}",
-                    f"needs {quantity!r}, which no task predicts "
-                    f"(predicted: {', '.join(predicted)})",
+                    f"{where}.blend_into",
+                    f"got {inner.blend_into!r}, expected one of {', '.join(task.heads)}",
                 )
-        try:
-            relation.check_tasks(_simple(tasks, relation.quantities))
-        except InputError as error:
-            raise InputError(f"consistency.{name}.relation", str(error)) from None
 
 
-def _simple(tasks: Mapping[str, Task], quantities: Sequence[str]) -> dict[str, Task]:
-    """The simple tasks that predict one of these quantities; a head is named ``task.head``."""
-    heads = {
-        f"{name}.{head}" if len(task.heads) > 1 else name: part
-        for name, task in tasks.items()
-        for head, part in task.heads.items()
-    }
-    return {name: part for name, part in heads.items() if any(map(part.predicts, quantities))}
+def _checked(
+    config: RelationConfig, tasks: Mapping[str, Task], where: str, problem: str
+) -> Relation:
+    """The relation of a job; InputError where these tasks do not fit it."""
+    relation = build_relation(config, where)
+    for quantity in relation.quantities:
+        if not any(task.predicts(quantity) for task in tasks.values()):
+            predicted = sorted({q for task in tasks.values() for q in task.quantities})
+            raise InputError(
+                where, f"needs {quantity!r}, {problem} (predicted: {', '.join(predicted)})"
+            )
+    try:
+        relation.check_tasks(simple_tasks(tasks, relation.quantities))
+    except InputError as error:
+        raise InputError(f"{where}.relation", str(error)) from None
+    return relation
 
 
 def _role(job: Job, name: str, task: Task) -> Role:
     relations = build_relations(job, name, task)
     config, labels = job.tasks[name], _labels(job, name, task)
-    publishes = tuple(sorted(q for q in _related(relations) if task.predicts(q)))
+    publishes = tuple(q for q in _related(relations) if task.predicts(q))
     inputs = set(inputs_of(task, frames_of(task, publishes))) if relations else set()
     needed = {c for weighted in relations for c in weighted.relation.inputs}
     wants = {
         quantity: min(r.config.start_step for r in relations if quantity in r.relation.quantities)
-        for quantity in sorted(_related(relations))
+        for quantity in _related(relations)
         if not task.predicts(quantity)
     }
     learns = any(relation.scale > 0 for relation in relations)
@@ -147,10 +166,15 @@ def _role(job: Job, name: str, task: Task) -> Role:
 
 def _labels(job: Job, name: str, task: Task) -> dict[str, tuple[str, ...]]:
     """What a task reads of each labelled dataset: of one that is named for some heads, their
-    labels alone. InputError for a head that the task does not have."""
-    config = job.tasks[name]
+    labels alone, and what relations inside the task need. InputError for a head that the task does
+    not have."""
+    config, inner = job.tasks[name], build_inner_relations(job, name, task)
+    inputs = inputs_of(task, labelled_frames(task, _related(inner)))
+    inputs += tuple(c for one in inner for c in one.relation.inputs if c not in inputs)
     if not isinstance(config.dedicated, dict) or config.frozen:
-        return dict.fromkeys(job.labels_of(name), (*task.inputs, *task.labels))
+        labels = (c for one in inner for c in one.relation.labels)
+        read = tuple(dict.fromkeys([*inputs, *task.labels, *labels]))
+        return dict.fromkeys(job.labels_of(name), read)
     columns: dict[str, list[str]] = {}
     for head, dataset in config.dedicated.items():
         if head not in task.heads:
@@ -158,9 +182,9 @@ def _labels(job: Job, name: str, task: Task) -> dict[str, tuple[str, ...]]:
                 f"tasks.{name}.dedicated.{head}",
                 f"no such head, expected one of {', '.join(task.heads)}",
             )
-        columns.setdefault(dataset, [*task.inputs]).extend(task.heads[head].labels)
+        columns.setdefault(dataset, [*inputs]).extend(task.heads[head].labels)
     return {dataset: tuple(dict.fromkeys(read)) for dataset, read in columns.items()}
 
 
-def _related(relations: Sequence[WeightedRelation]) -> set[str]:
-    return {q for weighted in relations for q in weighted.relation.quantities}
+def _related(relations: Sequence[WeightedRelation]) -> list[str]:
+    return sorted({q for weighted in relations for q in weighted.relation.quantities})

@@ -24,12 +24,20 @@ class Relation(ABC):
     """Those of them that get no gradient. A task that predicts only these learns nothing from the
     relation and predicts for its peers."""
     inputs: tuple[str, ...] = ()
-    """Columns of the mediator batch that it needs besides predictions."""
+    """Columns of the batch that it needs besides predictions."""
+    labels: tuple[str, ...] = ()
+    """Label columns that it needs. Only a relation inside one task may have some, because labels
+    of the mediator are never read; it is left out of batches without them."""
 
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
         """Raise InputError for tasks whose predictions this relation cannot compare. ``tasks`` are
         all simple tasks (:attr:`taskray.tasks.task.Task.heads`) that predict one of its quantities,
         by name. By default any tasks are accepted."""
+        return None
+
+    def build_for(self, tasks: Mapping[str, Task]) -> None:
+        """Build what depends on the tasks: layers for the classes of a segmentation. Called once
+        before the first use, after :meth:`check_tasks`, with the same tasks."""
         return None
 
     @abstractmethod

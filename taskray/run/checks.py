@@ -11,7 +11,12 @@ from taskray.data.readers.reader import Reader
 from taskray.data.storage.convert import build_reader
 from taskray.errors import InputError
 from taskray.job.config import AugmentConfig, Job
-from taskray.loop.assembly import build_learned, build_relations, build_tasks
+from taskray.loop.assembly import (
+    build_inner_relations,
+    build_learned,
+    build_relations,
+    build_tasks,
+)
 from taskray.loop.learned import Learned
 from taskray.loop.optimization import build_optimizer
 from taskray.loop.wiring import wire
@@ -42,7 +47,8 @@ def check(job: Job) -> dict[str, Learned]:
             raise InputError(
                 f"tasks.{name}.augment", "only images are augmented, the task reads none"
             )
-        models[name] = build_learned(job, name, task, build_relations(job, name, task))
+        inner = build_inner_relations(job, name, task)
+        models[name] = build_learned(job, name, task, [*build_relations(job, name, task), *inner])
     for dataset, config in job.data.items():
         evaluated = dataset in job.evaluation.data.values()
         users = [n for n in tasks if evaluated or dataset in job.labels_of(n)]

@@ -21,7 +21,7 @@ from torch import nn
 from taskray.data.storage.convert import build_reader, convert
 from taskray.data.streams.batch import Batch
 from taskray.job.config import Job
-from taskray.loop.assembly import build_relations, build_tasks
+from taskray.loop.assembly import build_inner_relations, build_relations, build_tasks
 from taskray.loop.wiring import wire
 from taskray.record.formatting import NOTHING, count, size
 from taskray.report.console import print_plain, print_table
@@ -119,13 +119,15 @@ def timing(trial: Trial) -> str:
 
 def relations_of(job: Job, tasks: Mapping[str, Task]) -> list[str]:
     """One line for each edge: ``depth_normals: depth <- normals (normals)``, which reads
-    ``relation: consumer <- producers (quantity)``."""
+    ``relation: consumer <- producers (quantity)``; and one for each relation inside a task."""
     lines = []
     for name, task in tasks.items():
         for weighted in build_relations(job, name, task) if name not in job.frozen else ():
             for quantity in (q for q in weighted.relation.quantities if not task.predicts(q)):
                 peers = [p for p, t in tasks.items() if p != name and t.predicts(quantity)]
                 lines.append(f"{weighted.name}: {name} <- {', '.join(peers)} ({quantity})")
+        for inner in build_inner_relations(job, name, task):
+            lines.append(f"{inner.name}: inside {name} ({', '.join(inner.relation.quantities)})")
     return lines or ["no relation has a weight: each task trains alone"]
 
 

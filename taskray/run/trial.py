@@ -21,7 +21,12 @@ from taskray.data.streams.batch import Batch
 from taskray.data.streams.rows import CorruptRows
 from taskray.errors import InputError, TrainingError, naming_errors
 from taskray.job.config import Job
-from taskray.loop.assembly import build_learned, build_relations, seed_of
+from taskray.loop.assembly import (
+    build_inner_relations,
+    build_learned,
+    build_relations,
+    seed_of,
+)
 from taskray.loop.interfaces import PeerPredictions, Prediction
 from taskray.loop.network import frames_of
 from taskray.loop.trainer import Trainer
@@ -139,8 +144,11 @@ def try_steps(
 
 def _both_kinds(job: Job) -> Job:
     """The job with a step on labels, then a consistency step, and every relation begun."""
-    tasks = {n: t.model_copy(update={"compile": False}) for n, t in job.tasks.items()}
     begun = {"start_step": 0, "warmup_steps": 0}
+    tasks = {}
+    for n, t in job.tasks.items():
+        inner = {r: config.model_copy(update=begun) for r, config in t.relations.items()}
+        tasks[n] = t.model_copy(update={"compile": False, "relations": inner})
     relations = {n: r.model_copy(update=begun) for n, r in job.consistency.items()}
     changed: dict[str, Any] = {"tasks": tasks, "consistency": relations}
     if job.mediator is not None and job.mediator.consistency_steps:
@@ -151,7 +159,8 @@ def _both_kinds(job: Job) -> Job:
 
 def _trainer(job: Job, name: str, task: Task, wiring: Wiring, rows: Mapping[str, Batch]) -> Trainer:
     role, relations = wiring.roles[name], build_relations(job, name, task)
-    learned = build_learned(job, name, task, relations)
+    inner = build_inner_relations(job, name, task)
+    learned = build_learned(job, name, task, [*relations, *inner])
     load_initial(job, name, learned)
 
     def stream(dataset: str, columns: Any) -> OneBatch:
@@ -166,6 +175,7 @@ def _trainer(job: Job, name: str, task: Task, wiring: Wiring, rows: Mapping[str,
         learned,
         seed=seed_of(job, name),
         relations=relations,
+        inner_relations=inner,
         published=role.publishes,
         dedicated=[stream(dataset, columns) for dataset, columns in role.labels.items()],
         mediator=stream(mediator, wiring.mediator_columns(name)) if mediator else None,

@@ -17,7 +17,13 @@ from taskray.data.streams.order import MediatorOrder
 from taskray.data.streams.stream import plain_batches
 from taskray.errors import InputError, one_line
 from taskray.job.config import Job
-from taskray.loop.assembly import build_learned, build_relations, build_task, seed_of
+from taskray.loop.assembly import (
+    build_inner_relations,
+    build_learned,
+    build_relations,
+    build_task,
+    seed_of,
+)
 from taskray.loop.evaluation import Evaluation, evaluate, learn_constant, measured_columns
 from taskray.loop.interfaces import Peers
 from taskray.loop.learned import Learned
@@ -64,13 +70,15 @@ class Member:
         self.evaluations: dict[str, Handle] = {}
         task, role = build_task(job, name), wiring.roles[name]
         relations = build_relations(job, name, task)
+        inner = build_inner_relations(job, name, task)
         self.trainer = Trainer(
             name,
             job,
             task,
-            build_learned(job, name, task, relations),
+            build_learned(job, name, task, [*relations, *inner]),
             seed=seed_of(job, name),
             relations=relations,
+            inner_relations=inner,
             published=role.publishes,
             dedicated=_dedicated(job, name, role, data),
             mediator=_mediator(job, name, wiring, data, in_lock_step),
