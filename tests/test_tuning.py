@@ -158,6 +158,7 @@ def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
         ),
         ({"metrics": ["dept/test/abs_rel"]}, "no task 'dept'; did you mean 'depth'?"),
         ({"metrics": ["depth/tset/abs_rel"]}, "no evaluation 'tset'; did you mean 'test'?"),
+        ({"metrics": ["*/test/abs_rell"]}, "measures no 'abs_rell'; did you mean 'abs_rel'?"),
         ({"metrics": ["depth/test/abs_rell"]}, "measures no 'abs_rell'; did you mean 'abs_rel'?"),
         ({"metrics": ["depth/abs_rel"]}, "has no evaluation, expected depth/<evaluation>/abs_rel"),
         ({"metrics": ["depth/stepz"]}, "no such figure; did you mean 'steps'?"),
@@ -488,6 +489,8 @@ def test_a_metric_is_an_evaluation_s_or_a_path_of_the_result() -> None:
     assert value_of(result, "seconds") == 3.5
     assert value_of(result, "staleness/depth<-normals/steps_mean") == 31.0
     assert value_of(result, "depth/test/rmse") is None
+    assert value_of(result, "*/test/abs_rel") == 0.4
+    assert value_of(result, "*/test/rmse") is None
     assert value_of(result, "normals/test/abs_rel") is None
     job = parse_job(JOB, "job")
     check_metric("staleness/depth<-normals/steps_mean", [job], "study")

@@ -15,6 +15,8 @@ In the ``values`` of a task's report, and so in ``metrics.jsonl`` and TensorBoar
 In the tables of studies and searches::
 
     <task>/<title>/<metric>                  TaskMetric(task, title, metric)
+    */<title>/<metric>                       of the one task that measures it (ANY_TASK), so that
+                                             separate tasks and one with several heads share columns
 
 ``str(key)`` is the name, ``parse(name)`` the key. Names of tasks, relations and evaluations
 contain no ``/`` (``job.config.Name``); a term or a metric may (``iou/<class>``).
@@ -31,6 +33,9 @@ DATA_WAIT_FRACTION = "data_wait_fraction"
 SKIPPED_CONSISTENCY_STEPS = "skipped_consistency_steps"
 REPLACED_BY_SUPERVISED = "replaced_by_supervised"
 PUBLISHES_DROPPED = "publishes_dropped"
+
+ANY_TASK = "*"
+"""As the task of a :class:`TaskMetric`: the task that measures it."""
 
 RESERVED = ("supervised", "consistency")
 """No term of a task's loss has such a name: the sums have them."""

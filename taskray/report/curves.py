@@ -9,7 +9,7 @@ from typing import Any
 
 from taskray.errors import InputError
 from taskray.files import atomic_write, write_text
-from taskray.loop.metric_key import TaskMetric
+from taskray.loop.metric_key import ANY_TASK, TaskMetric
 from taskray.record.formatting import describe
 from taskray.report.charts import Line, line_chart
 from taskray.report.history import Run, Series
@@ -33,7 +33,12 @@ def read_curves(table: Table, runs_of: Mapping[str, Sequence[Path]]) -> Curves:
             metric = TaskMetric.parse(column.key)
             if column.source != OURS or metric is None:
                 continue
-            seeds = [s for run in runs if (s := run.series(metric.task, metric.reported))]
+            seeds = [
+                series
+                for run in runs
+                for task in (run.tasks if metric.task == ANY_TASK else [metric.task])
+                if (series := run.series(task, metric.reported))
+            ]
             mean = _mean(seeds)
             if len(mean.steps) > 1:
                 found.setdefault(column.key, {})[row.name] = mean

@@ -19,6 +19,7 @@ from typing import Any
 
 from taskray.errors import InputError
 from taskray.files import plain, write_text
+from taskray.loop.metric_key import ANY_TASK
 from taskray.record.formatting import describe, format_change, relative_change
 
 OURS = "ours"
@@ -149,10 +150,12 @@ def study_table(
 
 
 def heading_of(key: str) -> str:
-    """``depth/real_test/abs_rel`` -> ``depth · real_test · AbsRel ↓``."""
+    """``depth/real_test/abs_rel`` -> ``depth · real_test · AbsRel ↓``; without the task where it is
+    any."""
     info = describe(key)
     path = key.removesuffix(info.name).strip("/")
-    return " · ".join([*filter(None, path.split("/")), info.heading])
+    parts = (part for part in path.split("/") if part and part != ANY_TASK)
+    return " · ".join([*parts, info.heading])
 
 
 def grid(table: Table) -> Grid:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import permutations
 from pathlib import Path
@@ -17,7 +17,7 @@ from taskray.job.config import Job, assign, override, parse_changed
 from taskray.job.plugins import nearest
 from taskray.loop.assembly import build_tasks
 from taskray.loop.meters import Edge
-from taskray.loop.metric_key import TaskMetric, edge_name
+from taskray.loop.metric_key import ANY_TASK, TaskMetric, edge_name
 from taskray.record.folder import CONFIG, read_result
 from taskray.record.result import TaskState, summarize
 from taskray.report.history import CONSTANT, MEASURED, evaluations_of
@@ -133,10 +133,14 @@ def _measured(values: Mapping[str, Any]) -> Any:
 
 
 def value_of(result: Mapping[str, Any], key: str, of: str = MEASURED) -> float | None:
-    """A metric of a result: ``<task>/<evaluation>/<metric>`` or a path of the result file. ``of``:
-    the evaluations of networks, or of constant predictors."""
+    """A metric of a result: ``<task>/<evaluation>/<metric>``, ``*`` being the task that measures
+    it, or a path of the result file. ``of``: the evaluations of networks, or of constant
+    predictors."""
     tasks = result.get("tasks") or {}
     metric = TaskMetric.parse(key)
+    if metric is not None and metric.task == ANY_TASK:
+        found = (value_of(result, str(replace(metric, task=name)), of) for name in tasks)
+        return next((value for value in found if value is not None), None)
     if metric is not None and metric.task in tasks:
         evaluations = evaluations_of(tasks[metric.task], of)
         if metric.title in evaluations or of == CONSTANT:
@@ -152,20 +156,34 @@ def value_of(result: Mapping[str, Any], key: str, of: str = MEASURED) -> float |
 
 def is_about(key: str, job: Job) -> bool:
     """Whether a metric belongs to the whole run, or to one of the job's tasks."""
-    return key.partition("/")[0] in (*job.tasks, *RESULT_PATHS)
+    return key.partition("/")[0] in (*job.tasks, *RESULT_PATHS, ANY_TASK)
 
 
 def check_metric(key: str, jobs: Sequence[Job], source: str) -> None:
     """Raise InputError for a metric that no run of these jobs will have. Metrics whose names depend
     on the data are accepted."""
     problems = [_problem(key, job) for job in jobs]
+    for job in jobs if key.startswith(f"{ANY_TASK}/") else ():
+        if len(several := _measuring(key, job)) > 1:
+            raise InputError(
+                source, f"{key!r}: {' and '.join(several)} measure it, expected one of these tasks"
+            )
     if all(problems):
         raise InputError(source, f"{key!r}: {problems[0]}")
+
+
+def _measuring(key: str, job: Job) -> list[str]:
+    """The tasks of a job that measure ``*/<evaluation>/<metric>``."""
+    rest = key.partition("/")[2]
+    return [name for name in job.tasks if _problem(f"{name}/{rest}", job) is None]
 
 
 def _problem(key: str, job: Job) -> str | None:
     task, _, rest = key.partition("/")
     title, slash, metric = rest.partition("/")
+    if task == ANY_TASK:
+        problems = {name: _problem(f"{name}/{rest}", job) for name in job.tasks}
+        return None if _measuring(key, job) else next(iter(problems.values()))
     if task not in job.tasks and task not in RESULT_PATHS:
         return f"no task {task!r}; {nearest(task, [*job.tasks, *RESULT_PATHS])}"
     if task not in job.tasks or not slash:
