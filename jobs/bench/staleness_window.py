@@ -59,8 +59,7 @@ STREAM = "stream"
 FAST, SLOW = "depth", "normals"
 PEER = {FAST: SLOW, SLOW: FAST}
 QUICK = {
-    "windows": ["4"], "datasets": ["16"], "steps": 60, "ratios": [4], "ratio_window": 4,
-    "slow_steps": 40, "frames": 64,
+    "windows": [], "datasets": [], "ratios": [4], "ratio_window": 4, "slow_steps": 30, "frames": 64,
 }  # fmt: skip
 
 
