@@ -22,7 +22,7 @@ from taskray.tasks.task import Task
 
 Columns = dict[str, Tensor]
 TASKS: dict[str, Callable[[], Task]] = {"depth": Depth, "normals": Normals}
-LOSSES = {name: getattr(losses, name) for name in ("mse", "l1", "log_mse", "cosine")}
+LOSSES = {name: getattr(losses, name) for name in ("mse", "l1", "log_mse", "huber", "cosine")}
 
 
 def row(*values: float) -> Tensor:
@@ -71,11 +71,21 @@ def test_losses_have_the_values_worked_out_by_hand() -> None:
     prediction, label = row(1.0, 4.0, 9.0), row(2.0, 2.0, 0.0)
     valid = label > 0
     expected = {"mse": (1 + 4) / 2, "l1": (1 + 2) / 2, "log_mse": math.log(2) ** 2}
+    d = 250 / 256  # MultiNet++, eq. 5: both errors are larger
+    expected["huber"] = d * ((1 - d / 2) + (2 - d / 2)) / 2
     for name, value in expected.items():
         assert float(LOSSES[name](prediction, label, valid)) == pytest.approx(value)
     predicted, true = vectors((0, 0, -3), (2, 0, 0), (1, 1, 1)), vectors(FACING, FACING, FACING)
     mask = torch.tensor([True, True, False]).reshape(1, 1, 1, 3)
     assert float(losses.cosine(predicted, true, mask)) == pytest.approx((0 + 1) / 2)
+
+
+def test_huber_is_that_of_torch_over_the_valid_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction, label = 4 * torch.rand(2, 2, 1, 5, 7, generator=generator)
+    valid = torch.rand(2, 1, 5, 7, generator=generator) < 0.5
+    expected = torch.nn.HuberLoss(delta=losses.HUBER_DELTA)(prediction[valid], label[valid])
+    torch.testing.assert_close(losses.huber(prediction, label, valid), expected)
 
 
 def test_a_loss_over_several_channels_is_a_mean_over_channels_too() -> None:

@@ -64,6 +64,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "mse": "taskray.tasks.losses:mse",
         "log_mse": "taskray.tasks.losses:log_mse",
         "l1": "taskray.tasks.losses:l1",
+        "huber": "taskray.tasks.losses:huber",
         "cosine": "taskray.tasks.losses:cosine",
     },
 }

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from taskray.geometry.normals import unit
 
 SMALLEST_DEPTH = 1e-6
 """Metres; keeps the logarithm of an invalid label finite."""
+HUBER_DELTA = 250 / 256
+"""Metres; MultiNet++ has 250 in units of KITTI's depth maps, which are 1/256 m."""
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -30,6 +33,14 @@ def mse(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
 def l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     """Mean absolute difference."""
     return masked_mean((prediction - label).abs(), valid)
+
+
+def huber(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Half the squared difference up to ``HUBER_DELTA``, linear beyond (the depth loss of
+    MultiNet++, eq. 5)."""
+    return masked_mean(
+        functional.huber_loss(prediction, label, reduction="none", delta=HUBER_DELTA), valid
+    )
 
 
 def log_mse(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
