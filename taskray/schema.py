@@ -169,6 +169,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 PREDICTED_SHAPES: dict[str, tuple[int | str, ...]] = {
     "segmentation": ("C", "H", "W"),  # predictions are logits, labels are indices
+    "motion_mask": (2, "H", "W"),
 }
 """Shapes of predictions that differ from those of their labels."""
 

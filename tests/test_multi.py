@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +44,6 @@ class Saliency(Segmentation):
 
     def __init__(self) -> None:
         super().__init__(num_classes=2)
-        self.out_channels = {"saliency": 2}
-
-    def predict(self, output: Tensor) -> dict[str, Tensor]:
-        return {"saliency": output}
-
-    def metric(self) -> SegmentationMetrics:
-        return _Saliency(self.classes)
-
-
-class _Saliency(SegmentationMetrics):
-    def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
-        columns = ({"segmentation": c["saliency"]} for c in (prediction, batch))
-        super().update(*columns)
 
 
 def built(**heads: Any) -> Multi:

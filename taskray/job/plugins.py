@@ -47,6 +47,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "ego_motion": "taskray.tasks.ego_motion:EgoMotion",
         "object_motion": "taskray.tasks.object_motion:ObjectMotion",
         "motion": "taskray.tasks.motion:Motion",
+        "motion_mask": "taskray.tasks.motion_mask:MotionMask",
         "multi": "taskray.tasks.multi:multi",
         "detection": "taskray.tasks.detection:Detection",
         "box_flow": "taskray.tasks.box_flow:BoxFlow",

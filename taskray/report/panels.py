@@ -88,7 +88,7 @@ def paint(quantity: str, truth: np.ndarray | None) -> Callable[[np.ndarray], np.
         return lambda a: colour_depth(a[:, 0], near, far)
     if quantity == "normals":
         return colour_normals
-    if quantity == "segmentation":
+    if quantity in ("segmentation", "motion_mask"):
         return lambda a: colour_segmentation(a[:, 0])
     finite = truth[np.isfinite(truth) & (truth != IGNORE)] if truth is not None else np.zeros(0)
     scale = float(np.abs(finite).max()) if finite.size else 1.0

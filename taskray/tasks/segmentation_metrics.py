@@ -1,4 +1,4 @@
-"""Metrics of segmentations, from one confusion matrix over the whole set."""
+"""Metrics of classes per pixel, from one confusion matrix over the whole set."""
 
 from __future__ import annotations
 
@@ -24,22 +24,28 @@ class SegmentationMetrics(Metric):  # type: ignore[misc]
         measured: the classes of ``miou``, ``iou/<class>`` and ``pixel_accuracy``. All pixels
             count in the confusion matrix: a wall that is predicted as a car is a false positive.
             ``pixel_accuracy`` is over the pixels whose label is one of these classes.
+        quantity: of the labels and of the predicted logits.
     """
 
     full_state_update = False
     confusion: Tensor
 
-    def __init__(self, classes: Sequence[str], measured: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        measured: Sequence[str] | None = None,
+        quantity: str = "segmentation",
+    ) -> None:
         super().__init__()
-        self.classes = tuple(classes)
+        self.classes, self.quantity = tuple(classes), quantity
         names = self.classes if measured is None else measured
         self.measured = [self.classes.index(name) for name in names]
         zeros = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
         self.add_state("confusion", zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
-        label = batch["segmentation"][:, 0].long()
-        predicted = prediction["segmentation"].argmax(dim=1)
+        label = batch[self.quantity][:, 0].long()
+        predicted = prediction[self.quantity].argmax(dim=1)
         valid = label != IGNORE
         count = len(self.classes)
         if valid.any() and int(label[valid].max()) >= count:
