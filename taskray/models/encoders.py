@@ -3,10 +3,11 @@ Hugging Face ``transformers``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskray.errors import InputError, one_line
 from taskray.models import efficientnet
@@ -47,22 +48,74 @@ def load_encoder(
     return encoder, standardize
 
 
-@torch.no_grad()
-def feature_channels(
-    encoder: nn.Module, in_channels: int, multiple: int, backbone: str
-) -> tuple[list[int], bool]:
-    """Channels of each feature, finest first, and whether the finest has half the size of the
-    frame; from one pass over a small frame: some configurations misstate them."""
+def find_features(
+    encoder: nn.Module, in_channels: int, multiple: int, backbone: str, coarsest: int | None
+) -> tuple[list[int], list[int]]:
+    """Channels and stride of each feature, finest first, from a pass over a small frame: some
+    configurations misstate them. The encoder is dilated to ``coarsest``, if it is given.
+    """
     frame = torch.zeros(1, in_channels, 2 * multiple, 3 * multiple)
-    training = encoder.training
+    features = _features_of(encoder, frame, backbone)
+    if coarsest is not None and features[-1][1] != coarsest:
+        dilate(encoder, frame, coarsest)
+        features = _features_of(encoder, frame, backbone)
+        if features[-1][1] != coarsest:
+            raise InputError(
+                "coarsest",
+                f"got {coarsest}, expected a stride that backbone {backbone!r} can be dilated to",
+            )
+    channels, strides = zip(*features, strict=True)
+    return list(channels), list(strides)
+
+
+@torch.no_grad()
+def dilate(encoder: nn.Module, frame: Tensor, coarsest: int) -> None:
+    """Keep all features at ``1 / coarsest`` of the frame or finer: convolutions make no step
+    beyond it, and those after them are dilated instead, so that they see what they saw before. No
+    weight changes its shape [DeepLab, Chen et al. 2018].
+
+    Args:
+        encoder: of convolutions.
+        frame: ``[1, in_channels, H, W]``, any that the encoder takes.
+        coarsest: the largest stride, a power of 2.
+    """
+    convolutions = {m for m in encoder.modules() if isinstance(m, nn.Conv2d)}
+    strides: dict[nn.Conv2d, int] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Conv2d):
+            strides[module] = round(frame.shape[-1] / inputs[0].shape[-1])
+
+    hooks = [module.register_forward_pre_hook(note) for module in convolutions]
+    _run(encoder, frame)
+    for hook in hooks:
+        hook.remove()
+    for module, stride in strides.items():
+        if stride * module.stride[0] > coarsest:
+            module.stride = (1, 1)
+        if stride > coarsest and isinstance(module.padding, tuple):
+            factor = stride // coarsest
+            module.dilation = (factor * module.dilation[0], factor * module.dilation[1])
+            module.padding = (factor * module.padding[0], factor * module.padding[1])
+
+
+def _features_of(encoder: nn.Module, frame: Tensor, backbone: str) -> list[tuple[int, int]]:
+    """Channels and stride of each feature, finest first."""
     try:
-        features = encoder.eval()(frame).feature_maps
+        features = _run(encoder, frame)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             "backbone",
-            f"{backbone!r} does not take {in_channels} channels of any frame size: "
+            f"{backbone!r} does not take {frame.shape[1]} channels of any frame size: "
             f"{one_line(error)}",
         ) from None
+    return [(f.shape[1], round(frame.shape[-1] / f.shape[-1])) for f in features]
+
+
+@torch.no_grad()
+def _run(encoder: nn.Module, frame: Tensor) -> Sequence[Tensor]:
+    """The features of a frame, in evaluation mode."""
+    training = encoder.training
+    features: Sequence[Tensor] = encoder.eval()(frame).feature_maps
     encoder.train(training)
-    channels = [feature.shape[1] for feature in features]
-    return channels, features[0].shape[-1] == frame.shape[-1] // 2
+    return features
