@@ -21,18 +21,22 @@ class HeadMetrics(Metric):  # type: ignore[misc]
     Args:
         metrics: by head.
         labels: the columns that the metric of a head needs.
+        full_names: every name becomes ``<head>/<name>``.
     """
 
     full_state_update = False
 
     def __init__(
-        self, metrics: Mapping[str, Metric], labels: Mapping[str, Collection[str]]
+        self,
+        metrics: Mapping[str, Metric],
+        labels: Mapping[str, Collection[str]],
+        full_names: bool = False,
     ) -> None:
         super().__init__()
         self.heads: Any = torch.nn.ModuleDict(metrics)
         self.labels = dict(labels)
         kinds = Counter(type(metric) for metric in metrics.values())
-        self.alike = {head for head, metric in metrics.items() if kinds[type(metric)] > 1}
+        self.named = {h for h, m in metrics.items() if full_names or kinds[type(m)] > 1}
 
     def update(self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
         for head, metric in self.heads.items():
@@ -43,7 +47,7 @@ class HeadMetrics(Metric):  # type: ignore[misc]
         found = {h: m.compute() for h, m in self.heads.items() if m.update_called}
         uses = Counter(name for values in found.values() for name in values)
         return {
-            f"{head}/{name}" if head in self.alike or uses[name] > 1 else name: value
+            f"{head}/{name}" if head in self.named or uses[name] > 1 else name: value
             for head, values in found.items()
             for name, value in values.items()
         }

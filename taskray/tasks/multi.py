@@ -39,13 +39,20 @@ class Multi(Task):
         heads: the tasks by head, each with one head of its own and with quantities that no other
             predicts.
         unlabelled: heads whose labels are never read: they learn from relations alone.
+        full_names: every metric is named ``<head>/<name>``, not only one that two heads share.
     """
 
-    def __init__(self, heads: Mapping[str, Task], unlabelled: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        heads: Mapping[str, Task],
+        unlabelled: Collection[str] = (),
+        full_names: bool = False,
+    ) -> None:
         self._heads = dict(heads)
         self._labelled = {h: t for h, t in heads.items() if h not in unlabelled}
         self._leader = max(heads.values(), key=lambda t: (len(t.inputs), t.passes))
         _check_heads(self._heads, self._leader)
+        self._full_names = full_names
         self.quantities = tuple(q for t in heads.values() for q in t.quantities)
         self.labels = tuple(dict.fromkeys(c for t in self._labelled.values() for c in t.labels))
         self.inputs, self.passes = self._leader.inputs, self._leader.passes
@@ -120,6 +127,7 @@ class Multi(Task):
         return HeadMetrics(
             {head: task.metric() for head, task in self._labelled.items()},
             {head: task.labels for head, task in self._labelled.items()},
+            self._full_names,
         )
 
     def _labelled_in(self, columns: Collection[str]) -> dict[str, Task]:
@@ -127,18 +135,23 @@ class Multi(Task):
         return {h: t for h, t in self._labelled.items() if all(c in columns for c in t.labels)}
 
 
-def multi(heads: Annotated[dict[HeadName, Plugin], Field(min_length=1)]) -> Multi:
+def multi(
+    heads: Annotated[dict[HeadName, Plugin], Field(min_length=1)], full_names: bool = False
+) -> Multi:
     """A task made of tasks (:class:`Multi`), from their descriptions in a job.
 
     Args:
         heads: a task by head: a name, or a name with arguments, as under ``task``
             (``{depth: depth, normals: {name: normals, loss: l1}}``).
+        full_names: every metric is named ``<head>/<name>``, not only one that two heads share: so
+            it has the same name whatever other heads there are.
     """
     return Multi(
         {
             head: plugins.build("task", task.name, task.arguments, f"heads.{head}")
             for head, task in heads.items()
-        }
+        },
+        full_names=full_names,
     )
 
 
