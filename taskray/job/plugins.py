@@ -37,6 +37,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "unet": "taskray.models.unet:UNet",
         "encoder_decoder": "taskray.models.encoder_decoder:EncoderDecoder",
         "huggingface": "taskray.models.huggingface:HuggingFaceModel",
+        "multinetpp": "taskray.models.multinetpp:MultiNetPlusPlus",
         "motion_net": "taskray.models.motion:MotionNet",
         "pillars": "taskray.models.pillars:Pillars",
     },

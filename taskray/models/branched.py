@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from taskray.models.decoders import Decoder
-from taskray.models.heads import Head, by_head, of_head
+from taskray.models.heads import by_head, of_head
 
 
 class Branched(nn.Module):
@@ -27,7 +27,7 @@ class Branched(nn.Module):
     """
 
     decoder: Decoder | nn.ModuleDict
-    head: Head | nn.ModuleDict
+    head: nn.Module
 
     def __init__(self, heads: Sequence[str]) -> None:
         super().__init__()

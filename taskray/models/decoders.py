@@ -76,3 +76,52 @@ class PyramidDecoder(Decoder):
             x = torch.cat([resize(x, skip.shape[-2:]), skip], dim=1)
         finer: Tensor = self[step](x)
         return finer
+
+
+class FCN8Decoder(Decoder):
+    """FCN-8s (Long et al., CVPR 2015) up to an eighth of the frame: a 1x1 convolution turns each
+    of the three coarsest features into scores, with the channels of the output; each step but the
+    first doubles the size of the scores and adds those of the next finer feature.
+
+    It computes in float32 also under autocast, as a head does: its maps are outputs.
+
+    Args:
+        channels: of the features, finest first, each of half the size of the one before; the last
+            three are used.
+        scores: channels of the output.
+    """
+
+    def __init__(self, channels: Sequence[int], scores: int) -> None:
+        coarse_first = list(reversed(channels))[:3]
+        super().__init__(_Scores(width, scores, bool(n)) for n, width in enumerate(coarse_first))
+
+    def forward(self, step: int, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """The scores ``[B, scores, H, W]`` at the size of feature ``-1 - step``."""
+        with torch.autocast(x.device.type, enabled=False):
+            finer: Tensor = self[step](x, features[-1 - step].float())
+            return finer
+
+
+class _Scores(nn.Module):
+    """The scores of a feature, added to those of the coarser ones if it is not the first."""
+
+    def __init__(self, width: int, scores: int, adds: bool) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(width, scores, 1)
+        self.enlarge = enlargement(scores, 2) if adds else None
+
+    def forward(self, coarser: Tensor, feature: Tensor) -> Tensor:
+        scores: Tensor = self.score(feature)
+        return scores if self.enlarge is None else self.enlarge(coarser) + scores
+
+
+def enlargement(channels: int, factor: int) -> nn.ConvTranspose2d:
+    """A learned enlargement of maps ``[B, channels, H, W]`` by an even ``factor``, which begins as
+    the bilinear one, each channel by itself."""
+    size = 2 * factor
+    layer = nn.ConvTranspose2d(channels, channels, size, stride=factor, padding=factor // 2)
+    ramp = 1 - (torch.arange(size) - (size - 1) / 2).abs() / factor
+    weight = torch.zeros_like(layer.weight)
+    weight[range(channels), range(channels)] = torch.outer(ramp, ramp)
+    layer.load_state_dict({"weight": weight, "bias": torch.zeros(channels)})
+    return layer

@@ -13,7 +13,7 @@ from taskray.tasks.pixel_classes import ClassWeights, PixelClasses
 
 class MotionMask(PixelClasses):
     """Whether the point at each pixel moves relative to the scene (the motion task of MultiNet++,
-    ICCV workshops 2019): logits ``[B, 2, H, W]`` of ``still`` and ``moving``, learnt by cross
+    CVPR workshops 2019): logits ``[B, 2, H, W]`` of ``still`` and ``moving``, learnt by cross
     entropy.
 
     Args:
