@@ -217,6 +217,34 @@ def test_some_classes_are_measured_among_all() -> None:
     assert set(values_of(metric)) == names
 
 
+def test_the_map_from_vkitti2_to_cityscapes_is_that_of_the_paper() -> None:
+    known = class_map("vkitti2_cityscapes")
+    names = {  # in the order of VKITTI2's colors.txt; None: ignored
+        "terrain": None, "sky": "sky", "tree": "vegetation", "vegetation": "vegetation",
+        "building": "building", "road": "road", "guardrail": None, "sign": "sign",
+        "light": "light", "pole": "pole", "misc": None, "truck": "vehicle", "car": "vehicle",
+        "van": "vehicle",
+    }  # fmt: skip
+    expected = [IGNORE if n is None else known.classes.index(n) for n in names.values()]
+    assert known.table("vkitti2")[: len(names)].tolist() == expected
+    labels = class_map("cityscapes_19")
+    as_19 = {i: labels.classes[c] for i, c in enumerate(labels.table("cityscapes")) if c != IGNORE}
+    mapped = {as_19[i]: known.classes[c] for i, c in enumerate(known.table("cityscapes"))
+              if c != IGNORE}  # fmt: skip
+    assert mapped == {
+        "road": "road", "building": "building", "wall": "vegetation", "pole": "pole",
+        "traffic_light": "light", "traffic_sign": "sign", "vegetation": "vegetation",
+        "sky": "sky", "car": "vehicle", "bus": "vehicle",
+    }  # fmt: skip
+
+
+def test_synthia_and_cityscapes_have_the_same_sixteen_classes() -> None:
+    known, all_19 = class_map("cityscapes_16"), class_map("cityscapes_19")
+    assert set(all_19.classes) - set(known.classes) == {"terrain", "truck", "train"}
+    for dataset in ("synthia", "cityscapes"):
+        assert set(known.table(dataset).tolist()) == {*range(16), IGNORE}
+
+
 def test_class_maps_are_plain_values() -> None:
     assert ClassMap(classes=("a", "b")).movable_indices == ()
 
