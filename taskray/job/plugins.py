@@ -58,6 +58,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "scene_photometric": "taskray.relations.scene_photometric:ScenePhotometric",
         "segmentation_warp": "taskray.relations.segmentation_warp:SegmentationWarp",
         "motion_consistency": "taskray.relations.motion_consistency:MotionConsistency",
+        "adversarial": "taskray.relations.adversarial:Adversarial",
     },
     "weighting": {
         "sum": "taskray.weighting.weighting:Sum",

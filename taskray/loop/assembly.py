@@ -86,7 +86,8 @@ def build_relations(job: Job, task_name: str, task: Task) -> list[WeightedRelati
         with _seeded(job, task_name, name):
             relation = build_relation(config, f"consistency.{name}")
             if isinstance(relation, nn.Module):  # only a learned one is built for its tasks
-                tasks = {**build_tasks(job), task_name: task}
+                tasks = {task_name: task}
+                tasks |= {n: t for n, t in build_tasks(job).items() if n != task_name}
                 relation.build_for(simple_tasks(tasks, relation.quantities))
         own = {q for q in relation.quantities if task.predicts(q)}
         if own:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from taskray.errors import TaskrayError
 from taskray.job.config import RelationConfig
 from taskray.loop.metric_key import ConsistencyLoss
 from taskray.loop.terms import checked_terms
-from taskray.relations.relation import Relation
+from taskray.relations.opposed import Opposed
+from taskray.relations.relation import Relation, at_source
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class WeightedRelation:
     config: RelationConfig
     scale: float = 1.0
     """The consuming task's own factor; 0 where the relation gives this task no gradient."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The names of the predictions that it gets."""
+        return (*self.relation.quantities, *map(at_source, self.relation.sources))
 
     def has_begun(self, step: int) -> bool:
         """Whether the relation ties the tasks of the job yet."""
@@ -47,6 +54,8 @@ class ConsistencyLosses:
     """Relation -> its loss times its weight; only those that have a gradient."""
     values: dict[ConsistencyLoss, Tensor]
     """Each relation's and each term's detached value without the weight, for the report."""
+    opposed: dict[str, Tensor] = field(default_factory=dict)
+    """Relation -> the loss of its own parameters, where they play against the network."""
 
 
 def consistency_losses(
@@ -56,11 +65,12 @@ def consistency_losses(
     its peers' stale ones, ``[B, ...]``) on a mediator batch."""
     weighted: dict[str, Tensor] = {}
     values: dict[ConsistencyLoss, Tensor] = {}
+    opposed: dict[str, Tensor] = {}
     for one in relations:
         weight = one.weight(step)
-        if weight == 0 or not known.keys() >= set(one.relation.quantities):
+        if weight == 0 or not known.keys() >= set(one.needs):
             continue
-        terms = _terms(one, known, batch)
+        terms = _terms(one, one.relation, known, batch)
         value = torch.stack(list(terms.values())).sum()
         if not value.requires_grad:  # no way to be more consistent
             continue
@@ -68,17 +78,25 @@ def consistency_losses(
         values[ConsistencyLoss(one.name)] = value.detach()
         if len(terms) > 1:
             values |= {ConsistencyLoss(one.name, t): v.detach() for t, v in terms.items()}
-    return ConsistencyLosses(weighted, values)
+        if isinstance(one.relation, Opposed):
+            detached = {name: prediction.detach() for name, prediction in known.items()}
+            terms = _terms(one, one.relation.opponent_losses, detached, batch)
+            opposed[one.name] = torch.stack(list(terms.values())).sum()
+            values |= {ConsistencyLoss(one.name, t): v.detach() for t, v in terms.items()}
+    return ConsistencyLosses(weighted, values, opposed)
 
 
-def _terms(one: WeightedRelation, known: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """The relation's terms; where it fails, the shapes show more than the exception."""
+def _terms(
+    one: WeightedRelation,
+    loss: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Any],
+    known: Mapping[str, Tensor],
+    batch: Batch,
+) -> dict[str, Tensor]:
+    """The terms of a relation's loss; where it fails, the shapes show more than the exception."""
     try:
-        terms = one.relation(known, batch.tensors)
+        terms = loss(known, batch.tensors)
     except Exception as error:
-        shapes = ", ".join(
-            f"{q} {'x'.join(map(str, known[q].shape))}" for q in one.relation.quantities
-        )
+        shapes = ", ".join(f"{q} {'x'.join(map(str, known[q].shape))}" for q in one.needs)
         raise TaskrayError(
             f"relation {one.name!r} failed on {shapes}: {type(error).__name__}: {error}"
         ) from error

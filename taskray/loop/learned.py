@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from taskray.relations.opposed import Opposed
 from taskray.relations.relation import Relation
 from taskray.weighting.weighting import Weighting
 
@@ -30,8 +31,14 @@ class Learned(nn.Module):
         self.network, self.weighting = network, weighting
         learned = {n: r for n, r in relations.items() if isinstance(r, nn.Module)}
         self.relations = nn.ModuleList(learned.values())
+        self.opponents = {n: r for n, r in relations.items() if isinstance(r, Opposed)}
         self._parts = {"": network, WEIGHTING: weighting}
         self._parts |= {f"{RELATION}{name}.": relation for name, relation in learned.items()}
+
+    def together(self) -> list[nn.Parameter]:
+        """The parameters that descend on the task's losses: all but those of opponents."""
+        apart = {id(p) for opponent in self.opponents.values() for p in opponent.parameters()}
+        return [p for p in self.parameters() if id(p) not in apart]
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by their names in a checkpoint."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ class NotFinite(TaskrayError):
 
 
 class Optimization:
-    """One optimizer over everything that a task learns.
+    """One optimizer over everything that a task learns, and one over each of its opponents. An
+    opponent is no group of the task's optimizer, because its loss would pass the weighting, and its
+    gradient would count in the norm by which the network's is clipped.
 
     Args:
         learned: network, relations and weighting, on their device.
@@ -29,15 +32,25 @@ class Optimization:
 
     def __init__(self, learned: Learned, config: OptimizerConfig, total_steps: int) -> None:
         self.learned, self.config, self.total_steps = learned, config, total_steps
-        self.optimizer = build_optimizer(learned.parameters(), config)
+        self.parameters = learned.together()
+        self.optimizer = build_optimizer(self.parameters, config)
+        self.opponents = {
+            name: build_optimizer(relation.parameters(), relation.optimizer)
+            for name, relation in learned.opponents.items()
+        }
 
     def learning_rate(self, step: int) -> float:
         return learning_rate(self.config, step, self.total_steps)
 
     def descend(
-        self, losses: Mapping[str, Tensor], step: int, checked: bool
+        self,
+        losses: Mapping[str, Tensor],
+        step: int,
+        checked: bool,
+        opposed: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Update on named losses; returns the objective and the gradient's norm, both detached.
+        Opponents, by the name of their relation, are updated on the losses in ``opposed``.
 
         ``checked``: raise NotFinite, with nothing updated, where one of the two is not finite. The
         check forces a device sync on CUDA, so there only losses that come from peers are checked;
@@ -45,15 +58,45 @@ class Optimization:
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = self.learned.weighting.backward(losses, self.learned.network)
-        clip = self.config.clip_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.learned.parameters(), clip).detach()
-        if checked and not torch.isfinite(norm):
-            what = "its gradient" if torch.isfinite(total) else "the loss"
-            raise NotFinite(f"{what} is not finite (loss {float(total):g})")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.optimizer.step()
+        norm = clip(self.parameters, self.config)
+        _check(norm, total, checked)
+        updated = [(self.optimizer, self.config)]
+        for name, loss in (opposed or {}).items():
+            relation, optimizer = self.learned.opponents[name], self.opponents[name]
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            _check(clip(relation.parameters(), relation.optimizer), loss.detach(), checked)
+            updated.append((optimizer, relation.optimizer))
+        for optimizer, config in updated:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, self.total_steps)
+            optimizer.step()
         return total, norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all optimizers."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "opponents": {name: each.state_dict() for name, each in self.opponents.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what :meth:`state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self.opponents.items():
+            optimizer.load_state_dict(state["opponents"][name])
+
+
+def clip(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Tensor:
+    """Scale the gradient down to the job's norm; returns the norm before that, detached."""
+    most = config.clip_norm or float("inf")
+    return nn.utils.clip_grad_norm_(parameters, most).detach()
+
+
+def _check(norm: Tensor, loss: Tensor, checked: bool) -> None:
+    if checked and not torch.isfinite(norm):
+        what = "its gradient" if torch.isfinite(loss) else "the loss"
+        raise NotFinite(f"{what} is not finite (loss {float(loss):g})")
 
 
 def build_optimizer(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Generator, Tensor
 
 from taskray.data.streams.augment import augment
+from taskray.data.streams.batch import Batch
 from taskray.errors import naming_cause
 from taskray.job.config import TaskConfig
 from taskray.loop.consistency import ConsistencyLosses, consistency_losses
@@ -44,6 +45,9 @@ class Supervised:
         self.random, self.meter, self.relations = random, meter, relations
         related = [q for one in relations for q in one.relation.quantities]
         self._frames = labelled_frames(network.task, related)
+        self.predictions: dict[str, Tensor] = {}
+        """Of the last :meth:`losses`, detached: each quantity on the first dataset with labels of
+        its head."""
         self._what = f"the loss of task {config.task.name!r}"
 
     def losses(self, step: int) -> dict[str, Tensor]:
@@ -51,6 +55,7 @@ class Supervised:
         added up over the datasets. TaskrayError where two datasets give the same term."""
         losses: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
+        self.predictions = {}
         for stream in self.streams:
             terms, related = self._losses_on(stream, step)
             losses = merged(losses, terms)
@@ -77,10 +82,18 @@ class Supervised:
         batch = augment(batch, self.config.augment, self.random, labelled=True)
         batch = network.to_device(batch)
         prediction = network.predict(batch, self._frames)
+        self._keep(prediction, batch)
         with naming_cause(lambda: self._what):
             terms = checked_terms(task.loss(prediction, batch.tensors), self._what)
         fitting = [one for one in self.relations if one.fits(batch.tensors)]
         return terms, consistency_losses(fitting, prediction, batch, step)
+
+    def _keep(self, prediction: Mapping[str, Tensor], batch: Batch) -> None:
+        for head in self.network.task.heads.values():
+            if all(label in batch.tensors for label in head.labels):
+                for name, values in prediction.items():
+                    if name.partition("@")[0] in head.quantities:  # depth, or depth@1
+                        self.predictions.setdefault(name, values.detach())
 
     def state_dict(self) -> list[Any]:
         """The position in each dataset."""

@@ -52,6 +52,7 @@ from taskray.loop.optimization import NotFinite, Optimization
 from taskray.loop.report import ChunkReport
 from taskray.loop.supervised import Supervised
 from taskray.loop.terms import merged, sum_of
+from taskray.relations.relation import at_source
 from taskray.tasks.task import Task
 
 
@@ -116,7 +117,7 @@ class Trainer:
                 coming.ask(now, now + 1)
         if ahead is not None:
             learnt = self._learn_from_peers(batch, live, found)
-        if not learnt and self.supervised.streams:
+        else:
             self._learn_from_labels()
 
         labelled = bool(self.supervised.streams)
@@ -155,44 +156,56 @@ class Trainer:
     def _learn_from_peers(
         self, batch: Batch, live: Mapping[str, Tensor], found: PeerPredictions
     ) -> bool:
-        """Descend on the relations, and with ``mediator.with_labels`` on labels, too; False where
-        there is nothing to be consistent with."""
+        """Descend on the relations, and with ``mediator.with_labels`` on labels, too. Where there
+        is nothing to be consistent with, descend on labels alone, if there are any, and return
+        False."""
+        labels = self.supervised.losses(self.steps_made) if self.with_labels else {}
+        source = {at_source(q): p for q, p in self.supervised.predictions.items()}
         stale = {q: self.network.move(p.tensors[q]) for q, p in found.by_quantity.items()}
-        known = {**stale, **live}
+        known = {**stale, **live, **source}
         batch = self.network.to_device(batch)
         losses = consistency_losses(self.relations, known, batch, self.steps_made)
         if not losses.weighted:
+            self._learn_from_labels(labels)
             return False
-        labels = self.supervised.losses(self.steps_made) if self.with_labels else {}
         both: dict[MetricKey, dict[str, Tensor]] = {ConsistencyLoss(): losses.weighted}
         if labels:
             both[SupervisedLoss()] = labels
         try:
-            self._descend(both, checked=True)
+            self._descend(both, checked=True, opposed=losses.opposed)
         except NotFinite:
             own = [*live.values(), *labels.values()]
             if not all(bool(torch.isfinite(value).all()) for value in own):
                 raise
             # Our own prediction is finite, so the loss that is not comes from a peer.
             self.meter.miss("unusable")
+            self._learn_from_labels()
             return False
         for key, value in losses.values.items():
             self.meter.add(key, value)
         return True
 
-    def _learn_from_labels(self) -> None:
-        """Descend on the task's losses."""
-        losses = self.supervised.losses(self.steps_made)
+    def _learn_from_labels(self, losses: Mapping[str, Tensor] | None = None) -> None:
+        """Descend on the task's losses: those given, else those on the next batch. A task without
+        labels does nothing."""
+        if not self.supervised.streams:
+            return
+        losses = losses or self.supervised.losses(self.steps_made)
         if not losses:
             raise TaskrayError("no labels and no consistency: nothing to train on")
         self._descend({SupervisedLoss(): losses}, checked=self.network.device.type == "cpu")
 
-    def _descend(self, losses: Mapping[MetricKey, Mapping[str, Tensor]], checked: bool) -> None:
-        """One update on named losses, by the key of their sum."""
+    def _descend(
+        self,
+        losses: Mapping[MetricKey, Mapping[str, Tensor]],
+        checked: bool,
+        opposed: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """One update on named losses, by the key of their sum, and of opponents on theirs."""
         terms: dict[str, Tensor] = {}
         for named in losses.values():
             terms = merged(terms, named)
-        total, norm = self.optimization.descend(terms, self.steps_made, checked)
+        total, norm = self.optimization.descend(terms, self.steps_made, checked, opposed)
         for key, named in losses.items():
             self.meter.add(key, total if len(losses) == 1 else sum_of(named))
         self.meter.add(Plain(GRAD_NORM), norm)
@@ -223,7 +236,7 @@ class Trainer:
         """Everything but the weights that the next step depends on."""
         return {
             "step": self.steps_made,
-            "optimizer": self.optimization.optimizer.state_dict(),
+            **self.optimization.state_dict(),
             "totals": self.meter.totals.state_dict(),
             "dedicated": self.supervised.state_dict(),
             "mediator": self.ahead.state_dict() if self.ahead else None,
@@ -234,7 +247,7 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; the weights are loaded apart."""
         self.steps_made = state["step"]
-        self.optimization.optimizer.load_state_dict(state["optimizer"])
+        self.optimization.load_state_dict(state)
         self.meter.totals = Totals.from_state(state["totals"])
         self.supervised.load_state_dict(state["dedicated"])
         if self.ahead and state["mediator"]:

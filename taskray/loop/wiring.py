@@ -111,15 +111,44 @@ def check_relations(job: Job, tasks: Mapping[str, Task]) -> None:
                 f"needs the label {relation.labels[0]!r}, and labels of the mediator are never "
                 "read; expected it under tasks.<name>.relations",
             )
+    for name, config in job.consistency.items():
+        relation = build_relation(config, f"consistency.{name}")
+        if config.weight > 0 and relation.sources:
+            _check_domains(job, tasks, name, relation)
     for task_name, task in tasks.items():
         for name, inner in job.tasks[task_name].relations.items():
             where = inner_key(task_name, name)
-            _checked(inner, {task_name: task}, where, "which this task does not predict")
+            relation = _checked(inner, {task_name: task}, where, "which this task does not predict")
+            if relation.sources:
+                raise InputError(where, "compares two domains, expected it under consistency")
             if inner.blend_into is not None and inner.blend_into not in task.heads:
                 raise InputError(
                     f"{where}.blend_into",
                     f"got {inner.blend_into!r}, expected one of {', '.join(task.heads)}",
                 )
+
+
+def _check_domains(job: Job, tasks: Mapping[str, Task], name: str, relation: Relation) -> None:
+    """InputError where a relation that compares the labelled domain, the source, with that of the
+    mediator, the target, lacks one of them."""
+    why, mediator = f"for consistency.{name}", job.mediator
+    if mediator is None:
+        raise InputError(f"consistency.{name}", "got no mediator, expected one, the target domain")
+    if mediator.consistency_steps == 0:
+        raise InputError("mediator.consistency_steps", f"got 0, expected 1 or more {why}")
+    if not mediator.with_labels:
+        raise InputError(
+            "mediator.with_labels", f"got false, expected true {why}, which compares two domains"
+        )
+    for task_name, task in tasks.items():
+        read = {c for columns in _labels(job, task_name, task).values() for c in columns}
+        for quantity in relation.sources:
+            for head in simple_tasks({task_name: task}, [quantity]).values():
+                if not (job.tasks[task_name].frozen or read >= set(head.labels)):
+                    raise InputError(
+                        f"tasks.{task_name}.dedicated",
+                        f"got no labels of {quantity!r}, expected some {why}: the source domain",
+                    )
 
 
 def _checked(

@@ -28,6 +28,9 @@ class Relation(ABC):
     labels: tuple[str, ...] = ()
     """Label columns that it needs. Only a relation inside one task may have some, because labels
     of the mediator are never read; it is left out of batches without them."""
+    sources: tuple[str, ...] = ()
+    """Those of its quantities that it also needs on the task's labelled batch of the same step, so
+    ``mediator.with_labels`` must be set; they are named by :func:`at_source`."""
 
     def check_tasks(self, tasks: Mapping[str, Task]) -> None:
         """Raise InputError for tasks whose predictions this relation cannot compare. ``tasks`` are
@@ -37,7 +40,8 @@ class Relation(ABC):
 
     def build_for(self, tasks: Mapping[str, Task]) -> None:
         """Build what depends on the tasks: layers for the classes of a segmentation. Called once
-        before the first use, after :meth:`check_tasks`, with the same tasks."""
+        before the first use, after :meth:`check_tasks`, with the same tasks, that which learns the
+        relation first."""
         return None
 
     @abstractmethod
@@ -47,5 +51,12 @@ class Relation(ABC):
         """Named scalar terms whose sum is the loss; it is 0 where all predictions are true.
 
         ``predictions`` contains every quantity of ``quantities``, ``[B, ...]`` float32. Those of
-        peers are detached, so the gradient reaches only those of the task that trains.
+        peers are detached, so the gradient reaches only those of the task that trains. It also
+        contains every quantity of ``sources``, under its other name.
         """
+
+
+def at_source(quantity: str) -> str:
+    """The name of a prediction on the task's labelled batch among those that a relation gets:
+    ``depth`` -> ``source:depth``."""
+    return f"source:{quantity}"
