@@ -29,6 +29,7 @@ named the same way: a network with one input frame predicts ``depth`` for the fi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -173,6 +174,14 @@ PREDICTED_SHAPES: dict[str, tuple[int | str, ...]] = {
 }
 """Shapes of predictions that differ from those of their labels."""
 
+
+INVALID: dict[str, float] = {
+    "depth": 0, "normals": 0, "segmentation": IGNORE, "edges": IGNORE, "object_motion": 0,
+    "object_motion_back": 0, "motion_mask": IGNORE, "boxes": math.nan,
+}  # fmt: skip
+"""The value of a label that is missing, by quantity. Object motion has no value of its own: its
+``motion_mask`` marks the pixels without a label. Boxes that are all NaN look like a sample without
+objects. Other quantities are measured, not labelled."""
 
 SHARED = frozenset({"intrinsics"})
 """Columns that all frames of a row share."""

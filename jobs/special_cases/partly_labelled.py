@@ -6,10 +6,7 @@ from typing import Any
 
 from taskray.data.readers.reader import Row, Sample
 from taskray.data.world import World
-from taskray.schema import IGNORE, quantity_of
-
-NOT_LABELLED = {"depth": 0, "normals": 0, "segmentation": IGNORE}
-"""The value of each kind of label that says there is none."""
+from taskray.schema import INVALID, quantity_of
 
 
 class PartlyLabelled(World):
@@ -32,6 +29,6 @@ class PartlyLabelled(World):
         kept = self.labels[row["number"] % len(self.labels)]
         for name, values in sample.items():
             kind = quantity_of(name)
-            if kind in NOT_LABELLED and kind not in kept:
-                values.fill(NOT_LABELLED[kind])
+            if kind in INVALID and kind not in kept:
+                values.fill(INVALID[kind])
         return sample

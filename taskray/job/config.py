@@ -58,6 +58,40 @@ class Plugin(Settings):
         return dict(self.model_extra or {})
 
 
+class LabelsConfig(Settings):
+    """Which rows of a dataset keep which of their labels; the others become invalid.
+
+    The split depends on the number of rows and on these keys alone, so all runs with the same keys
+    have the same split. A run writes it to ``labels/<dataset>.json`` in its folder. A task reads
+    only rows that keep one of its labels; a head has no loss in a batch without one of its labels.
+    """
+
+    columns: Annotated[list[str], Field(min_length=1)] | None = None
+    """The labels that are split, as quantities: ``[depth, segmentation]``. Each is kept or lost at
+    all frames of a row; other labels are kept."""
+    protocol: Literal["full", "onelabel", "randomlabels"] = "full"
+    """The labels of a labelled row. ``full``: all of ``columns``. ``onelabel``: exactly one.
+    ``randomlabels``: a random part of them, at least one and not all (MTPSL, Li et al. 2022).
+    Every part is drawn equally often, up to one row."""
+    fraction: Fraction = 1.0
+    """The fraction of rows that are labelled; a smaller fraction is a subset of a larger one."""
+    seed: NonNegative = 0
+    """Seed of the draw."""
+    file: str | None = None
+    """A split to read instead of drawing one, in the form that a run writes."""
+
+    @model_validator(mode="after")
+    def _file_or_columns(self) -> LabelsConfig:
+        if (self.file is None) == (self.columns is None):
+            raise ValueError("expected either 'columns' or 'file'")
+        twice = [c for c in self.columns or [] if (self.columns or []).count(c) > 1]
+        if twice:
+            raise ValueError(f"duplicate column {twice[0]!r}")
+        if self.protocol == "randomlabels" and len(self.columns or []) < 2:
+            raise ValueError("randomlabels needs at least two columns")
+        return self
+
+
 class DataConfig(Settings):
     """One dataset: its reader and how it is loaded."""
 
@@ -71,6 +105,8 @@ class DataConfig(Settings):
     """The number of unreadable rows that are skipped and counted; more are an error."""
     limit: Positive | None = None
     """Use only the first ``limit`` rows; null: all."""
+    labels: LabelsConfig | None = None
+    """Which rows keep which of their labels; null: all keep all."""
 
 
 class OptimizerConfig(Settings):

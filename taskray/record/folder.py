@@ -6,6 +6,7 @@
     metrics.jsonl    one line for each report and each event; names: ``loop.metric_key``
     tensorboard/     the same scalars as event files, one folder for each task
     panels.npz       a few images with truth and prediction
+    labels/          which row of a dataset keeps which label, if the job splits them
     errors.log       tracebacks of the tasks that failed; absent if none did
     result.json      written last
     .lock            locked while a process writes here; see :func:`taskray.files.lock_folder`
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, METRICS, RESULT, PANELS = "config.yaml", "metrics.jsonl", "result.json", "panels.npz"
-ERRORS, TENSORBOARD = "errors.log", "tensorboard"
+ERRORS, TENSORBOARD, LABELS = "errors.log", "tensorboard", "labels"
 
 
 class RunFolder:

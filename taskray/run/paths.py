@@ -36,6 +36,9 @@ def absolute_paths(job: Job) -> Job:
     for task in values["tasks"].values():
         place, mark, other = (task["checkpoint"] or "").partition("#")
         task["checkpoint"] = f"{absolute(place)}{mark}{other}" if place else None
+    for data in values["data"].values():
+        if (data["labels"] or {}).get("file"):
+            data["labels"]["file"] = absolute(data["labels"]["file"])
     plugins = [data["reader"] for data in values["data"].values()]
     plugins += [task[kind] for task in values["tasks"].values() for kind in ("task", "model")]
     plugins += [relation["relation"] for relation in values["consistency"].values()]

@@ -11,8 +11,9 @@ from pathlib import Path
 from torch import nn
 
 from taskray.data.readers.reader import Reader
-from taskray.data.storage.codec import ArraySpec, encode
+from taskray.data.storage.codec import KEY, ArraySpec, encode
 from taskray.data.storage.convert import build_reader, index_of, is_complete
+from taskray.data.storage.label_split import split_of
 from taskray.data.storage.parquet import columns_of, parquet_files
 from taskray.data.storage.source import open_source
 from taskray.data.storage.store import cache_dir, folder_of, prepare
@@ -88,6 +89,7 @@ def _estimate(
 ) -> tuple[int, int, int]:
     """Rows, decoded bytes of the columns used, stored bytes of all columns; from the first row."""
     rows = index_of(reader, config, name)
+    split_of(config, [row[KEY] for row in rows], reader.columns, name)  # an error comes first here
     reason = ""
     for row in rows[: config.max_corrupt_rows + 1]:
         try:

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from taskray.data.storage.label_split import write_split
 from taskray.errors import InputError, TaskrayError
 from taskray.files import lock_folder
 from taskray.job.config import Job, dump_yaml
 from taskray.loop.evaluation import measured_nothing, panels
-from taskray.record.folder import ERRORS, METRICS, PANELS, RESULT, RunFolder
+from taskray.record.folder import ERRORS, LABELS, METRICS, PANELS, RESULT, RunFolder
 from taskray.record.result import TaskState
 from taskray.report.html import write_report
 from taskray.report.live import Live
@@ -113,6 +114,9 @@ def _train_and_evaluate(
     ``paths``: of the stored datasets."""
     data, evaluations = opener.for_training(), opener.for_evaluation()
     check_batch_sizes(opener.job, {name: d.info.num_rows for name, d in data.items()})
+    for name, dataset in data.items():
+        if dataset.info.split is not None:
+            write_split(recorder.files.path / LABELS / f"{name}.json", dataset.info.split)
     for warning in check_values(opener.job, opener.tasks, paths):
         recorder.event(warning)
     if opener.job.evaluation.every:
@@ -158,4 +162,5 @@ def start_over(folder: Path, checkpoints: str, job: Job) -> None:
         CheckpointStore(checkpoints).clear(task)
     for name in (METRICS, RESULT, PANELS, ERRORS, "report.html"):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    for written in ("tensorboard", LABELS):
+        shutil.rmtree(folder / written, ignore_errors=True)

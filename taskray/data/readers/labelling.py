@@ -21,8 +21,12 @@ def mark_labelled(
     A part of ``fraction`` is labelled, chosen by ``seed`` and the number of rows alone; a smaller
     part is a subset of a larger one.
     """
-    draw = np.random.default_rng([seed, 0x1ABE1]).random(len(rows))
-    kept = round(fraction * len(rows))
-    labelled = set(np.argsort(draw, kind="stable")[:kept].tolist())
+    labelled = draw_labelled(len(rows), fraction, seed)
     marked = [{**row, "labelled": number in labelled} for number, row in enumerate(rows)]
     return [row for row in marked if which == "all" or row["labelled"] == (which == "labelled")]
+
+
+def draw_labelled(count: int, fraction: float, seed: int) -> set[int]:
+    """The numbers of the rows, of ``count``, that keep their labels; see :func:`mark_labelled`."""
+    draw = np.random.default_rng([seed, 0x1ABE1]).random(count)
+    return set(np.argsort(draw, kind="stable")[: round(fraction * count)].tolist())

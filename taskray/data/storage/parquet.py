@@ -135,11 +135,15 @@ def check_keys(path: Path, limit: int | None = None) -> None:
     of taskray were checked when they were written."""
     if read_manifest(path):
         return
-    files = parquet_files(path)
-    keys = (str(key) for file in files for key in _read(file, [KEY])[KEY].to_pylist())
-    repeated = first_repeated(islice(keys, limit))
+    repeated = first_repeated(islice(keys_of(path), limit))
     if repeated is not None:
         raise InputError(str(path), f"duplicate key {repeated!r} in two rows")
+
+
+def keys_of(path: Path) -> Iterator[str]:
+    """The keys of a stored dataset, in order."""
+    for file in parquet_files(path):
+        yield from map(str, _read(file, [KEY])[KEY].to_pylist())
 
 
 def columns_of(path: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,15 @@ import numpy as np
 from taskray.data.readers.reader import Sample
 from taskray.data.storage import ray_data
 from taskray.data.storage.codec import KEY, ArraySpec, Columns, Layout, decode_rows
-from taskray.data.storage.parquet import Piece, check_keys, columns_of, find_pieces, read_manifest
+from taskray.data.storage.label_split import LabelSplit, split_of
+from taskray.data.storage.parquet import (
+    Piece,
+    check_keys,
+    columns_of,
+    find_pieces,
+    keys_of,
+    read_manifest,
+)
 from taskray.data.streams.prefetch import Prefetcher
 from taskray.errors import InputError
 from taskray.job.config import DataConfig
@@ -49,6 +57,8 @@ class DatasetInfo:
     """Rows left out by the conversion because they could not be read."""
     max_corrupt_rows: int = 0
     """Unreadable rows, those left out included, up to which it is no error."""
+    split: LabelSplit | None = field(default=None, repr=False)
+    """Which rows keep which labels; None: all keep all."""
 
     @property
     def decoded_bytes(self) -> int:
@@ -219,6 +229,7 @@ def _describe(
     pieces = find_pieces(folder, columns, config.limit)
     check_keys(folder, config.limit)
     errors = read_manifest(folder).get("errors", [])
+    split = stored_split(config, folder, name)
     info = DatasetInfo(
         name=name,
         path=str(folder),
@@ -226,8 +237,15 @@ def _describe(
         layout=_layout(pieces, columns, config.max_corrupt_rows),
         skipped=len(errors),
         max_corrupt_rows=config.max_corrupt_rows,
+        split=split,
     )
     return info, pieces
+
+
+def stored_split(config: DataConfig, folder: Path, name: str) -> LabelSplit | None:
+    """The split of a stored dataset's labels; see :func:`split_of`."""
+    keys = islice(keys_of(folder), config.limit) if config.labels else ()
+    return split_of(config, list(keys), columns_of(folder), name)
 
 
 def _layout(pieces: Sequence[Piece], columns: Sequence[str], max_corrupt_rows: int) -> Layout:
@@ -264,7 +282,10 @@ def _decode(info: DatasetInfo, piece: Piece) -> Iterator[Columns]:
     row_bytes = max(1, sum(spec.nbytes for spec in info.layout.values()))
     rows_each = min(64, max(1, BLOCK_BYTES // row_bytes))
     for table in piece.read(list(info.layout), rows_each):
-        yield decode_rows(table, info.layout, info.layout, where=piece.file)
+        rows = decode_rows(table, info.layout, info.layout, where=piece.file)
+        if info.split is not None:
+            info.split.hide(rows)
+        yield rows
 
 
 def _decode_json(info: DatasetInfo, piece: dict[str, Any]) -> Iterator[Columns]:

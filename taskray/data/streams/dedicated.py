@@ -10,8 +10,9 @@ import numpy as np
 from taskray.data.readers.reader import Sample
 from taskray.data.storage.source import MemorySource, Source
 from taskray.data.streams.batch import Batch
-from taskray.data.streams.rows import rows_of, to_batch
+from taskray.data.streams.rows import is_useful, labelled_batch, rows_of
 from taskray.data.streams.stream import BatchStream, State
+from taskray.errors import InputError
 
 SHUFFLE_BATCHES = 32
 """A streamed dataset is shuffled within a buffer of so many batches."""
@@ -25,21 +26,35 @@ class DedicatedStream(BatchStream):
     every batch is full. The state is the pass and the rows of it that were used or skipped; a
     streamed source gets there by reading up to it.
 
-    ``columns`` are those of the batches; each must be in the source. Raises InputError, from
-    ``next``, when more rows than the dataset allows cannot be read.
+    Where the dataset's labels are split (``storage.label_split``), only rows that keep one of the
+    labels among ``columns`` are used, and a batch lacks the labels that none of its rows keeps.
+
+    ``columns`` are those of the batches; each must be in the source. Raises InputError where fewer
+    rows than a batch keep a label, and, from ``next``, when more rows than the dataset allows
+    cannot be read.
     """
 
     def __init__(self, source: Source, batch_size: int, seed: int, columns: Sequence[str]) -> None:
         super().__init__(source, columns, {"pass": 0, "position": 0})
         self._batch_size, self._seed = batch_size, seed
+        split = source.info.split
+        if split is not None:
+            useful = sum(split.is_useful(key, columns) for key in split.kept)
+            if useful < batch_size:
+                raise InputError(
+                    f"data.{source.info.name}.labels",
+                    f"{useful} rows keep a label of {', '.join(split.splits(columns))}, "
+                    f"expected at least the batch_size, {batch_size}",
+                )
 
     def batches(self, state: State) -> Iterator[tuple[State, Batch]]:
         rows: list[Sample] = []
         for pass_, position, row in self._rows(state["pass"], state["position"]):
-            if self.corrupt.check(row):
+            if self.corrupt.check(row) and is_useful(self._source.info, row, self._columns):
                 rows.append(row)
             if len(rows) == self._batch_size:
-                yield {"pass": pass_, "position": position}, to_batch(rows, self._columns)
+                batch = labelled_batch(self._source.info, rows, self._columns)
+                yield {"pass": pass_, "position": position}, batch
                 rows = []
 
     def _rows(self, pass_: int, position: int) -> Iterator[tuple[int, int, Sample]]:

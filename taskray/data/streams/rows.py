@@ -29,6 +29,18 @@ def rows_of(source: Source, more: bool = True) -> Iterator[Sample]:
             yield {column: np.array(values[number]) for column, values in block.items()}
 
 
+def is_useful(info: DatasetInfo, row: Sample, columns: Sequence[str]) -> bool:
+    """Whether the row keeps one of the labels among the columns; see ``storage.label_split``."""
+    return info.split is None or info.split.is_useful(str(row[KEY]), columns)
+
+
+def labelled_batch(info: DatasetInfo, rows: Sequence[Sample], columns: Sequence[str]) -> Batch:
+    """As :func:`to_batch`, without the labels that none of the rows keeps."""
+    if info.split is not None:
+        columns = info.split.left_in([str(row[KEY]) for row in rows], columns)
+    return to_batch(rows, columns)
+
+
 def to_batch(rows: Sequence[Sample], columns: Sequence[str]) -> Batch:
     """Samples stacked as tensors: images as float32 ``[B, 3, H, W]`` in [0, 1], integers as
     int64, all else as float32. The tensors own their memory."""

@@ -16,7 +16,14 @@ from taskray.data.storage.codec import KEY
 from taskray.data.storage.source import Source
 from taskray.data.streams.batch import PLACE, Batch
 from taskray.data.streams.prefetch import Prefetcher
-from taskray.data.streams.rows import CorruptRows, checked_columns, places, rows_of, to_batch
+from taskray.data.streams.rows import (
+    CorruptRows,
+    checked_columns,
+    is_useful,
+    labelled_batch,
+    places,
+    rows_of,
+)
 
 AHEAD = 2
 """Batches assembled before they are asked for."""
@@ -70,6 +77,7 @@ class BatchStream(ABC):
 
 def plain_batches(source: Source, batch_size: int, columns: Sequence[str]) -> Iterator[Batch]:
     """Every readable row once, in order: what evaluation reads. The last batch may be smaller.
+    Where the labels are split, only rows that keep one of the labels among ``columns``.
 
     The batches also contain ``batch.PLACE``. Raises InputError when more rows than the dataset
     allows cannot be read.
@@ -80,11 +88,11 @@ def plain_batches(source: Source, batch_size: int, columns: Sequence[str]) -> It
     sequences: dict[str, int] = {}
 
     def batch() -> Batch:
-        tensors = to_batch(rows, columns).tensors
+        tensors = labelled_batch(source.info, rows, columns).tensors
         return Batch({**tensors, PLACE: places([str(row[KEY]) for row in rows], sequences)})
 
     for row in rows_of(source, more=False):
-        if corrupt.check(row):
+        if corrupt.check(row) and is_useful(source.info, row, columns):
             rows.append(row)
         if len(rows) == batch_size:
             yield batch()

@@ -33,7 +33,7 @@ from taskray.data.world.views import (
 )
 from taskray.errors import InputError
 from taskray.job.config import Fraction
-from taskray.schema import IGNORE, frame_suffix, quantity_of
+from taskray.schema import INVALID, frame_suffix, quantity_of
 
 __all__ = ["CLASSES", "MOVABLE", "LidarSensor", "World"]
 
@@ -42,12 +42,6 @@ _VERSION = 2
 """Raise it when the same arguments give other data than before."""
 _DOMAINS, _SPLITS = ("sim", "real"), ("train", "validation", "test")
 _LIDAR_STREAM = 0x11DA2
-_UNLABELLED = {
-    "depth": 0, "normals": 0, "segmentation": IGNORE, "edges": IGNORE, "object_motion": 0,
-    "object_motion_back": 0, "motion_mask": IGNORE, "boxes": np.nan,
-}  # fmt: skip
-"""Labels and their invalid values. Sensor motion, intrinsics and points are measured, not labelled:
-they are kept."""
 
 
 class World(Reader):
@@ -150,8 +144,8 @@ class World(Reader):
             sample |= lidar_columns(scene, snapshots, views, self.sensor, stream, **self.room)
         if not row["labelled"]:
             for name, values in sample.items():
-                if quantity_of(name) in _UNLABELLED:
-                    values.fill(_UNLABELLED[quantity_of(name)])
+                if quantity_of(name) in INVALID:
+                    values.fill(INVALID[quantity_of(name)])
         return {name: sample[name] for name in self.columns}
 
     def group(self, rows: Sequence[Row]) -> Iterable[Sequence[Row]]:
