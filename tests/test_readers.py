@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from taskray import schema
-from taskray.data.readers.nyuv2 import NYUv2
+from taskray.data.readers.class_map import class_map
+from taskray.data.readers.nyuv2 import NYUv2, edges_of
 from taskray.data.readers.reader import fingerprint_files
 from taskray.data.readers.seven_scenes import SevenScenes, read_pose
 from taskray.data.storage.codec import check_sample
@@ -205,6 +206,22 @@ def test_nyuv2_maps_labels_and_depth(rooms: Path) -> None:
     assert (sample["segmentation"][0, :, :40] == schema.IGNORE).all()
     assert (sample["segmentation"][0, :, 40:] == 38).all()
     assert sample["intrinsics"][0, 0] == pytest.approx(518.86 / 8)
+
+
+def test_the_13_classes_of_nyuv2_are_those_of_the_40(rooms: Path) -> None:
+    reader = NYUv2(str(rooms), height=60, width=80, class_map="nyu_13")
+    labels = reader.load(reader.index()[0])["segmentation"][0]
+    assert (labels[:, :40] == schema.IGNORE).all()
+    assert (labels[:, 40:] == 5).all()  # stored 38, otherfurniture, is furniture
+    table = class_map("nyu_13").table("nyuv2")
+    assert {*table[:40]} == set(range(13))
+    assert (table[40:] == schema.IGNORE).all()
+
+
+def test_edges_of_nyuv2_are_where_the_class_changes_and_not_where_it_is_unknown() -> None:
+    classes = np.array([[0, 0, 7, 7], [0, 0, 7, 7], [255, 3, 3, 3]], np.uint8)
+    expected = [[0, 1, 0, 0], [0, 1, 1, 1], [255, 0, 0, 0]]
+    np.testing.assert_array_equal(edges_of(classes), expected)
 
 
 def test_a_folder_that_is_not_nyuv2_is_named(rooms: Path) -> None:

@@ -78,7 +78,7 @@ def place_of(key: str) -> tuple[str, int]:
     return (match[1], int(match[2])) if match else (key, 0)
 
 
-READERS_VERSION = 2
+READERS_VERSION = 3
 """Part of :func:`fingerprint_files`: raise it when readers make other samples of the same files,
 and their datasets are converted again."""
 
