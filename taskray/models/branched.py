@@ -44,6 +44,12 @@ class Branched(nn.Module):
         maps pass unchanged."""
         return maps
 
+    def intermediate(self, step: int, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs of heads after a step, before the exchange, by
+        :func:`taskray.models.heads.at_scale`: ``[B, channels, h, w]``. Asked for in training
+        only; by default there are none."""
+        return {}
+
     def to_frame(self, output: Tensor, height: int, width: int) -> Tensor:
         """A head's output ``[B, channels, h, w]`` at the size of the frame,
         ``[B, channels, height, width]``."""
@@ -51,17 +57,16 @@ class Branched(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | Mapping[str, Tensor]:
         """``[B, channels, H, W]`` of the one head, or of each by name, from
-        ``[B, in_channels, H, W]``."""
+        ``[B, in_channels, H, W]``; in training also the intermediate ones."""
         features = self.encode(image)
         decoders = {head: of_head(self.decoder, head) for head in self.head_names}
         maps = dict.fromkeys(self.head_names, features[-1])
+        outputs: dict[str, Tensor] = {}
         for step in range(max(map(len, decoders.values()))):
             maps = {h: decoder(step, maps[h], features) for h, decoder in decoders.items()}
+            if self.training:
+                outputs |= self.intermediate(step, maps)
             maps = self.exchange(step, maps)
+        outputs |= {head: of_head(self.head, head)(x) for head, x in maps.items()}
         height, width = image.shape[-2:]
-        return by_head(
-            {
-                head: self.to_frame(of_head(self.head, head)(x), height, width)
-                for head, x in maps.items()
-            }
-        )
+        return by_head({name: self.to_frame(x, height, width) for name, x in outputs.items()})

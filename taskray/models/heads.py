@@ -1,7 +1,9 @@
 """Heads: the last layer of each quantity that a network predicts.
 
 A network is built for ``out_channels = {head: channels}``. It returns one tensor where there is
-one head, and ``{head: tensor}`` where there are several.
+one head, and ``{head: tensor}`` where there are several. In training it may also return
+intermediate predictions of a head, of the size of the frame, under the names of :func:`at_scale`;
+the task ``multi`` adds their losses to the head's.
 """
 
 from __future__ import annotations
@@ -60,3 +62,15 @@ def only_channels(out_channels: Mapping[str, int], network: str) -> int:
         heads = ", ".join(out_channels)
         raise InputError(network, f"got a task with the heads {heads}, expected one head")
     return next(iter(out_channels.values()))
+
+
+def at_scale(name: str, scale: int) -> str:
+    """The name of an intermediate prediction of a head or of a quantity, made from a map whose
+    sides are ``2**scale`` times smaller than the frame's: ``depth``, 1 -> ``depth@1``."""
+    return f"{name}@{scale}"
+
+
+def head_and_scale(name: str) -> tuple[str, int | None]:
+    """The reverse of :func:`at_scale`; the scale of a final prediction is None."""
+    head, _, scale = name.partition("@")
+    return head, int(scale) if scale else None

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from taskray.errors import InputError, TaskrayError
 from taskray.job import plugins
 from taskray.job.config import Plugin
+from taskray.models.heads import at_scale, head_and_scale
 from taskray.tasks.constant import Several
 from taskray.tasks.task import LabelValues, Task
 
@@ -30,7 +32,9 @@ class Multi(Task):
     one that predicts from a pair. Its quantities are then those of the first frame only
     (:meth:`is_per_frame`).
 
-    Losses are named ``<head>/<term>``. Each head has metrics of its own
+    Losses are named ``<head>/<term>``. Where the network returns intermediate predictions
+    (:mod:`taskray.models.heads`), the prediction has their quantities, too (``depth@1``), and to
+    each term the mean over their scales is added (DenseMTL eq. 6). Each head has metrics of its own
     (:class:`taskray.tasks.head_metrics.HeadMetrics`). A batch may lack the labels of a head: then
     that head has neither loss nor metric there, and a batch without any label has no loss at all
     (an empty mapping).
@@ -93,25 +97,33 @@ class Multi(Task):
     def predict(self, output: Any) -> dict[str, Tensor]:
         """All quantities; a head that needs fewer passes than the network makes gets the first."""
         outputs = {next(iter(self._heads)): output} if isinstance(output, Tensor) else output
-        if outputs.keys() != self._heads.keys():
+        names = {name: head_and_scale(name) for name in outputs}
+        final = {head for head, scale in names.values() if scale is None}
+        if final != self._heads.keys() or {head for head, _ in names.values()} != final:
             raise TaskrayError(
                 f"the network returns {_listed(outputs)}, expected a tensor for each head: "
                 f"{_listed(self._heads)}"
             )
         prediction: dict[str, Tensor] = {}
-        for head, task in self._heads.items():
-            rows = len(outputs[head]) // self.passes * task.passes
-            prediction |= task.predict(outputs[head][:rows])
+        for name in (*self._heads, *(n for n in names if n not in self._heads)):
+            head, scale = names[name]
+            task = self._heads[head]
+            rows = len(outputs[name]) // self.passes * task.passes
+            found = task.predict(outputs[name][:rows])
+            if scale is not None:
+                found = {at_scale(quantity, scale): values for quantity, values in found.items()}
+            prediction |= found
         return prediction
 
     def loss(
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The losses ``<head>/<term>`` of the heads whose labels are in the batch."""
+        scales = _intermediate(prediction)
         return {
             f"{head}/{term}": value
             for head, task in self._labelled_in(batch).items()
-            for term, value in task.loss(prediction, batch).items()
+            for term, value in _at_all_scales(task, prediction, scales, batch).items()
         }
 
     def constant(self) -> Several:
@@ -153,6 +165,31 @@ def multi(
         },
         full_names=full_names,
     )
+
+
+def _intermediate(prediction: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The intermediate predictions, one mapping for each scale, by quantity."""
+    by_scale: dict[int, dict[str, Tensor]] = {}
+    for name, values in prediction.items():
+        quantity, scale = head_and_scale(name)
+        if scale is not None:
+            by_scale.setdefault(scale, {})[quantity] = values
+    return list(by_scale.values())
+
+
+def _at_all_scales(
+    task: Task,
+    prediction: Mapping[str, Tensor],
+    scales: Sequence[Mapping[str, Tensor]],
+    batch: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """A head's terms: those of its final prediction plus the mean over intermediate ones."""
+    terms = task.loss(prediction, batch)
+    further = [task.loss(found, batch) for found in scales if {*task.quantities} <= found.keys()]
+    return {
+        term: value + torch.stack([found[term] for found in further]).mean() if further else value
+        for term, value in terms.items()
+    }
 
 
 def _check_heads(heads: Mapping[str, Task], leader: Task) -> None:
