@@ -36,6 +36,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "model": {
         "unet": "taskray.models.unet:UNet",
         "encoder_decoder": "taskray.models.encoder_decoder:EncoderDecoder",
+        "densemtl": "taskray.models.densemtl:DenseMTL",
         "huggingface": "taskray.models.huggingface:HuggingFaceModel",
         "multinetpp": "taskray.models.multinetpp:MultiNetPlusPlus",
         "motion_net": "taskray.models.motion:MotionNet",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taskray.models.blocks import double_conv
+from taskray.models.blocks import AtrousPyramid, double_conv
 from taskray.models.frames import resize
 
 
@@ -125,3 +125,37 @@ def enlargement(channels: int, factor: int) -> nn.ConvTranspose2d:
     weight[range(channels), range(channels)] = torch.outer(ramp, ramp)
     layer.load_state_dict({"weight": weight, "bias": torch.zeros(channels)})
     return layer
+
+
+class AtrousDecoder(Decoder):
+    """Atrous spatial pyramid pooling of the coarsest feature, then as :class:`PyramidDecoder`
+    through the finer ones, then a ``double_conv`` to half the width: what is exchanged after the
+    step before is refined once more. Without ``skips`` the finer features are not used.
+
+    Args:
+        channels: of the features, finest first.
+        width: channels of the map, a multiple of 16.
+        rates: dilations of the pyramid.
+        skips: whether to use the finer features.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], width: int, rates: Sequence[int], skips: bool
+    ) -> None:
+        *others, coarsest = channels
+        super().__init__(
+            [
+                AtrousPyramid(coarsest, width, rates, "group"),
+                *(double_conv(width + c, width, "group") for c in reversed(others) if skips),
+                double_conv(width, width // 2, "group"),
+            ]
+        )
+
+    def forward(self, step: int, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """The map ``[B, width, H, W]`` at the size of feature ``-1 - step``; the last step keeps
+        the size, ``[B, width // 2, H, W]``."""
+        if 0 < step < len(self) - 1:
+            skip = features[-1 - step]
+            x = torch.cat([resize(x, skip.shape[-2:]), skip], dim=1)
+        finer: Tensor = self[step](x)
+        return finer
