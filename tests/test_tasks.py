@@ -22,7 +22,9 @@ from taskray.tasks.task import Task
 
 Columns = dict[str, Tensor]
 TASKS: dict[str, Callable[[], Task]] = {"depth": Depth, "normals": Normals}
-LOSSES = {name: getattr(losses, name) for name in ("mse", "l1", "log_mse", "huber", "cosine")}
+LOSSES = {
+    name: getattr(losses, name) for name in ("mse", "l1", "huber", "berhu", "log_mse", "cosine")
+}
 
 
 def row(*values: float) -> Tensor:
@@ -86,6 +88,21 @@ def test_huber_is_that_of_torch_over_the_valid_pixels() -> None:
     valid = torch.rand(2, 1, 5, 7, generator=generator) < 0.5
     expected = torch.nn.HuberLoss(delta=losses.HUBER_DELTA)(prediction[valid], label[valid])
     torch.testing.assert_close(losses.huber(prediction, label, valid), expected)
+
+
+def test_the_reverse_huber_loss_is_linear_up_to_a_fifth_of_the_largest_valid_difference() -> None:
+    prediction, label = row(1.0, 3.0, 15.0, 99.0), row(0.0, 1.0, 5.0, 1.0)  # differ by 1, 2, 10, 98
+    valid = torch.tensor([True, True, True, False]).reshape(1, 1, 1, 4)
+    bound = 0.2 * 10
+    expected = (1 + 2 + (10**2 + bound**2) / (2 * bound)) / 3
+    assert float(losses.berhu(prediction, label, valid)) == pytest.approx(expected)
+    assert float(losses.berhu(label, label, valid)) == 0.0
+
+
+def test_depth_is_compared_as_inverse_depth_relative_to_the_farthest() -> None:
+    task = Depth(loss="l1", loss_on="inverse", min_depth=0.5, max_depth=40.0)
+    loss = task.loss({"depth": row(2.0, 10.0, 8.0)}, {"depth": row(4.0, 8.0, 0.0)})
+    assert float(loss["l1"]) == pytest.approx((abs(20 - 10) + abs(4 - 5)) / 2)
 
 
 def test_a_loss_over_several_channels_is_a_mean_over_channels_too() -> None:

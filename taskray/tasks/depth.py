@@ -29,7 +29,7 @@ class Depth(Task):
     """Depth along z in metres, from one image.
 
     Args:
-        loss: ``mse``, ``log_mse``, ``l1``, ``huber`` (as MultiNet++) or the import path of
+        loss: ``mse``, ``log_mse``, ``l1``, ``huber`` (as MultiNet++), ``berhu`` or the import path of
             ``loss(prediction, label, valid)``.
         output: what the network's one channel o means. ``log``: depth is
             ``min_depth * (max_depth / min_depth) ** sigmoid(o)``, so a change of o scales depth
@@ -39,6 +39,8 @@ class Depth(Task):
             ``metres``: o is depth, clamped to the bounds (published metric networks).
         min_depth: nearest depth in metres that is predicted; nearer labels do not count.
         max_depth: farthest depth in metres that is predicted; farther labels do not count.
+        loss_on: what the loss compares: ``depth`` in metres, or ``inverse`` depth,
+            ``max_depth / depth``, in which near things count (DenseMTL, with ``berhu``).
         median_scaling: scale each predicted map by the ratio of medians (label to prediction)
             before measuring, for training whose scale is unknown. Mention it with the numbers.
     """
@@ -54,6 +56,7 @@ class Depth(Task):
         min_depth: Metres = 0.1,
         max_depth: Metres = 80.0,
         median_scaling: bool = False,
+        loss_on: Literal["depth", "inverse"] = "depth",
     ) -> None:
         if min_depth >= max_depth:
             raise InputError(
@@ -63,6 +66,7 @@ class Depth(Task):
         self.min_depth = min_depth
         self.max_depth = max_depth
         self.median_scaling = median_scaling
+        self.loss_on = loss_on
         self._loss_name = loss
         self._loss = plugins.resolve("loss", loss, "loss")
 
@@ -78,8 +82,11 @@ class Depth(Task):
     def loss(
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        label = batch["depth"]
-        return {self._loss_name: self._loss(prediction["depth"], label, self._valid(label))}
+        depth, label = prediction["depth"], batch["depth"]
+        valid = self._valid(label)
+        if self.loss_on == "inverse":
+            depth, label = (self.max_depth / d.clamp(min=self.min_depth) for d in (depth, label))
+        return {self._loss_name: self._loss(depth, label, valid)}
 
     def label_values(self, batch: Mapping[str, Tensor]) -> Sequence[LabelValues]:
         label, expected = batch["depth"], f"{self.min_depth:g} to {self.max_depth:g} m"

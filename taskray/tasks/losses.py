@@ -43,6 +43,15 @@ def huber(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     )
 
 
+def berhu(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Mean reverse Huber loss [Laina et al. 2016]: |d| up to C, beyond it (d^2 + C^2) / 2C. C is a
+    fifth of the largest difference at a valid pixel of the batch, without a gradient."""
+    difference = torch.where(valid, (prediction - label).abs(), 0.0)
+    bound = (0.2 * difference.detach().max()).clamp(min=torch.finfo(difference.dtype).tiny)
+    beyond = (difference.square() + bound.square()) / (2 * bound)
+    return masked_mean(torch.where(difference <= bound, difference, beyond), valid)
+
+
 def log_mse(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     """Mean squared difference of logarithms: of relative errors, at any depth."""
     ratio = prediction.clamp(min=SMALLEST_DEPTH) / label.clamp(min=SMALLEST_DEPTH)
