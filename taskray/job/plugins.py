@@ -46,6 +46,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "depth": "taskray.tasks.depth:Depth",
         "normals": "taskray.tasks.normals:Normals",
         "segmentation": "taskray.tasks.segmentation:Segmentation",
+        "edges": "taskray.tasks.edges:Edges",
         "ego_motion": "taskray.tasks.ego_motion:EgoMotion",
         "object_motion": "taskray.tasks.object_motion:ObjectMotion",
         "motion": "taskray.tasks.motion:Motion",
@@ -69,6 +70,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "log_mse": "taskray.tasks.losses:log_mse",
         "l1": "taskray.tasks.losses:l1",
         "huber": "taskray.tasks.losses:huber",
+        "berhu": "taskray.tasks.losses:berhu",
         "cosine": "taskray.tasks.losses:cosine",
     },
 }

@@ -89,6 +89,8 @@ METRICS: dict[str, MetricInfo] = {
         _ratio("miou", "mIoU"),
         _ratio("pixel_accuracy", "Pixel accuracy"),
         _ratio("f1", "F1"),
+        _ratio("mean_f1", "F1, mean of both"),
+        _ratio("ods_f1", "F1, best threshold"),
         _error("ate", "ATE", "m"),
         _error("rotation_deg", "Rotation", "°", 2),
         _error("translation_deg", "Translation", "°", 2),

@@ -29,7 +29,7 @@ class Depth(Task):
     """Depth along z in metres, from one image.
 
     Args:
-        loss: ``mse``, ``log_mse``, ``l1``, ``huber`` (as MultiNet++), ``berhu`` or the import path of
+        loss: ``mse``, ``log_mse``, ``l1``, ``huber`` (MultiNet++), ``berhu`` or an import path of
             ``loss(prediction, label, valid)``.
         output: what the network's one channel o means. ``log``: depth is
             ``min_depth * (max_depth / min_depth) ** sigmoid(o)``, so a change of o scales depth
