@@ -9,21 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from collectives import tiny_job
 from torch import Tensor, nn
 
 from taskray.data.storage.source import DatasetInfo
 from taskray.data.streams.batch import Batch
 from taskray.data.streams.order import Place
 from taskray.data.streams.rows import CorruptRows
-from taskray.errors import TrainingError
+from taskray.errors import InputError, TrainingError
 from taskray.job.config import Job, OptimizerConfig, StalenessConfig, parse_job
 from taskray.loop.assembly import build_relations
 from taskray.loop.consistency import WeightedRelation
 from taskray.loop.interfaces import PeerPredictions, Prediction
 from taskray.loop.learned import Learned
-from taskray.loop.optimization import learning_rate
+from taskray.loop.optimization import Optimization, learning_rate, parameter_groups
 from taskray.loop.trainer import Trainer
 from taskray.relations.relation import Relation
+from taskray.run.checks import check
 from taskray.tasks.depth import Depth
 from taskray.weighting.weighting import Sum, Weighting
 
@@ -571,3 +573,32 @@ def test_a_compiled_network_takes_the_same_steps() -> None:
     for plain, compiled in zip(*losses, strict=True):
         for name in plain.keys() & {"loss/supervised", "loss/consistency"}:
             assert compiled[name] == pytest.approx(plain[name], rel=1e-4)
+
+
+# ---- parts with a rate of their own -----------------------------------------------------------
+
+
+def parted() -> Learned:
+    network = nn.ModuleDict({"encoder": nn.Linear(1, 1), "decoder": nn.Linear(1, 1)})
+    return Learned(network, {}, Sum())
+
+
+def test_a_part_moves_at_its_own_rate_and_the_longest_name_counts() -> None:
+    learned = parted()
+    factors = {"encoder": 0.5, "encoder.bias": 0.0}
+    config = OptimizerConfig(name="sgd", momentum=0, lr=0.1, clip_norm=None, lr_factors=factors)
+    optimization = Optimization(learned, config, 10)
+    before = {name: p.detach().clone() for name, p in learned.together().items()}
+    loss = torch.stack([p.sum() for p in learned.parameters()]).sum()
+    optimization.descend({"loss": loss}, 0, checked=True)
+    moved = {name: float((before[name] - p).detach()) for name, p in learned.together().items()}
+    assert moved == pytest.approx(
+        {"encoder.weight": 0.05, "encoder.bias": 0, "decoder.weight": 0.1, "decoder.bias": 0.1}
+    )
+
+
+def test_a_part_that_no_weight_is_of_is_refused() -> None:
+    with pytest.raises(InputError, match=r"lr_factors\.enc: no weight has this name; known: enc"):
+        parameter_groups(parted().together(), {"enc": 0.1})
+    with pytest.raises(InputError, match=r"^tasks\.depth\.optimizer\.lr_factors\.enc: no weight"):
+        check(tiny_job("tasks.depth.optimizer.lr_factors={enc: 0.1}"))

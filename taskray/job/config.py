@@ -116,6 +116,10 @@ class OptimizerConfig(Settings):
     """The optimizer."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
+    lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Factors on the rate of parts of what the task learns, by the beginning of the names of their
+    weights: ``{encoder: 0.1}``, ``{decoder.depth: 2}``, ``{weighting: 10}``, ``{relation: 2}``.
+    The longest beginning counts; with 0 a part stays as it is."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)

@@ -35,10 +35,16 @@ class Learned(nn.Module):
         self._parts = {"": network, WEIGHTING: weighting}
         self._parts |= {f"{RELATION}{name}.": relation for name, relation in learned.items()}
 
-    def together(self) -> list[nn.Parameter]:
-        """The parameters that descend on the task's losses: all but those of opponents."""
-        apart = {id(p) for opponent in self.opponents.values() for p in opponent.parameters()}
-        return [p for p in self.parameters() if id(p) not in apart]
+    def together(self) -> dict[str, nn.Parameter]:
+        """The parameters that descend on the task's losses, by their names in a checkpoint: all
+        but those of opponents."""
+        opponents = self.opponents.values()
+        return {
+            prefix + name: parameter
+            for prefix, part in self._parts.items()
+            if part not in opponents
+            for name, parameter in part.named_parameters()
+        }
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers by their names in a checkpoint."""

@@ -18,7 +18,7 @@ from taskray.loop.assembly import (
     build_tasks,
 )
 from taskray.loop.learned import Learned
-from taskray.loop.optimization import build_optimizer
+from taskray.loop.optimization import Updates, parameter_groups
 from taskray.loop.wiring import wire
 from taskray.runtime.checkpoints import (
     CheckpointStore,
@@ -48,7 +48,12 @@ def check(job: Job) -> dict[str, Learned]:
                 f"tasks.{name}.augment", "only images are augmented, the task reads none"
             )
         inner = build_inner_relations(job, name, task)
-        models[name] = build_learned(job, name, task, [*build_relations(job, name, task), *inner])
+        relations = [*build_relations(job, name, task), *inner]
+        models[name] = build_learned(job, name, task, relations)
+        try:
+            parameter_groups(models[name].together(), job.tasks[name].optimizer.lr_factors)
+        except InputError as error:
+            raise InputError(f"tasks.{name}.optimizer.{error.key}", error.text) from None
     for dataset, config in job.data.items():
         evaluated = dataset in job.evaluation.data.values()
         users = [n for n in tasks if evaluated or dataset in job.labels_of(n)]
@@ -106,12 +111,17 @@ def check_checkpoints(job: Job, location: str, models: Mapping[str, Learned]) ->
             continue
         load_into(model, checkpoint)
         config = job.tasks[name].optimizer
-        own = build_optimizer(model.parameters(), config).state_dict()["param_groups"]
+        own = Updates(model.together(), config).optimizer.state_dict()["param_groups"]
         saved = checkpoint.state["optimizer"]["param_groups"]
         if own[0].keys() != saved[0].keys():
             raise InputError(
                 str(checkpoint.location),
                 f"is of another optimizer than {config.name!r} (tasks.{name}.optimizer.name)",
+            )
+        if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved]:
+            raise InputError(
+                str(checkpoint.location),
+                f"has other groups of parameters (tasks.{name}.optimizer.lr_factors)",
             )
 
 
