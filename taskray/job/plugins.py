@@ -59,6 +59,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "depth_normals": "taskray.relations.depth_normals:DepthNormals",
         "scene_photometric": "taskray.relations.scene_photometric:ScenePhotometric",
         "segmentation_warp": "taskray.relations.segmentation_warp:SegmentationWarp",
+        "cross_task": "taskray.relations.cross_task:CrossTask",
         "motion_consistency": "taskray.relations.motion_consistency:MotionConsistency",
         "adversarial": "taskray.relations.adversarial:Adversarial",
     },

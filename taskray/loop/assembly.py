@@ -85,10 +85,6 @@ def build_relations(job: Job, task_name: str, task: Task) -> list[WeightedRelati
     for name, config in job.active_relations.items():
         with _seeded(job, task_name, name):
             relation = build_relation(config, f"consistency.{name}")
-            if isinstance(relation, nn.Module):  # only a learned one is built for its tasks
-                tasks = {task_name: task}
-                tasks |= {n: t for n, t in build_tasks(job).items() if n != task_name}
-                relation.build_for(simple_tasks(tasks, relation.quantities))
         own = {q for q in relation.quantities if task.predicts(q)}
         if own:
             scale = job.tasks[task_name].consistency_weight if own - {*relation.constant} else 0.0
@@ -104,7 +100,6 @@ def build_inner_relations(job: Job, task_name: str, task: Task) -> list[InnerRel
             continue
         with _seeded(job, task_name, name):
             relation = build_relation(config, inner_key(task_name, name))
-            relation.build_for(simple_tasks({task_name: task}, relation.quantities))
         relations.append(InnerRelation(name, relation, config))
     return relations
 
@@ -127,6 +122,13 @@ def build_learned(
     job: Job, name: str, task: Task, relations: Sequence[WeightedRelation]
 ) -> Learned:
     """Everything that a task learns, as one module, with its initial weights. Relations that give
-    the task no gradient are left out: their parameters are learned by a peer."""
+    the task no gradient are left out: their parameters are learned by a peer. The others are built
+    for their tasks here."""
     by_name = {r.name: r.relation for r in relations if r.scale > 0}
+    for relation_name, relation in by_name.items():
+        tasks = {name: task}
+        if not all(map(task.predicts, relation.quantities)):
+            tasks |= {n: t for n, t in build_tasks(job).items() if n != name}
+        with _seeded(job, name, relation_name):
+            relation.build_for(simple_tasks(tasks, relation.quantities))
     return Learned(build_model(job, name, task), by_name, build_weighting(job, name))

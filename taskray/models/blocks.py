@@ -10,12 +10,13 @@ from torch.nn import functional
 
 
 def double_conv(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
-    """Two times: 3x3 convolution, normalisation, ReLU."""
+    """Two times: 3x3 convolution, normalisation, ReLU. ``norm``: see :func:`normalisation`, or
+    ``none``: a bias in its place."""
     layers: list[nn.Module] = []
     for before in (in_channels, out_channels):
         layers += [
-            nn.Conv2d(before, out_channels, 3, padding=1, bias=False),
-            normalisation(out_channels, norm),
+            nn.Conv2d(before, out_channels, 3, padding=1, bias=norm == "none"),
+            *([] if norm == "none" else [normalisation(out_channels, norm)]),
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)

@@ -40,8 +40,8 @@ class Relation(ABC):
 
     def build_for(self, tasks: Mapping[str, Task]) -> None:
         """Build what depends on the tasks: layers for the classes of a segmentation. Called once
-        before the first use, after :meth:`check_tasks`, with the same tasks, that which learns the
-        relation first."""
+        before the first use; ``tasks`` as in :meth:`check_tasks`, that which learns the relation
+        first, or the heads of one task alone where it predicts all of the quantities."""
         return None
 
     @abstractmethod
