@@ -284,7 +284,7 @@ def test_motion_without_object_labels_needs_the_cameras_alone() -> None:
     batch = world_pairs("sim", count=2)
     task = Motion(object_labels=False)
     assert set(task.loss({q: batch[q] for q in task.quantities}, batch)) == {
-        "rotation", "translation",
+        "camera/rotation", "camera/translation",
     }  # fmt: skip
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from taskray.tasks.ego_motion import DirectionBack, EgoMotion, Scale
 from taskray.tasks.multi import Multi
@@ -45,10 +43,3 @@ class Motion(Multi):
         )
         heads = {"camera": camera, "objects": ObjectMotion(object_scale)}
         super().__init__(heads, unlabelled=() if object_labels else ("objects",))
-
-    def loss(
-        self, prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Under the names of their terms alone: no two are the same."""
-        terms = super().loss(prediction, batch)
-        return {name.partition("/")[2]: value for name, value in terms.items()}
