@@ -139,7 +139,7 @@ class LearnedWeighting(Weighting):
         super().__init__()
         self.log_variance = nn.Parameter(torch.zeros(2))
 
-    def backward(self, losses, network):
+    def forward(self, losses):
         raise NotImplementedError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -370,9 +370,14 @@ class Seen(Sum):
         super().__init__()
         self.names: list[set[str]] = []
 
-    def backward(self, losses: Mapping[str, Tensor], network: nn.Module) -> Tensor:
-        self.names.append(set(losses))
-        return super().backward(losses, network)
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        added: Mapping[str, Tensor],
+        parameters: Sequence[Tensor],
+    ) -> Tensor:
+        self.names.append({*losses, *added})
+        return super().backward(losses, added, parameters)
 
 
 def test_a_consistency_step_with_labels_is_one_update_on_both_losses() -> None:

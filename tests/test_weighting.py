@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,30 +26,35 @@ class Recording(Sum):
 
     def __init__(self) -> None:
         super().__init__()
-        self.given: list[dict[str, float]] = []
-        self.networks: list[nn.Module] = []
+        self.losses: list[dict[str, float]] = []
+        self.added: list[dict[str, float]] = []
+        self.parameters_given: list[Sequence[Tensor]] = []
 
-    def backward(self, losses: Mapping[str, Tensor], network: nn.Module) -> Tensor:
-        assert all(p.grad is None for p in network.parameters())
-        assert all(loss.requires_grad and loss.dim() == 0 for loss in losses.values())
-        self.given.append({name: float(loss.detach()) for name, loss in losses.items()})
-        self.networks.append(network)
-        return super().backward(losses, network)
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        added: Mapping[str, Tensor],
+        parameters: Sequence[Tensor],
+    ) -> Tensor:
+        assert all(p.grad is None for p in parameters)
+        assert all(v.requires_grad and v.dim() == 0 for v in (*losses.values(), *added.values()))
+        self.losses.append({name: float(loss.detach()) for name, loss in losses.items()})
+        self.added.append({name: float(loss.detach()) for name, loss in added.items()})
+        self.parameters_given.append(parameters)
+        return super().backward(losses, added, parameters)
 
 
 class Uncertainty(Weighting):
     """``sum exp(-s) L + s`` with one learned s for all losses (Kendall et al., CVPR 2018)."""
 
-    def __init__(self, start: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, start: float = 0.0, heads: Sequence[str] = ("depth",)) -> None:
+        super().__init__(heads)
         self.s = nn.Parameter(torch.tensor(start))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def backward(self, losses: Mapping[str, Tensor], network: nn.Module) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
         self.steps += 1
-        total = torch.stack([(-self.s).exp() * loss + self.s for loss in losses.values()]).sum()
-        total.backward()
-        return total.detach()
+        return torch.stack([(-self.s).exp() * loss + self.s for loss in losses.values()]).sum()
 
 
 class Offset(nn.Module, Relation):
@@ -79,16 +84,18 @@ def one_thread():
 # What a weighting is given
 
 
-def test_the_losses_reach_the_weighting_by_name() -> None:
+def test_losses_on_labels_and_losses_of_relations_reach_the_weighting_apart() -> None:
     weighting = Recording()
     loop = trainer(Scripted(fresh_normals()), weighting=weighting)
     supervised, consistency = loop.train(1), loop.train(1)
-    assert [list(given) for given in weighting.given] == [["log_mse"], ["agree"]]
-    assert weighting.given[0]["log_mse"] == pytest.approx(supervised.values["loss/log_mse"])
+    assert [list(given) for given in weighting.losses] == [["log_mse"], []]
+    assert [list(given) for given in weighting.added] == [[], ["agree"]]
+    assert weighting.losses[0]["log_mse"] == pytest.approx(supervised.values["loss/log_mse"])
     # 2.0 is the relation's weight, of which a half is reached in step 1 of 4
     weighted = 2.0 * 0.5 * consistency.values["loss/consistency/agree"]
-    assert weighting.given[1]["agree"] == pytest.approx(weighted)
-    assert all(network is loop.network.module for network in weighting.networks)
+    assert weighting.added[1]["agree"] == pytest.approx(weighted)
+    learnt = list(loop.learned.parameters())
+    assert all(list(map(id, p)) == list(map(id, learnt)) for p in weighting.parameters_given)
 
 
 def test_the_sum_is_the_gradient_of_the_sum_and_the_objective_is_detached() -> None:
@@ -99,14 +106,14 @@ def test_the_sum_is_the_gradient_of_the_sum_and_the_objective_is_detached() -> N
         return {"a": out.square().mean(), "b": 3 * out.abs().mean()}
 
     (expected,) = torch.autograd.grad(sum(losses().values()), network.weight)
-    total = Sum().backward(losses(), network)
+    total = Sum().backward(losses(), {}, list(network.parameters()))
     assert total == sum(loss.detach() for loss in losses().values())
     assert not total.requires_grad
     torch.testing.assert_close(network.weight.grad, expected)
 
 
 def test_an_objective_that_is_not_finite_updates_nothing() -> None:
-    learned = Learned(nn.Linear(3, 1), {}, Uncertainty())
+    learned = Learned(nn.Linear(3, 1), {}, Uncertainty(heads=["a"]))
     optimization = Optimization(learned, OptimizerConfig(), 10)
     before = {name: value.detach().clone() for name, value in learned.named_parameters()}
     loss = learned.network(torch.rand(2, 3)).mean() * float("inf")
@@ -121,7 +128,7 @@ def test_an_objective_that_is_not_finite_updates_nothing() -> None:
 def test_a_weighting_with_parameters_is_trained() -> None:
     weighting = Uncertainty(start=1.0)
     trainer(Scripted(fresh_normals()), weighting=weighting, optimizer={"lr": 0.1}).train(12)
-    assert int(weighting.steps) == 12
+    assert int(weighting.steps) == 6  # those on labels
     assert abs(float(weighting.s.detach()) - 1.0) > 0.1
 
 
@@ -174,7 +181,7 @@ def test_a_run_writes_and_resumes_all_that_its_tasks_learn(tmp_path: Path) -> No
     run(tiny_job("steps=10", *LEARNED), tmp_path, inline=True)
     checkpoint = CheckpointStore(tmp_path / "checkpoints").latest("depth")
     assert checkpoint is not None
-    assert int(checkpoint.weights["weighting:steps"]) == 10
+    assert int(checkpoint.weights["weighting:steps"]) == 5
     assert float(checkpoint.weights["relation:offset.distance"]) != 2.0
     result = run(tiny_job("steps=16", *LEARNED), tmp_path, inline=True)
     assert {name: task["steps"] for name, task in result["tasks"].items()} == {
@@ -182,7 +189,7 @@ def test_a_run_writes_and_resumes_all_that_its_tasks_learn(tmp_path: Path) -> No
     }  # fmt: skip
     after = CheckpointStore(tmp_path / "checkpoints").latest("depth")
     assert after is not None
-    assert int(after.weights["weighting:steps"]) == 16
+    assert int(after.weights["weighting:steps"]) == 8
     job = tiny_job(*LEARNED)
     alone = build_model(job, "depth", build_task(job, "depth"))
     load_into(alone, after)  # as evaluation and forward servers do

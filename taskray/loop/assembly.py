@@ -112,9 +112,14 @@ def _seeded(job: Job, task: str, part: str) -> Iterator[None]:
         yield
 
 
-def build_weighting(job: Job, name: str) -> Weighting:
-    """The weighting that a job describes under ``tasks.<name>.weighting``."""
-    weighting: Weighting = _build("weighting", job.tasks[name].weighting, f"tasks.{name}.weighting")
+def build_weighting(job: Job, name: str, task: Task) -> Weighting:
+    """The weighting that a job describes under ``tasks.<name>.weighting``, of the heads that learn
+    from labels."""
+    config = job.tasks[name]
+    named = config.dedicated if isinstance(config.dedicated, dict) else task.heads
+    heads = [h for h, t in task.heads.items() if h in named and {*t.labels} <= {*task.labels}]
+    where = f"tasks.{name}.weighting"
+    weighting: Weighting = _build("weighting", config.weighting, where, heads=heads)
     return weighting
 
 
@@ -131,4 +136,4 @@ def build_learned(
             tasks |= {n: t for n, t in build_tasks(job).items() if n != name}
         with _seeded(job, name, relation_name):
             relation.build_for(simple_tasks(tasks, relation.quantities))
-    return Learned(build_model(job, name, task), by_name, build_weighting(job, name))
+    return Learned(build_model(job, name, task), by_name, build_weighting(job, name, task))

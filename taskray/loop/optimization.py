@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Optimization:
     def __init__(self, learned: Learned, config: OptimizerConfig, total_steps: int) -> None:
         self.learned, self.config, self.total_steps = learned, config, total_steps
         self.updates = Updates(learned.together(), config)
+        self._learned = [p for p in learned.together().values() if p.requires_grad]
         self.opponents = {
             name: Updates(dict(relation.named_parameters()), relation.optimizer)
             for name, relation in learned.opponents.items()
@@ -52,17 +54,21 @@ class Optimization:
         losses: Mapping[str, Tensor],
         step: int,
         checked: bool,
+        added: Mapping[str, Tensor] = MappingProxyType({}),
         opposed: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Update on named losses; returns the objective and the gradient's norm, both detached.
         Opponents, by the name of their relation, are updated on the losses in ``opposed``.
+
+        The weighting combines ``losses``, those of the task on its labels; ``added`` are the
+        others, which have their weights already.
 
         ``checked``: raise NotFinite, with nothing updated, where one of the two is not finite. The
         check forces a device sync on CUDA, so there only losses that come from peers are checked;
         the others are checked in their sums, once a chunk, before any checkpoint is written.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        total = self.learned.weighting.backward(losses, self.learned.network)
+        total = self.learned.weighting.backward(losses, added, self._learned)
         norm = self.updates.clip()
         _check(norm, total, checked)
         updated = [self.updates]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Generator, Tensor
@@ -15,9 +16,10 @@ from taskray.loop.consistency import ConsistencyLosses, consistency_losses
 from taskray.loop.inner import InnerRelation, join
 from taskray.loop.interfaces import Stream
 from taskray.loop.meters import Meter
-from taskray.loop.metric_key import SupervisedLoss
+from taskray.loop.metric_key import MetricKey, SupervisedLoss
 from taskray.loop.network import Network, labelled_frames
 from taskray.loop.terms import checked_terms, merged
+from taskray.tasks.task import Task
 
 
 class Supervised:
@@ -49,42 +51,62 @@ class Supervised:
         """Of the last :meth:`losses`, detached: each quantity on the first dataset with labels of
         its head."""
         self._what = f"the loss of task {config.task.name!r}"
+        self._batches: list[Batch] = []
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """The losses of a step, by term, on the next batch of each dataset; those of a relation are
         added up over the datasets. TaskrayError where two datasets give the same term."""
+        self.predictions = {}
+        self._batches = [self._next_batch(stream) for stream in self.streams]
+        losses, shown = self._losses_on_batches(step)
+        for key, value in shown:
+            self.meter.add(key, value)
+        return losses
+
+    def again(self, step: int) -> dict[str, Tensor]:
+        """The losses on the batches of :meth:`losses` once more, with the present weights;
+        detached."""
+        losses, _ = self._losses_on_batches(step)
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _losses_on_batches(
+        self, step: int
+    ) -> tuple[dict[str, Tensor], list[tuple[MetricKey, Tensor]]]:
+        """The losses of a step, and the values for the report."""
         losses: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
-        self.predictions = {}
-        for stream in self.streams:
-            terms, related = self._losses_on(stream, step)
+        shown: list[tuple[MetricKey, Tensor]] = []
+        for batch in self._batches:
+            terms, related = self._losses_on(batch, step)
             losses = merged(losses, terms)
             for name, value in related.weighted.items():
                 weighted[name] = weighted[name] + value if name in weighted else value
-            for key, value in related.values.items():
-                self.meter.add(key, value)
-        for term, value in losses.items():
-            self.meter.add(SupervisedLoss(term), value.detach())
+            shown += related.values.items()
+        shown += [(SupervisedLoss(term), value.detach()) for term, value in losses.items()]
         if not weighted:
-            return losses
+            return losses, shown
         heads = self.network.task.heads
         terms_of = {
             head: [t for t in losses if len(heads) == 1 or t.startswith(f"{head}/")]
             for head in heads
         }
-        return join(losses, weighted, self.relations, terms_of, step)
+        return join(losses, weighted, self.relations, terms_of, step), shown
 
-    def _losses_on(self, stream: Stream, step: int) -> tuple[dict[str, Tensor], ConsistencyLosses]:
-        task, network = self.network.task, self.network
+    def _next_batch(self, stream: Stream) -> Batch:
         with self.meter.waiting():
             batch = stream.next()
+        task = self.network.task
         task.check_batch(batch.tensors)
+        batch = without_empty_labels(batch, task)
         batch = augment(batch, self.config.augment, self.random, labelled=True)
-        batch = network.to_device(batch)
-        prediction = network.predict(batch, self._frames)
+        return self.network.to_device(batch)
+
+    def _losses_on(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], ConsistencyLosses]:
+        prediction = self.network.predict(batch, self._frames)
         self._keep(prediction, batch)
         with naming_cause(lambda: self._what):
-            terms = checked_terms(task.loss(prediction, batch.tensors), self._what)
+            loss = self.network.task.loss(prediction, batch.tensors)
+            terms = checked_terms(loss, self._what)
         fitting = [one for one in self.relations if one.fits(batch.tensors)]
         return terms, consistency_losses(fitting, prediction, batch, step)
 
@@ -102,3 +124,21 @@ class Supervised:
     def load_state_dict(self, positions: Sequence[Any]) -> None:
         for stream, position in zip(self.streams, positions, strict=True):
             stream.load_state_dict(position)
+
+
+def without_empty_labels(batch: Batch, task: Task) -> Batch:
+    """The batch without the labels of those heads, of several, for which none is valid in it: their
+    losses would be 0, which a weighting would take for a head that has nothing more to learn. A
+    batch without any valid label is unchanged."""
+    if len(task.heads) == 1:
+        return batch
+    there, empty = set[str](), set[str]()
+    for head in task.heads.values():
+        if all(column in batch.tensors for column in head.labels):
+            found = head.label_values(batch.tensors)
+            valid = not found or any(bool(label.valid.any()) for label in found)
+            (there if valid else empty).update(head.labels)
+    empty -= there
+    if not there or not empty:
+        return batch
+    return replace(batch, tensors={n: t for n, t in batch.tensors.items() if n not in empty})

@@ -51,7 +51,7 @@ from taskray.loop.network import Network, frames_of
 from taskray.loop.optimization import NotFinite, Optimization
 from taskray.loop.report import ChunkReport
 from taskray.loop.supervised import Supervised
-from taskray.loop.terms import merged, sum_of
+from taskray.loop.terms import sum_of
 from taskray.relations.relation import at_source
 from taskray.tasks.task import Task
 
@@ -202,10 +202,10 @@ class Trainer:
         opposed: Mapping[str, Tensor] | None = None,
     ) -> None:
         """One update on named losses, by the key of their sum, and of opponents on theirs."""
-        terms: dict[str, Tensor] = {}
-        for named in losses.values():
-            terms = merged(terms, named)
-        total, norm = self.optimization.descend(terms, self.steps_made, checked, opposed)
+        labels, added = losses.get(SupervisedLoss(), {}), losses.get(ConsistencyLoss(), {})
+        total, norm = self.optimization.descend(labels, self.steps_made, checked, added, opposed)
+        if labels:
+            self.learned.weighting.stepped(lambda: self.supervised.again(self.steps_made))
         for key, named in losses.items():
             self.meter.add(key, total if len(losses) == 1 else sum_of(named))
         self.meter.add(Plain(GRAD_NORM), norm)
@@ -242,6 +242,7 @@ class Trainer:
             "mediator": self.ahead.state_dict() if self.ahead else None,
             "augmentation_random": self.random.get_state(),
             "torch_random": torch.get_rng_state(),
+            "weighting": self.learned.weighting.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -254,6 +255,7 @@ class Trainer:
             self.ahead.load_state_dict(state["mediator"])
         self.random.set_state(state["augmentation_random"])
         torch.set_rng_state(state["torch_random"])
+        self.learned.weighting.load_state(state.get("weighting", {}))
         self.start_clock()
 
     def close(self) -> None:

@@ -1,0 +1,114 @@
+"""Weightings that combine the gradients of the losses: the aggregators of torchjd.
+
+``taskray.weighting.aggregated:PCGrad`` is ``torchjd.aggregation.PCGrad``, and so on, with the
+arguments of that class; our names for them are in ``taskray.job.plugins.BUILTIN``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskray.weighting.borrowed import borrowed, hidden_state, load_hidden_state
+from taskray.weighting.weighting import Weighting, total_of
+
+
+class Aggregated(Weighting):
+    """An aggregator of torchjd as a weighting.
+
+    The Jacobian has a row for each head and a column for each number in the *shared* parameters:
+    those that the losses of more than one head reach, which is the encoder of a network with
+    separate decoders. A parameter of one head gets that head's gradient. It costs a backward pass
+    through the encoder for each head.
+
+    The rows are those of the heads with labels in the batch. Each set of heads that occurs has an
+    aggregator with a state of its own; a head that is alone has its gradient.
+
+    Args:
+        heads: see :class:`Weighting`.
+        aggregator: makes it for some of the heads.
+    """
+
+    def __init__(
+        self, heads: Sequence[str], aggregator: Callable[[Sequence[str]], nn.Module]
+    ) -> None:
+        super().__init__(heads)
+        self._make = aggregator
+        self._aggregators = {self.heads: aggregator(self.heads)} if heads else {}
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        added: Mapping[str, Tensor],
+        parameters: Sequence[Tensor],
+    ) -> Tensor:
+        of_heads, rest = self.by_head(losses)
+        if len(of_heads) < 2:
+            return _backward([*of_heads.values(), *rest, *added.values()])
+        others = [*rest, *added.values()]
+        values = list(of_heads.values())
+        rows = [
+            torch.autograd.grad(
+                value,
+                parameters,
+                allow_unused=True,
+                retain_graph=bool(others) or number < len(values) - 1,
+            )
+            for number, value in enumerate(values)
+        ]
+        shared = []
+        for index, (parameter, *gradients) in enumerate(zip(parameters, *rows, strict=True)):
+            reached = [g for g in gradients if g is not None]
+            if len(reached) > 1:
+                shared.append(index)
+            elif reached:
+                parameter.grad = reached[0]
+        if shared:
+            aggregator = self._aggregator(tuple(of_heads))
+            with warnings.catch_warnings():  # cvxpy's, about the speed of NashMTL
+                warnings.filterwarnings("ignore", "You are solving a parameterized problem")
+                gradient = aggregator(_matrix(rows, shared, parameters))
+            sizes = [parameters[i].numel() for i in shared]
+            for index, part in zip(shared, gradient.split(sizes), strict=True):
+                parameters[index].grad = part.view_as(parameters[index])
+        total = torch.stack(values).sum().detach()
+        return total + _backward(others) if others else total
+
+    def _aggregator(self, heads: tuple[str, ...]) -> nn.Module:
+        if heads not in self._aggregators:
+            self._aggregators[heads] = self._make(heads)
+        return self._aggregators[heads]
+
+    def state(self) -> dict[str, Any]:
+        return {" ".join(heads): hidden_state(a) for heads, a in self._aggregators.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        for heads, kept in state.items():
+            load_hidden_state(self._aggregator(tuple(heads.split())), kept, torch.device("cpu"))
+
+
+def _matrix(
+    rows: Sequence[Sequence[Tensor | None]], columns: Sequence[int], parameters: Sequence[Tensor]
+) -> Tensor:
+    """The Jacobian ``[heads, numbers]`` of some of the parameters."""
+    parts = [
+        [torch.zeros_like(parameters[i]) if (g := row[i]) is None else g for i in columns]
+        for row in rows
+    ]
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in parts])
+
+
+def _backward(losses: Sequence[Tensor]) -> Tensor:
+    total = total_of(losses)
+    assert total is not None, "a step has a loss"
+    total.backward()  # type: ignore[no-untyped-call]
+    return total.detach()
+
+
+def __getattr__(name: str) -> Any:
+    """The aggregator of torchjd that has this name, as a weighting."""
+    return borrowed("torchjd.aggregation", name, Aggregated)
