@@ -68,6 +68,7 @@ class Member:
     ) -> None:
         self.job, self.name, self.checkpoints = job, name, checkpoints
         self.evaluations: dict[str, Handle] = {}
+        torch.manual_seed(seed_of(job, name))  # dropout and some weightings draw from torch's own
         task, role = build_task(job, name), wiring.roles[name]
         relations = build_relations(job, name, task)
         inner = build_inner_relations(job, name, task)

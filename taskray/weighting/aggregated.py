@@ -6,14 +6,13 @@ arguments of that class; our names for them are in ``taskray.job.plugins.BUILTIN
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taskray.weighting.borrowed import borrowed, hidden_state, load_hidden_state
+from taskray.weighting.borrowed import borrowed, hidden_state, load_hidden_state, quiet
 from taskray.weighting.weighting import Weighting, total_of
 
 
@@ -69,8 +68,7 @@ class Aggregated(Weighting):
                 parameter.grad = reached[0]
         if shared:
             aggregator = self._aggregator(tuple(of_heads))
-            with warnings.catch_warnings():  # cvxpy's, about the speed of NashMTL
-                warnings.filterwarnings("ignore", "You are solving a parameterized problem")
+            with quiet():
                 gradient = aggregator(_matrix(rows, shared, parameters))
             sizes = [parameters[i].numel() for i in shared]
             for index, part in zip(shared, gradient.split(sizes), strict=True):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, get_type_hints
 
@@ -71,7 +73,8 @@ def borrowed(module: str, name: str, wrap: Callable[..., Weighting]) -> Callable
         of_class = {p.name: p.default for p in parameters if p.default is not p.empty} | arguments
         made = partial(make, f"{module}:{name}", of_class)
         if len(heads) > 1:  # torchjd checks some arguments only when it is called
-            made(heads)(torch.ones(len(heads)) if is_scalarizer else torch.eye(len(heads)))
+            with torch.random.fork_rng(devices=[]), quiet():
+                made(heads)(torch.ones(len(heads)) if is_scalarizer else torch.eye(len(heads)))
         return wrap(heads, made)
 
     build.__doc__ = cls.__doc__
@@ -98,6 +101,14 @@ def make(path: str, arguments: Mapping[str, Any], heads: Sequence[str]) -> nn.Mo
                 delattr(part, attribute)
                 part.register_buffer(attribute, value, persistent=False)
     return built
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warning of cvxpy that NashMTL's problem is slow to solve."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are solving a parameterized problem")
+        yield
 
 
 def _vector(argument: str, values: Mapping[str, float], heads: Sequence[str]) -> Tensor:
