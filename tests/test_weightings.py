@@ -439,6 +439,18 @@ def test_the_shared_parameters_get_the_gradient_that_torchjd_gives_them(name: st
         torch.testing.assert_close(gradient, parameter.grad, atol=1e-5, rtol=1e-4)
 
 
+def test_gradients_have_the_memory_layout_of_their_parameters() -> None:
+    convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    out = convolution(torch.rand(2, 3, 8, 8))
+    losses = {"a": out.mean(), "b": out.square().mean(), "c": 0.1 * out.abs().mean()}
+    expected = torch.autograd.grad(sum(losses.values()), convolution.weight, retain_graph=True)[0]
+    built("trimmed_mean").backward(losses, {}, list(convolution.parameters()))
+    gradient = convolution.weight.grad
+    assert gradient is not None
+    assert gradient.stride() == convolution.weight.stride()
+    torch.testing.assert_close(3 * gradient, expected)
+
+
 # ---- wrong use --------------------------------------------------------------------------------
 
 

@@ -208,7 +208,9 @@ class TaskConfig(Settings):
     """The relations between this task's own predictions on its labelled batches, by name; part of
     every step on labels. Those between tasks are under ``consistency``."""
     weighting: Plugin = Plugin(name="sum")
-    """How the losses of one step become one gradient."""
+    """How the losses of one step become one gradient: a built-in weighting (``plugins.BUILTIN``)
+    or an import path, with its arguments. It combines the losses of the task's heads; those of
+    relations have their own weights and are added."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network's forward and backward pass (bfloat16: autocast)."""
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"

@@ -65,14 +65,14 @@ class Aggregated(Weighting):
             if len(reached) > 1:
                 shared.append(index)
             elif reached:
-                parameter.grad = reached[0]
+                _set_gradient(parameter, reached[0])
         if shared:
             aggregator = self._aggregator(tuple(of_heads))
             with quiet():
                 gradient = aggregator(_matrix(rows, shared, parameters))
             sizes = [parameters[i].numel() for i in shared]
             for index, part in zip(shared, gradient.split(sizes), strict=True):
-                parameters[index].grad = part.view_as(parameters[index])
+                _set_gradient(parameters[index], part.view_as(parameters[index]))
         total = torch.stack(values).sum().detach()
         return total + _backward(others) if others else total
 
@@ -93,11 +93,19 @@ def _matrix(
     rows: Sequence[Sequence[Tensor | None]], columns: Sequence[int], parameters: Sequence[Tensor]
 ) -> Tensor:
     """The Jacobian ``[heads, numbers]`` of some of the parameters."""
-    parts = [
-        [torch.zeros_like(parameters[i]) if (g := row[i]) is None else g for i in columns]
-        for row in rows
-    ]
-    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in parts])
+    matrix = parameters[0].new_empty(len(rows), sum(parameters[i].numel() for i in columns))
+    for number, row in enumerate(rows):
+        parts = (torch.zeros_like(parameters[i]) if (g := row[i]) is None else g for i in columns)
+        torch.cat([part.reshape(-1) for part in parts], out=matrix[number])
+    return matrix
+
+
+def _set_gradient(parameter: Tensor, gradient: Tensor) -> None:
+    """In the parameter's memory layout, as autograd does: a fused optimizer reads the two side by
+    side without a look at their strides."""
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter).copy_(gradient)
+    parameter.grad = gradient
 
 
 def _backward(losses: Sequence[Tensor]) -> Tensor:
