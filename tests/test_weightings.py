@@ -389,7 +389,7 @@ def test_gradnorm_makes_the_gradients_of_all_heads_equally_large() -> None:
     for step in range(400):
         shared.grad = None
         weighting.backward(
-            {h: k * shared.sum() for h, k in zip(HEADS, norms, strict=True)}, {}, [shared]
+            {f"{h}/l": k * shared.sum() for h, k in zip(HEADS, norms, strict=True)}, {}, [shared]
         )
         if step == 0:  # Adam's first step is its rate, in the direction away from the mean, 7 / 3
             assert weighting.weights.tolist() == pytest.approx(
@@ -404,7 +404,7 @@ def test_gradnorm_gives_more_weight_to_a_head_that_learns_more_slowly() -> None:
     weighting = GradNorm(alpha=1.5, window=2, heads=("a", "b"))
     shared = torch.ones(1, 1, requires_grad=True)
     for loss_a in (1.0, 1.0, 0.5, 0.4, 0.3):
-        values = {"a": shared.sum() - 1 + loss_a, "b": shared.sum()}
+        values = {"a/l": shared.sum() - 1 + loss_a, "b/l": shared.sum()}
         weighting.backward(values, {}, [shared])
     assert weighting.initial.tolist() == [1.0, 1.0]
     assert float(weighting.weights[1]) > 1 > float(weighting.weights[0])
@@ -414,7 +414,7 @@ def test_heads_that_share_nothing_are_an_error_of_gradnorm() -> None:
     one, two = (torch.ones(1, 1, requires_grad=True) for _ in range(2))
     with pytest.raises(TaskrayError, match="the heads share no weight"):
         GradNorm(window=1, heads=("a", "b")).backward(
-            {"a": one.sum(), "b": two.sum()}, {}, [one, two]
+            {"a/l": one.sum(), "b/l": two.sum()}, {}, [one, two]
         )
 
 
@@ -442,7 +442,7 @@ def test_the_shared_parameters_get_the_gradient_that_torchjd_gives_them(name: st
 def test_gradients_have_the_memory_layout_of_their_parameters() -> None:
     convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     out = convolution(torch.rand(2, 3, 8, 8))
-    losses = {"a": out.mean(), "b": out.square().mean(), "c": 0.1 * out.abs().mean()}
+    losses = {"a/l": out.mean(), "b/l": out.square().mean(), "c/l": 0.1 * out.abs().mean()}
     expected = torch.autograd.grad(sum(losses.values()), convolution.weight, retain_graph=True)[0]
     built("trimmed_mean").backward(losses, {}, list(convolution.parameters()))
     gradient = convolution.weight.grad

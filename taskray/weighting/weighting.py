@@ -77,8 +77,8 @@ class Weighting(nn.Module):
     def by_head(self, losses: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """The sum of each head's losses, in the order of ``heads``, and the losses of no head.
 
-        A loss belongs to the head whose name it has before its first ``/``; all losses of a task
-        with one head belong to that.
+        A loss belongs to the head whose name it has before a ``/``; all losses of a task with one
+        head belong to that.
         """
         terms: dict[str, list[Tensor]] = {head: [] for head in self.heads}
         rest: list[Tensor] = []
@@ -90,8 +90,8 @@ class Weighting(nn.Module):
         """The head that a loss belongs to; None: to none of them."""
         if len(self.heads) == 1:
             return self.heads[0]
-        head = name.partition("/")[0]
-        return head if head in self.heads else None
+        head, slash, _ = name.partition("/")
+        return head if slash and head in self.heads else None
 
     def state(self) -> dict[str, Any]:
         """What the next step depends on besides parameters and buffers: tensors, numbers, text,
@@ -122,7 +122,8 @@ class Fixed(Sum):
         super().__init__(heads)
         self.weights = dict(weights)
         for name in weights:
-            if len(self.heads) > 1 and self.head_of(name) is None:
+            known = name in self.heads or self.head_of(name) is not None
+            if len(self.heads) > 1 and not known:
                 raise InputError(
                     f"weights.{name}", f"no such head, expected one of {', '.join(self.heads)}"
                 )
