@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from taskray.data.streams.batch import Batch
 from taskray.errors import InputError, TaskrayError
 from taskray.job import plugins
-from taskray.job.config import Job
+from taskray.job.config import Job, OptimizerConfig
 from taskray.loop.assembly import build_learned, build_task
+from taskray.loop.learned import Learned
+from taskray.loop.optimization import NotFinite, Optimization
 from taskray.loop.supervised import without_empty_labels
 from taskray.run.checks import check
 from taskray.runtime.checkpoints import CheckpointStore
@@ -460,6 +462,16 @@ def test_a_loss_that_has_to_be_positive_is_named(name: str, value: float) -> Non
     text = rf"weighting '{name}': got {value:g} as the loss of head 'b', expected more than 0"
     with pytest.raises(TaskrayError, match=text):
         weights_of(built(name), 1.0, value, 1.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_that_is_not_finite_is_found_as_one(name: str) -> None:
+    learned = Learned(Net(), {}, built(name))
+    optimization = Optimization(learned, OptimizerConfig(), 10)
+    losses = learned.network.losses()
+    losses["b/mse"] = losses["b/mse"] * float("nan")
+    with pytest.raises(NotFinite, match="the loss is not finite"):
+        optimization.descend(losses, 0, checked=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ contenders take turns in one process and with the same threads, a few steps each
 
 ``against_bare``: steps per second of ours over those of the bare loop; target: 0.98. ``cost``: time
 of a step with the weighting over the time with ``sum``; target for ``geometric``, ``dwa`` and
-``uncertainty``: below 1.01. Both are medians over repetitions of the ratio within one.
+``uncertainty``: below 1.01. Both are medians over repetitions of the ratio within one; with
+``cpu`` before them they are of the process's CPU time, background threads included, which is
+steadier where others use the machine.
 ``gradnorm``, ``focused`` and ``fixed`` are not in torchjd, and ``famo`` predicts twice.
 """
 
@@ -169,11 +171,12 @@ def in_torchjd(name: str) -> bool:
     return name not in ("fixed", "focused", "gradnorm", "famo")
 
 
-def seconds(step: Step, count: int) -> float:
-    began = time.perf_counter()
+def seconds(step: Step, count: int) -> tuple[float, float]:
+    """Of a step: by the clock, and of the CPU."""
+    began, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
         step()
-    return (time.perf_counter() - began) / count
+    return (time.perf_counter() - began) / count, (time.process_time() - cpu) / count
 
 
 def measure(name: str, data: Mapping[str, Any], settings: Any) -> dict[str, float]:
@@ -185,16 +188,22 @@ def measure(name: str, data: Mapping[str, Any], settings: Any) -> dict[str, floa
         contenders["bare"] = bare(make_job(name, settings), data, name)
     for step in contenders.values():
         seconds(step, settings.warmup)
-    times: dict[str, list[float]] = {side: [] for side in contenders}
+    times: dict[str, list[tuple[float, float]]] = {side: [] for side in contenders}
     for number in range(settings.repetitions):
         order = list(contenders)
         for side in order if number % 2 == 0 else reversed(order):
             times[side].append(seconds(contenders[side], settings.steps))
-    found = {"ms": 1e3 * median(times["ours"])}
-    for key, side in (("cost", "sum"), ("against_bare", "bare")):
-        if side in times:
-            pairs = zip(times["ours"], times[side], strict=True)
-            found[key] = median(a / b if side == "sum" else b / a for a, b in pairs)
+    found = {"ms": 1e3 * median(clock for clock, _ in times["ours"])}
+    for unit, prefix in enumerate(("", "cpu_")):
+        mine = [pair[unit] for pair in times["ours"]]
+        if "sum" in times:
+            theirs = [pair[unit] for pair in times["sum"]]
+            found[f"{prefix}cost"] = median(a / b for a, b in zip(mine, theirs, strict=True))
+        if "bare" in times:
+            theirs = [pair[unit] for pair in times["bare"]]
+            found[f"{prefix}against_bare"] = median(
+                b / a for a, b in zip(mine, theirs, strict=True)
+            )
     say(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()))
     return found
 

@@ -54,8 +54,8 @@ class Optimization:
         losses: Mapping[str, Tensor],
         step: int,
         checked: bool,
-        added: Mapping[str, Tensor] = MappingProxyType({}),
         opposed: Mapping[str, Tensor] | None = None,
+        added: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> tuple[Tensor, Tensor]:
         """Update on named losses; returns the objective and the gradient's norm, both detached.
         Opponents, by the name of their relation, are updated on the losses in ``opposed``.

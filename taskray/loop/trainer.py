@@ -203,7 +203,7 @@ class Trainer:
     ) -> None:
         """One update on named losses, by the key of their sum, and of opponents on theirs."""
         labels, added = losses.get(SupervisedLoss(), {}), losses.get(ConsistencyLoss(), {})
-        total, norm = self.optimization.descend(labels, self.steps_made, checked, added, opposed)
+        total, norm = self.optimization.descend(labels, self.steps_made, checked, opposed, added)
         if labels:
             self.learned.weighting.stepped(lambda: self.supervised.again(self.steps_made))
         for key, named in losses.items():

@@ -46,10 +46,10 @@ class Aggregated(Weighting):
         parameters: Sequence[Tensor],
     ) -> Tensor:
         of_heads, rest = self.by_head(losses)
-        if len(of_heads) < 2:
-            return _backward([*of_heads.values(), *rest, *added.values()])
-        others = [*rest, *added.values()]
-        values = list(of_heads.values())
+        values, others = list(of_heads.values()), [*rest, *added.values()]
+        # A solver fails on NaN with a message of its own; the sum lets the caller find it.
+        if len(values) < 2 or not bool(torch.stack(values).isfinite().all()):
+            return _backward([*values, *others])
         rows = [
             torch.autograd.grad(
                 value,

@@ -6,6 +6,10 @@ of that class; our names for them are in ``taskray.job.plugins.BUILTIN``.
 Sums of weights: ``equal`` and ``random`` have weights that sum to 1, so their steps are n times
 smaller than those of ``sum`` and ``dwa``, whose weights sum to n, the number of heads.
 
+``uncertainty`` takes every loss as that of a regression, L / (2 sigma^2) + log sigma. The form of
+the paper for classes, L / sigma^2 + log sigma, has another sigma and, once that is learnt, the same
+weight, 1 / (2 L).
+
 A head without labels in a batch has its last loss in that step, as a constant: it gets no gradient,
 and the other heads keep the weights that they would have beside it. Before its first loss that
 constant is 1, which changes no logarithm and no ratio.
