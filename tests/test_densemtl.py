@@ -243,7 +243,7 @@ def test_a_dilated_encoder_sees_what_it_saw_before_at_every_position_that_it_kep
 
     frame = torch.rand(1, 1, 32, 32)
     before = encoder(frame)
-    dilate(Features(), torch.rand(1, 1, 16, 16), 2)
+    dilate(Features(), (1, 1, 16, 16), 2)
     after = encoder(frame)
     assert after.shape[-1] == 2 * before.shape[-1]
     torch.testing.assert_close(after[..., ::2, ::2][..., 1:-1, 1:-1], before[..., 1:-1, 1:-1])

@@ -3,7 +3,8 @@ Hugging Face ``transformers``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,14 +52,14 @@ def load_encoder(
 def find_features(
     encoder: nn.Module, in_channels: int, multiple: int, backbone: str, coarsest: int | None
 ) -> tuple[list[int], list[int]]:
-    """Channels and stride of each feature, finest first, from a pass over a small frame: some
+    """Channels and stride of each feature, finest first, from a pass over a frame: some
     configurations misstate them. The encoder is dilated to ``coarsest``, if it is given.
     """
-    frame = torch.zeros(1, in_channels, 2 * multiple, 3 * multiple)
-    features = _features_of(encoder, frame, backbone)
+    size = (1, in_channels, 2 * multiple, 3 * multiple)
+    features = _features_of(encoder, size, backbone)
     if coarsest is not None and features[-1][1] != coarsest:
-        dilate(encoder, frame, coarsest)
-        features = _features_of(encoder, frame, backbone)
+        dilate(encoder, size, coarsest)
+        features = _features_of(encoder, size, backbone)
         if features[-1][1] != coarsest:
             raise InputError(
                 "coarsest",
@@ -68,29 +69,26 @@ def find_features(
     return list(channels), list(strides)
 
 
-@torch.no_grad()
-def dilate(encoder: nn.Module, frame: Tensor, coarsest: int) -> None:
+def dilate(encoder: nn.Module, size: Sequence[int], coarsest: int) -> None:
     """Keep all features at ``1 / coarsest`` of the frame or finer: convolutions make no step
     beyond it, and those after them are dilated instead, so that they see what they saw before. No
     weight changes its shape [DeepLab, Chen et al. 2018].
 
     Args:
         encoder: of convolutions.
-        frame: ``[1, in_channels, H, W]``, any that the encoder takes.
+        size: ``[1, in_channels, H, W]`` of any frames that the encoder takes.
         coarsest: the largest stride, a power of 2.
     """
-    convolutions = {m for m in encoder.modules() if isinstance(m, nn.Conv2d)}
-    strides: dict[nn.Conv2d, int] = {}
+    strides: dict[str, int] = {}
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(module, nn.Conv2d):
-            strides[module] = round(frame.shape[-1] / inputs[0].shape[-1])
+    def note(name: str, given: Tensor) -> None:
+        strides[name] = round(size[-1] / given.shape[-1])
 
-    hooks = [module.register_forward_pre_hook(note) for module in convolutions]
-    _run(encoder, frame)
-    for hook in hooks:
-        hook.remove()
-    for module, stride in strides.items():
+    _run(encoder, size, note)
+    for name, stride in strides.items():
+        module = encoder.get_submodule(name)
+        if not isinstance(module, nn.Conv2d):
+            continue
         if stride * module.stride[0] > coarsest:
             module.stride = (1, 1)
         if stride > coarsest and isinstance(module.padding, tuple):
@@ -99,23 +97,31 @@ def dilate(encoder: nn.Module, frame: Tensor, coarsest: int) -> None:
             module.padding = (factor * module.padding[0], factor * module.padding[1])
 
 
-def _features_of(encoder: nn.Module, frame: Tensor, backbone: str) -> list[tuple[int, int]]:
+def _features_of(encoder: nn.Module, size: Sequence[int], backbone: str) -> list[tuple[int, int]]:
     """Channels and stride of each feature, finest first."""
     try:
-        features = _run(encoder, frame)
+        features = _run(encoder, size)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             "backbone",
-            f"{backbone!r} does not take {frame.shape[1]} channels of any frame size: "
-            f"{one_line(error)}",
+            f"{backbone!r} does not take {size[1]} channels of any frame size: {one_line(error)}",
         ) from None
-    return [(f.shape[1], round(frame.shape[-1] / f.shape[-1])) for f in features]
+    return [(f.shape[1], round(size[-1] / f.shape[-1])) for f in features]
+
+
+def _ignore(name: str, given: Tensor) -> None:
+    pass
 
 
 @torch.no_grad()
-def _run(encoder: nn.Module, frame: Tensor) -> Sequence[Tensor]:
-    """The features of a frame, in evaluation mode."""
-    training = encoder.training
-    features: Sequence[Tensor] = encoder.eval()(frame).feature_maps
-    encoder.train(training)
+def _run(
+    encoder: nn.Module, size: Sequence[int], note: Callable[[str, Tensor], None] = _ignore
+) -> Sequence[Tensor]:
+    """The shapes of the features, in evaluation mode, computed without values: on a copy on the
+    device ``meta``. ``note`` is called with the name and the input of each convolution."""
+    shapes = copy.deepcopy(encoder).to("meta").eval()
+    for name, module in shapes.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, inputs, n=name: note(n, inputs[0]))
+    features: Sequence[Tensor] = shapes(torch.zeros(*size, device="meta")).feature_maps
     return features
