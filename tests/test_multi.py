@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from taskray.tasks.object_motion import ObjectMotion
 from taskray.tasks.segmentation import Segmentation
 from taskray.tasks.segmentation_metrics import SegmentationMetrics
 from taskray.tasks.task import Task
+from taskray.tuning.runs import metric_names
 
 Columns = dict[str, Tensor]
 
@@ -120,6 +122,8 @@ def test_metrics_are_those_of_the_heads() -> None:
     batch = world_pairs("sim")
     task = built(depth="depth", normals="normals")
     metric, parts = task.metric(), [Depth().metric(), Normals().metric()]
+    job = two_datasets({"depth": "near", "normals": "far"})
+    assert metric_names(job, "scene") == [n for part in parts for n in names_of(part)]
     prediction = predict(task, network_of(task), batch)
     for each in (metric, *parts):
         each.update(prediction, batch)
@@ -205,6 +209,12 @@ def test_a_relation_checks_the_heads_as_it_checks_tasks() -> None:
     )
     with pytest.raises(InputError, match=r"movable: the classes of 'world'.* 'scene\.classes'"):
         wire(job)
+
+
+def names_of(metric: Any) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # compute() before update()
+        return list(metric.compute())
 
 
 def two_datasets(dedicated: dict[str, str]) -> Job:

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 class HeadMetrics(Metric):  # type: ignore[misc]
     """The metrics of each head, over the batches that have its labels. A head that no batch had
-    labels for has no metrics.
+    labels for has no metrics; before the first batch all have, and their values are undefined.
 
     A name that two heads share becomes ``<head>/<name>``. Heads with metrics of one class share
     their names in any case, so that a name does not depend on the labels of a dataset.
@@ -44,7 +44,8 @@ class HeadMetrics(Metric):  # type: ignore[misc]
                 metric.update(prediction, batch)
 
     def compute(self) -> dict[str, Tensor]:
-        found = {h: m.compute() for h, m in self.heads.items() if m.update_called}
+        updated = [head for head, metric in self.heads.items() if metric.update_called]
+        found = {head: self.heads[head].compute() for head in updated or self.heads}
         uses = Counter(name for values in found.values() for name in values)
         return {
             f"{head}/{name}" if head in self.named or uses[name] > 1 else name: value
