@@ -134,6 +134,62 @@ def test_every_study_of_the_project_fits_its_job(path: Path) -> None:
     assert len({r.run.folder for r in runs}) == len(config.variants) * len(config.seed_list())
 
 
+ROW = '''"""A weighting of one's own, and its row."""
+from torch import Tensor
+from taskray.weighting.weighting import Sum
+
+VARIANT = {
+    "label": "twice the sum",
+    "set": {"tasks.depth.weighting": "rows.mine:Twice"},
+}
+
+
+class Twice(Sum):
+    """Its steps are twice as large."""
+'''
+
+
+def test_a_file_beside_a_study_is_a_row_of_it_with_the_code_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / "mine.py").write_text(ROW, encoding="utf-8")
+    (rows / "_unused.py").write_text("no row", encoding="utf-8")
+    write(rows, later={"label": "later", "set": {"consistency.ties.start_step": 2}})
+    runs = planned(tmp_path, rows="rows")
+    assert [r.variant for r in runs[:4]] == ["alone", "together", "later", "mine"]
+    assert runs[3].run.job.tasks["depth"].weighting.name == "rows.mine:Twice"
+    config = load_study(tmp_path / "study.yaml")
+    assert config.variants["mine"].label == "twice the sum"
+    (tmp_path / "again.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    assert load_study(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.txt", "", "rows: no row (*.yaml or *.py) in this folder"),
+        ("x.yaml", "lable: x", "x.yaml: lable: unknown key; did you mean 'label'?"),
+        ("x.py", "a = 1", "x.py: expected VARIANT = {...}, a dict of literals"),
+        ("x.py", "VARIANT = {'set': f()}", "x.py: malformed node or string on line 1"),
+        ("x.py", "VARIANT = {", "x.py: SyntaxError: '{' was never closed"),
+        ("alone.yaml", "label: x", "study.yaml: variants.alone: is also a file in "),
+    ],
+)
+def test_a_file_that_is_no_row_is_one_line(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        planned(tmp_path, rows="rows")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tune_spaces").glob("*.yaml")), ids=str)
 def test_every_space_of_the_project_fits_its_job(path: Path) -> None:
     config = load_space(path)

@@ -6,14 +6,24 @@ the job before the first run, so that a wrong one is found at once.
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from taskray.errors import InputError
+from taskray.errors import InputError, one_line
+from taskray.files import read_text
 from taskray.job import plugins
-from taskray.job.config import NonNegative, Positive, Settings, parse, read_kind, refuse_one_folder
+from taskray.job.config import (
+    NonNegative,
+    Positive,
+    Settings,
+    parse,
+    read_kind,
+    read_yaml,
+    refuse_one_folder,
+)
 from taskray.record.formatting import describe
 
 Changes = dict[str, Any]
@@ -84,6 +94,10 @@ class StudyConfig(Settings):
     """Changes of the job for all variants."""
     variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
     """The rows, by name."""
+    rows: str | None = None
+    """A folder, relative to the study file, each file of which is one more variant, named as the
+    file: ``NAME.yaml`` with the keys of a variant, or ``NAME.py``, a module with the same as a
+    literal dict, ``VARIANT = {...}``, which may name a class of its own by import path."""
     metrics: Annotated[list[str], Field(min_length=1)]
     """The columns: ``<task>/<evaluation>/<metric>``, or a path of the result file such as
     ``seconds``, ``depth/steps_per_second`` or ``staleness/depth<-normals/steps_mean``."""
@@ -225,8 +239,48 @@ class SpaceConfig(Settings):
 
 def load_study(path: Path) -> StudyConfig:
     """Read a study file. Raises InputError for a wrong one."""
-    config: StudyConfig = parse(StudyConfig, read_kind(path, "study"), str(path))
+    values = read_kind(path, "study")
+    folder = values.get("rows")
+    if isinstance(folder, str) and isinstance(values.get("variants"), dict):
+        rows = read_rows(path.parent / folder)
+        for name in rows.keys() & values["variants"].keys():
+            raise InputError(
+                f"{path}: variants.{name}", f"is also a file in {path.parent / folder}"
+            )
+        # they are variants from here on: the study that a run folder keeps is complete without them
+        values = {**values, "variants": {**values["variants"], **rows}, "rows": None}
+    config: StudyConfig = parse(StudyConfig, values, str(path))
     return config
+
+
+def read_rows(folder: Path) -> dict[str, Any]:
+    """The variants in the files of a folder, by name, in the order of their names. InputError for
+    a folder without one, and for a file that contains none."""
+    files = [f for f in sorted(folder.glob("[!_.]*")) if f.suffix in (".yaml", ".py")]
+    if not files:
+        raise InputError(str(folder), "no row (*.yaml or *.py) in this folder")
+    rows: dict[str, Any] = {}
+    for file in files:
+        values = read_yaml(file) if file.suffix == ".yaml" else _variant_in(file)
+        parse(VariantConfig, values, str(file))  # an error names the file
+        if file.stem in rows:
+            raise InputError(str(file), "another file in this folder has the same name")
+        rows[file.stem] = values
+    return rows
+
+
+def _variant_in(file: Path) -> dict[str, Any]:
+    """The dict ``VARIANT`` of a module, read without running the module."""
+    text = read_text(file)
+    try:
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VARIANT":
+                values = ast.literal_eval(node.value)
+                if isinstance(values, dict):
+                    return values
+    except (SyntaxError, ValueError) as error:
+        raise InputError(str(file), one_line(error)) from None
+    raise InputError(str(file), "expected VARIANT = {...}, a dict of literals")
 
 
 def load_space(path: Path) -> SpaceConfig:
