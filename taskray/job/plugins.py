@@ -41,6 +41,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "multinetpp": "taskray.models.multinetpp:MultiNetPlusPlus",
         "motion_net": "taskray.models.motion:MotionNet",
         "pillars": "taskray.models.pillars:Pillars",
+        "frames_and_pairs": "taskray.models.frames_and_pairs:FramesAndPairs",
     },
     "task": {
         "depth": "taskray.tasks.depth:Depth",

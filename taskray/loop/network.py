@@ -38,8 +38,15 @@ def labelled_frames(task: Task, quantities: Sequence[str]) -> tuple[str, ...]:
 
 
 def inputs_of(task: Task, frames: Sequence[str]) -> tuple[str, ...]:
-    """The columns that a task's network needs to predict on these frames."""
-    return tuple(dict.fromkeys(at_frame(c, frame) for frame in frames for c in task.inputs))
+    """The columns that a task's network needs to predict on these frames. What it reads of another
+    frame is the same on all of them."""
+    return tuple(
+        dict.fromkeys(
+            column if frame_of(column) else at_frame(column, frame)
+            for frame in frames
+            for column in task.inputs
+        )
+    )
 
 
 class Network:

@@ -30,7 +30,7 @@ class Multi(Task):
     The network gets the input of the head that reads the most columns; the columns of every other
     head must be among them. So a head that predicts from one frame alone may share the network of
     one that predicts from a pair. Its quantities are then those of the first frame only
-    (:meth:`is_per_frame`).
+    (:meth:`is_per_frame`), unless ``each_frame`` is set.
 
     Losses are named ``<head>/<term>``. Where the network returns intermediate predictions
     (:mod:`taskray.models.heads`), the prediction has their quantities, too (``depth@1``), and to
@@ -44,6 +44,8 @@ class Multi(Task):
             predicts.
         unlabelled: heads whose labels are never read: they learn from relations alone.
         full_names: every metric is named ``<head>/<name>``, not only one that two heads share.
+        each_frame: the network predicts the heads of one frame from the first frame of its input
+            alone (``frames_and_pairs``), so they predict on any frame.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class Multi(Task):
         heads: Mapping[str, Task],
         unlabelled: Collection[str] = (),
         full_names: bool = False,
+        each_frame: bool = False,
     ) -> None:
-        self._heads = dict(heads)
+        self._heads, self._each_frame = dict(heads), each_frame
         self._labelled = {h: t for h, t in heads.items() if h not in unlabelled}
         self._leader = max(heads.values(), key=lambda t: (len(t.inputs), t.passes))
         _check_heads(self._heads, self._leader)
@@ -73,7 +76,7 @@ class Multi(Task):
 
     def is_per_frame(self, quantity: str) -> bool:
         return any(
-            task.is_per_frame(quantity) and task.inputs == self._leader.inputs
+            task.is_per_frame(quantity) and (self._each_frame or task.inputs == self._leader.inputs)
             for task in self._heads.values()
             if quantity in task.quantities
         )
@@ -148,7 +151,9 @@ class Multi(Task):
 
 
 def multi(
-    heads: Annotated[dict[HeadName, Plugin], Field(min_length=1)], full_names: bool = False
+    heads: Annotated[dict[HeadName, Plugin], Field(min_length=1)],
+    full_names: bool = False,
+    each_frame: bool = False,
 ) -> Multi:
     """A task made of tasks (:class:`Multi`), from their descriptions in a job.
 
@@ -157,14 +162,15 @@ def multi(
             (``{depth: depth, normals: {name: normals, loss: l1}}``).
         full_names: every metric is named ``<head>/<name>``, not only one that two heads share: so
             it has the same name whatever other heads there are.
+        each_frame: beside heads that read a pair of frames, heads that read one are predicted from
+            that one alone, on any frame of a row (``depth_2``). The network must be one that does
+            so: ``frames_and_pairs``.
     """
-    return Multi(
-        {
-            head: plugins.build("task", task.name, task.arguments, f"heads.{head}")
-            for head, task in heads.items()
-        },
-        full_names=full_names,
-    )
+    tasks = {
+        head: plugins.build("task", task.name, task.arguments, f"heads.{head}")
+        for head, task in heads.items()
+    }
+    return Multi(tasks, full_names=full_names, each_frame=each_frame)
 
 
 def _intermediate(prediction: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
