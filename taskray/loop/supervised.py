@@ -19,6 +19,7 @@ from taskray.loop.meters import Meter
 from taskray.loop.metric_key import MetricKey, SupervisedLoss
 from taskray.loop.network import Network, labelled_frames
 from taskray.loop.terms import checked_terms, merged
+from taskray.models.heads import head_and_scale
 from taskray.tasks.task import Task
 
 
@@ -114,7 +115,7 @@ class Supervised:
         for head in self.network.task.heads.values():
             if all(label in batch.tensors for label in head.labels):
                 for name, values in prediction.items():
-                    if name.partition("@")[0] in head.quantities:  # depth, or depth@1
+                    if head_and_scale(name)[0] in head.quantities:
                         self.predictions.setdefault(name, values.detach())
 
     def state_dict(self) -> list[Any]:

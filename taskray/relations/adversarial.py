@@ -14,6 +14,7 @@ from torch.nn import functional
 from taskray.errors import InputError, TaskrayError
 from taskray.job.config import OptimizerConfig
 from taskray.models.discriminator import PatchDiscriminator
+from taskray.models.heads import at_scale
 from taskray.relations.opposed import Opposed
 from taskray.relations.relation import at_source
 from taskray.schema import quantity_of
@@ -70,7 +71,7 @@ class Adversarial(Opposed):
         if near >= far:
             raise InputError("far", f"got {far:g}, expected more than near, {near:g}")
         self.quantities = self.sources = (quantity,)
-        self.output = quantity if scale is None else f"{quantity}@{scale}"
+        self.output = quantity if scale is None else at_scale(quantity, scale)
         self.near, self.far = near, far
         self.width, self.depth = width, depth
         self.optimizer = optimizer
