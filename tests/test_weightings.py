@@ -553,3 +553,6 @@ def test_a_head_without_a_valid_label_in_a_batch_is_left_out_of_it() -> None:
     assert left(nothing, classes) == {"image", "segmentation"}
     assert left(depth, ignored) == {"image", "depth"}
     assert left(nothing, ignored) == {"image", "depth", "segmentation"}
+    assert left(depth.index_fill(0, torch.tensor(0), 0.0), classes) == {
+        "image", "depth", "segmentation",
+    }  # fmt: skip

@@ -31,7 +31,7 @@ from taskray.job import plugins
 from taskray.job.config import Job, parse_job
 from taskray.loop.assembly import build_model, build_task
 from taskray.loop.interfaces import NoPeers
-from taskray.loop.optimization import build_optimizer
+from taskray.loop.optimization import Updates
 from taskray.loop.trainer import Trainer
 from taskray.loop.wiring import wire
 from taskray.runtime.checkpoints import CheckpointStore
@@ -46,13 +46,14 @@ HEADS = ("segmentation", "depth", "normals")
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "fixed": {"weights": dict.fromkeys(HEADS, 1.0)},
     "focused": {"focus": ["depth"]},
+    "gradnorm": {"window": 1},
     "stch": {"mu": 1.0},
     "cosmos": {"lambda_": 1.0},
     "fairgrad": {"alpha": 1.0},
     "krum": {"n_byzantine": 0},
     "trimmed_mean": {"trim_number": 1},
 }
-"""Those that a weighting requires."""
+"""Those that a weighting requires; GradNorm learns from the second step on."""
 COUNTED = {"uncertainty", "imtl_l", "famo"}
 """torchjd's of these take the number of heads."""
 Step = Callable[[], None]
@@ -105,7 +106,8 @@ def bare(job: Job, data: Mapping[str, Any], name: str) -> Step:
     source.close()
     combine, learned = torchjd_step(name, network)
     parameters = [*network.parameters(), *learned]
-    optimizer, number = build_optimizer(parameters, config.optimizer), 0
+    named = {str(number): parameter for number, parameter in enumerate(parameters)}
+    optimizer, number = Updates(named, config.optimizer).optimizer, 0
 
     def step() -> None:
         nonlocal number

@@ -136,10 +136,19 @@ def without_empty_labels(batch: Batch, task: Task) -> Batch:
     there, empty = set[str](), set[str]()
     for head in task.heads.values():
         if all(column in batch.tensors for column in head.labels):
-            found = head.label_values(batch.tensors)
-            valid = not found or any(bool(label.valid.any()) for label in found)
-            (there if valid else empty).update(head.labels)
+            (there if _any_valid(head, batch) else empty).update(head.labels)
     empty -= there
     if not there or not empty:
         return batch
     return replace(batch, tensors={n: t for n, t in batch.tensors.items() if n not in empty})
+
+
+def _any_valid(head: Task, batch: Batch) -> bool:
+    """Whether a label of the head is valid in a batch that has its columns. The first row answers
+    for most batches, and to look at all of them costs a hundredth of a step."""
+    columns = {name: batch.tensors[name] for name in head.labels}
+    for rows in (slice(1), slice(1, None)):
+        found = head.label_values({name: values[rows] for name, values in columns.items()})
+        if not found or any(bool(label.valid.any()) for label in found):
+            return True
+    return False
