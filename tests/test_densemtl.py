@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from collectives import tiny_job
+from rich.console import Console
 from scenes import world_pairs
 from torch import Tensor, nn
 
@@ -21,6 +25,8 @@ from taskray.models.task_exchange import (
     SelfAttention,
     TaskExchange,
 )
+from taskray.record.folder import read_panels
+from taskray.run.train import train
 from taskray.tasks.depth import Depth
 from taskray.tasks.edges import Edges
 from taskray.tasks.multi import Multi
@@ -205,6 +211,24 @@ def test_a_network_with_one_head_exchanges_nothing() -> None:
     model = network({"depth": 1})
     assert not model.blocks
     assert model(torch.rand(1, 3, 32, 64)).shape == (1, 1, 32, 64)
+
+
+def test_the_report_shows_where_heads_look_in_each_other(tmp_path: Path) -> None:
+    heads = {"depth": "depth", "edges": "edges"}
+    job = tiny_job(
+        "steps=2", "mediator=null", "consistency={}", "tasks.normals=null",
+        f"tasks.depth.task={yaml.safe_dump({'name': 'multi', 'heads': heads})}",
+        f"tasks.depth.model={yaml.safe_dump({'name': 'densemtl', **TINY})}",
+    )  # fmt: skip
+    result = train(job, tmp_path, inline=True, console=Console(quiet=True))
+    assert result["status"] == "finished", result["error"]
+    assert {"abs_rel", "f1", "ods_f1"} <= result["tasks"]["depth"]["metrics"].keys()
+    found = read_panels(tmp_path)
+    looks = found["depth/test/edges looks at depth/prediction"]
+    assert looks.shape == found["depth/test/depth/prediction"].shape
+    assert 0 <= looks.min() < looks.max() <= 1
+    assert "depth: edges looks at depth on test" in (tmp_path / "report.html").read_text()
+    assert network({"depth": 1}).pictures(torch.rand(1, 3, 32, 64)) == {}
 
 
 @pytest.mark.parametrize(

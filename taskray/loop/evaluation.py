@@ -60,7 +60,8 @@ def evaluate(
     """Run the network over all batches, in evaluation mode; metrics are pooled over the whole set.
 
     The first ``num_samples`` frames are kept with truth and prediction: ``image`` [N, H, W, 3]
-    uint8, the rest [N, C, H, W] float32 (a segmentation as class indices). ``constant`` is measured
+    uint8, the rest [N, C, H, W] float32 (a segmentation as class indices), and the network's own
+    pictures. ``constant`` is measured
     on the same batches.
     """
     metric = network.task.metric().to(network.device)
@@ -108,6 +109,9 @@ def _keep(
     labels: dict[str, Tensor],
     take: int,
 ) -> None:
+    drawn = network.pictures({name: values[:take] for name, values in labels.items()})
+    for title, picture in drawn.items():
+        kept.setdefault(f"{title}/prediction", []).append(picture.float())
     pictures = (labels["image"][:take] * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
     kept.setdefault("image", []).append(pictures)
     for quantity in network.task.quantities:

@@ -105,6 +105,19 @@ class Network:
         finally:
             self.module.train(trains)
 
+    def pictures(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Maps ``[B, C, H, W]`` of how the network came to its prediction, by title: what its
+        method ``pictures`` returns for its input. None of a network without this method."""
+        draw: Callable[[Tensor], dict[str, Tensor]] | None = getattr(self.module, "pictures", None)
+        if draw is None:
+            return {}
+        trains = self.module.training
+        self.module.eval()
+        try:
+            return draw(self.task.network_input(columns))
+        finally:
+            self.module.train(trains)
+
     def to_device(self, batch: Batch) -> Batch:
         """The batch on the network's device."""
         if self.device.type == "cpu":

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -120,6 +121,28 @@ class DenseMTL(Encoded):
                 f"got {list(scales)}, expected some of {', '.join(map(str, steps))}, each once",
             )
         return {steps[scale]: scale for scale in sorted(scales, reverse=True)}
+
+    @torch.no_grad()
+    def pictures(self, image: Tensor) -> dict[str, Tensor]:
+        """Where each head looks in each other one, in the finest block with spatial attention, as
+        maps ``[B, 1, H, W]`` from 0 to 1, the largest value of each image."""
+        looks: dict[tuple[str, str], Tensor] = {}
+
+        def note(block: nn.Module, given: tuple[Mapping[str, Tensor]]) -> None:
+            if isinstance(block, TaskExchange):
+                looks.update(block.attended(given[0]))
+
+        hooks = [block.register_forward_pre_hook(note) for block in self.blocks.values()]
+        self(image)
+        for hook in hooks:
+            hook.remove()
+        height, width = image.shape[-2:]
+        return {
+            f"{target} looks at {source}": self.to_frame(
+                x / x.amax(dim=(1, 2, 3), keepdim=True), height, width
+            )
+            for (target, source), x in looks.items()
+        }
 
     def intermediate(self, step: int, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scale = self.scale_of_step.get(step)
