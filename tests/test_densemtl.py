@@ -255,22 +255,18 @@ def test_a_dilated_encoder_sees_what_it_saw_before_at_every_position_that_it_kep
         nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1),
         nn.Conv2d(4, 4, 3, padding=1),
     )  # fmt: skip
-
-    class Features(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = encoder
-
-        def forward(self, x: Tensor) -> Any:
-            self.feature_maps = (self.layers(x),)
-            return self
-
     frame = torch.rand(1, 1, 32, 32)
     before = encoder(frame)
-    dilate(Features(), (1, 1, 16, 16), 2)
+    dilate(encoder, {"0": 1, "1": 2, "2": 4}, 2)
     after = encoder(frame)
     assert after.shape[-1] == 2 * before.shape[-1]
     torch.testing.assert_close(after[..., ::2, ::2][..., 1:-1, 1:-1], before[..., 1:-1, 1:-1])
+    assert network(coarsest=8).strides == [2, 4, 8, 8, 8]
+    with pytest.raises(
+        InputError, match=r"model\.coarsest: got 8, expected a stride that backbone"
+    ):
+        network(backbone="dinov2", coarsest=8, config={"hidden_size": 16, "num_hidden_layers": 2,
+                "num_attention_heads": 2})  # fmt: skip
 
 
 # ---- intermediate predictions -----------------------------------------------------------------

@@ -4,7 +4,8 @@ Hugging Face ``transformers``."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -56,10 +57,18 @@ def find_features(
     configurations misstate them. The encoder is dilated to ``coarsest``, if it is given.
     """
     size = (1, in_channels, 2 * multiple, 3 * multiple)
-    features = _features_of(encoder, size, backbone)
+    try:
+        features, inputs = _strides_in(encoder, size)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            "backbone",
+            f"{backbone!r} does not take {in_channels} channels of any frame size: "
+            f"{one_line(error)}",
+        ) from None
     if coarsest is not None and features[-1][1] != coarsest:
-        dilate(encoder, size, coarsest)
-        features = _features_of(encoder, size, backbone)
+        dilate(encoder, inputs, coarsest)
+        with suppress(RuntimeError, ValueError):  # of a network that is not made of convolutions
+            features, _ = _strides_in(encoder, size)
         if features[-1][1] != coarsest:
             raise InputError(
                 "coarsest",
@@ -69,23 +78,17 @@ def find_features(
     return list(channels), list(strides)
 
 
-def dilate(encoder: nn.Module, size: Sequence[int], coarsest: int) -> None:
+def dilate(encoder: nn.Module, inputs: Mapping[str, int], coarsest: int) -> None:
     """Keep all features at ``1 / coarsest`` of the frame or finer: convolutions make no step
     beyond it, and those after them are dilated instead, so that they see what they saw before. No
     weight changes its shape [DeepLab, Chen et al. 2018].
 
     Args:
         encoder: of convolutions.
-        size: ``[1, in_channels, H, W]`` of any frames that the encoder takes.
+        inputs: the stride of each convolution's input, by its name.
         coarsest: the largest stride, a power of 2.
     """
-    strides: dict[str, int] = {}
-
-    def note(name: str, given: Tensor) -> None:
-        strides[name] = round(size[-1] / given.shape[-1])
-
-    _run(encoder, size, note)
-    for name, stride in strides.items():
+    for name, stride in inputs.items():
         module = encoder.get_submodule(name)
         if not isinstance(module, nn.Conv2d):
             continue
@@ -97,31 +100,21 @@ def dilate(encoder: nn.Module, size: Sequence[int], coarsest: int) -> None:
             module.padding = (factor * module.padding[0], factor * module.padding[1])
 
 
-def _features_of(encoder: nn.Module, size: Sequence[int], backbone: str) -> list[tuple[int, int]]:
-    """Channels and stride of each feature, finest first."""
-    try:
-        features = _run(encoder, size)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            "backbone",
-            f"{backbone!r} does not take {size[1]} channels of any frame size: {one_line(error)}",
-        ) from None
-    return [(f.shape[1], round(size[-1] / f.shape[-1])) for f in features]
-
-
-def _ignore(name: str, given: Tensor) -> None:
-    pass
-
-
 @torch.no_grad()
-def _run(
-    encoder: nn.Module, size: Sequence[int], note: Callable[[str, Tensor], None] = _ignore
-) -> Sequence[Tensor]:
-    """The shapes of the features, in evaluation mode, computed without values: on a copy on the
-    device ``meta``. ``note`` is called with the name and the input of each convolution."""
+def _strides_in(
+    encoder: nn.Module, size: Sequence[int]
+) -> tuple[list[tuple[int, int]], dict[str, int]]:
+    """Channels and stride of each feature, and the stride of each convolution's input by its name,
+    of a frame ``[1, in_channels, H, W]``. Computed without values, on a copy on the device
+    ``meta``."""
+    inputs: dict[str, int] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, given: inputs.update({name: round(size[-1] / given[0].shape[-1])})
+
     shapes = copy.deepcopy(encoder).to("meta").eval()
     for name, module in shapes.named_modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_pre_hook(lambda _, inputs, n=name: note(n, inputs[0]))
+            module.register_forward_pre_hook(note(name))
     features: Sequence[Tensor] = shapes(torch.zeros(*size, device="meta")).feature_maps
-    return features
+    return [(f.shape[1], round(size[-1] / f.shape[-1])) for f in features], inputs
