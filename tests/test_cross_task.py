@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from taskray.errors import InputError, TaskrayError
-from taskray.job.config import Job, override, parse_job
+from taskray.job.config import Job, load_job, override, parse_job
 from taskray.loop.assembly import build_inner_relations, build_learned, build_relations, build_task
 from taskray.loop.learned import RELATION
 from taskray.models.transfer import TransferNet
@@ -225,6 +225,20 @@ def test_the_heads_of_one_network_become_consistent(tmp_path: Path) -> None:
     assert result["status"] == "finished"
     falls(watch, "shared", "d2s")
     falls(watch, "shared", "s2d")
+
+
+def test_the_job_of_the_shared_encoder_trains_with_a_transfer_network(tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "jobs/shared_encoder.yaml"
+    job = load_job(path)
+    assert job.name == path.stem
+    assert job.description
+    tiny = ["steps=2", "tasks.shared.batch_size=2", "tasks.shared.model.width=16"]
+    sizes = {"height": 32, "width": 64, "num_samples": 4}
+    tiny += [f"data.{d}.reader.{key}={value}" for d in job.data for key, value in sizes.items()]
+    there = "{name: cross_task, source: depth, target: segmentation, widths: [8]}"
+    tiny += [f"tasks.shared.relations={{d2s: {{relation: {there}}}}}"]
+    run(load_job(path, tiny), tmp_path, watch := Watch(), inline=True)
+    assert "loss/consistency/d2s" in watch.reports[-1][1].values
 
 
 @pytest.mark.parametrize(
