@@ -318,6 +318,10 @@ class EvaluationConfig(Settings):
     main one, whose values are under ``metrics`` in ``result.json``."""
     batch_size: Positive = 16
     """Samples in a batch."""
+    energy: str | None = None
+    """Title of the evaluation on held-out data of the training domain: also measure the consistency
+    energy of every quantity that a relation gives a second time, standardised there, and its
+    correlation with the error (``relations.energy``). null: do not."""
     every: Positive | None = None
     """Also evaluate every ``every`` steps, for curves, at the end of the chunk
     (``runtime.chunk_steps``) that contains the step; null: only at the end."""
@@ -410,6 +414,11 @@ class Job(Settings):
                 )
         for title, name in self.evaluation.data.items():
             known(f"evaluation.data.{title}", name)
+        energy, titles = self.evaluation.energy, list(self.evaluation.data)
+        if energy is not None and energy not in titles:
+            raise InputError(
+                "evaluation.energy", f"no evaluation {energy!r}; {nearest(energy, titles)}"
+            )
         for task_name, task in self.tasks.items():
             if task.frozen and task.checkpoint is None:
                 raise InputError(f"tasks.{task_name}.frozen", "a frozen task needs a 'checkpoint'")

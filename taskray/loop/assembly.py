@@ -104,6 +104,13 @@ def build_inner_relations(job: Job, task_name: str, task: Task) -> list[InnerRel
     return relations
 
 
+def relations_of(job: Job, task_name: str, task: Task) -> list[WeightedRelation]:
+    """All active relations that involve a quantity of this task: those between tasks and those
+    inside it."""
+    inner = build_inner_relations(job, task_name, task)
+    return [*build_relations(job, task_name, task), *inner]
+
+
 @contextmanager
 def _seeded(job: Job, task: str, part: str) -> Iterator[None]:
     """Random numbers of the block depend on the task's seed and the part's name alone."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from taskray.errors import InputError, TaskrayError
 from taskray.models.transfer import TransferNet
-from taskray.relations.relation import Relation
+from taskray.relations.relation import Path, Relation
 from taskray.schema import PREDICTED_SHAPES, QUANTITIES, quantity_of
 from taskray.tasks.task import Task
 
@@ -111,6 +111,14 @@ class CrossTask(nn.Module, Relation):
         label = target if self.against == "label" else as_label(quantity, target)
         losses = self._target_task.loss(transferred, {**batch, quantity: label})
         return {self.against: torch.stack(list(losses.values())).sum()}
+
+    def paths(
+        self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Path]:
+        """The target, transferred from the source."""
+        source = predictions[self.source]
+        found = self.transferred(source)[quantity_of(self.target)]
+        return {self.target: Path(found, torch.ones_like(source[:, :1], dtype=torch.bool))}
 
     def transferred(self, source: Tensor) -> dict[str, Tensor]:
         """The target's quantities ``[B, ...]`` as transferred from a prediction of the source."""

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from taskray.geometry.normals import normals_from_depth, unit
-from taskray.relations.relation import Relation
+from taskray.relations.relation import Path, Relation
 
 SHORTEST_NORMAL = 1e-3
 """A predicted vector shorter than this has no direction and is left out."""
@@ -57,6 +57,15 @@ class DepthNormals(Relation):
         self.window = window
         self.bend = bend
         self.max_distance = 1 - math.cos(math.radians(max_angle)) if max_angle else math.inf
+
+    def paths(
+        self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Path]:
+        """Normals, computed from depth."""
+        computed = normals_from_depth(
+            predictions["depth"], batch["intrinsics"], self.beta, self.window, self.bend
+        )
+        return {"normals": Path(*computed)}
 
     def __call__(
         self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]

@@ -9,10 +9,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 from taskray.tasks.task import Task
+
+
+class Path(NamedTuple):
+    """A quantity as a relation makes it of other predictions; see ``relations.energy``."""
+
+    prediction: Tensor
+    """``[B, C, H, W]``, as a task predicts it."""
+    valid: Tensor
+    """``[B, 1, H, W]`` bool: the pixels at which the relation gives a value."""
 
 
 class Relation(ABC):
@@ -43,6 +53,13 @@ class Relation(ABC):
         before the first use; ``tasks`` as in :meth:`check_tasks`, that which learns the relation
         first, or the heads of one task alone where it predicts all of the quantities."""
         return None
+
+    def paths(
+        self, predictions: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Path]:
+        """What the relation makes of the other predictions, by quantity; by default nothing. The
+        arguments are those of :meth:`__call__`."""
+        return {}
 
     @abstractmethod
     def __call__(

@@ -95,6 +95,14 @@ def paint(quantity: str, truth: np.ndarray | None) -> Callable[[np.ndarray], np.
     return lambda a: colour_any(a, scale or 1.0)
 
 
+def colour_energy(energy: np.ndarray) -> np.ndarray:
+    """Consistency energy ``[N, 1, H, W]`` as uint8 RGB, black from one deviation below the mean of
+    its reference to yellow at three above; NaN is INVALID."""
+    values = energy[:, 0]
+    valid = np.isfinite(values)
+    return _paint(_colormap("inferno", (np.where(valid, values, 0) + 1) / 4), valid)
+
+
 def error_map(quantity: str, prediction: np.ndarray, truth: np.ndarray) -> np.ndarray | None:
     """The error of a prediction ``[N, C, H, W]`` as uint8 RGB ``[N, H, W, 3]``, black for none:
     relative depth up to 50 %, normals up to 45 degrees; None for other quantities."""
@@ -146,6 +154,8 @@ def compose(
         if truth is not None and prediction.shape == truth.shape:
             errors = error_map(quantity, prediction, truth)
             columns += [(f"error {label}", errors)] if errors is not None else []
+    energy = arrays.get(f"{group}/{quantity}/energy")
+    columns += [("consistency energy", colour_energy(energy))] if energy is not None else []
     num = min([limit, *(len(pixels) for _, pixels in columns)]) if columns else 0
     return [[Panel(caption, pixels[i]) for caption, pixels in columns] for i in range(num)]
 

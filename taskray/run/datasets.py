@@ -12,7 +12,7 @@ from taskray.data.storage.parquet import columns_of
 from taskray.data.storage.source import Handle, open_source
 from taskray.data.storage.store import prepare
 from taskray.job.config import Job
-from taskray.loop.assembly import build_tasks
+from taskray.loop.assembly import build_tasks, relations_of
 from taskray.loop.wiring import wire
 from taskray.report.progress import dataset_progress
 
@@ -54,6 +54,10 @@ class Opener:
 
     def _open_evaluations(self) -> dict[str, Handle]:
         wanted = {c for task in self.tasks.values() for c in (*task.inputs, *task.labels)}
+        if self.job.evaluation.energy is not None:
+            for name, task in self.tasks.items():
+                related = relations_of(self.job, name, task)
+                wanted |= {c for weighted in related for c in weighted.relation.inputs}
         handles: dict[str, Handle] = {}
         for title, name in self.job.evaluation.data.items():
             columns = [c for c in columns_of(self.paths[name]) if c in wanted]

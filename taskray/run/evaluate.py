@@ -31,6 +31,7 @@ from taskray.report.html import write_report
 from taskray.report.progress import dataset_progress
 from taskray.run.checks import check_labels
 from taskray.run.datasets import Opener
+from taskray.run.energy import add_energies
 from taskray.runtime.checkpoints import CheckpointStore, load_into
 from taskray.runtime.member import NUM_SAMPLES, choose_device
 
@@ -63,9 +64,11 @@ def evaluate_run(
         pictures = read_panels(folder)
         console = console or Console()
         data = open_evaluations(job, console)
-        evaluations, steps = {}, {}
+        evaluations: dict[str, dict[str, Evaluation]] = {}
+        steps: dict[str, int] = {}
         for name in job.tasks:
             steps[name], evaluations[name] = evaluate_task(job, name, store, data)
+        add_energies(job, store, data, evaluations)
         result = merge(before, job, evaluations, steps)
         for name, found in evaluations.items():
             for warning in measured_nothing(name, found):

@@ -26,6 +26,7 @@ from taskray.report.live import Live
 from taskray.run.backend import make_collective, ray_session
 from taskray.run.checks import check, check_checkpoints, check_gpus, check_location, check_origins
 from taskray.run.datasets import Opener, prepare_datasets
+from taskray.run.energy import add_energies
 from taskray.run.labels import check_batch_sizes, check_values
 from taskray.run.paths import with_paths_for_workers
 from taskray.run.recorder import Listener, Recorder, hardware
@@ -99,7 +100,8 @@ def run(
                 states.update(collective.states)
                 paths = prepare_datasets(job, use_ray=not inline, console=console)
                 with closing(Opener(job, paths, use_ray=not inline)) as opener:
-                    result = _train_and_evaluate(collective, opener, recorder, paths)
+                    store = CheckpointStore(checkpoints)
+                    result = _train_and_evaluate(collective, opener, recorder, paths, store)
         write_report(folder)
     errors = [s.error for s in states.values() if s.error is not None]
     if errors and isinstance(errors[0], InputError):  # a wrong job, found by an actor: exit code 2
@@ -108,10 +110,14 @@ def run(
 
 
 def _train_and_evaluate(
-    collective: Any, opener: Opener, recorder: Recorder, paths: Mapping[str, Path]
+    collective: Any,
+    opener: Opener,
+    recorder: Recorder,
+    paths: Mapping[str, Path],
+    store: CheckpointStore,
 ) -> dict[str, Any]:
     """Returns the result, and writes it in any case: after an error it is of the steps so far.
-    ``paths``: of the stored datasets."""
+    ``paths``: of the stored datasets; ``store``: of the checkpoints."""
     data, evaluations = opener.for_training(), opener.for_evaluation()
     check_batch_sizes(opener.job, {name: d.info.num_rows for name, d in data.items()})
     for name, dataset in data.items():
@@ -126,6 +132,8 @@ def _train_and_evaluate(
             collective.train(data)
         collective.add_evaluations(evaluations.result())
         collective.evaluate()
+        found = {name: state.evaluations for name, state in collective.states.items()}
+        add_energies(opener.job, store, evaluations.result(), found)
         for name, state in collective.states.items():
             for warning in measured_nothing(name, state.evaluations):
                 recorder.event(warning, name, state.step)

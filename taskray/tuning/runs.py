@@ -21,6 +21,7 @@ from taskray.loop.metric_key import ANY_TASK, TaskMetric, edge_name
 from taskray.record.folder import CONFIG, read_result
 from taskray.record.result import TaskState, summarize
 from taskray.report.history import CONSTANT, MEASURED, evaluations_of
+from taskray.run.energy import energy_names
 from taskray.run.resuming import essence, saved_config
 from taskray.runtime.checkpoints import written_at
 
@@ -224,7 +225,8 @@ def metric_names(job: Job, task: str) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchmetrics: compute() before update()
         try:
-            return list(build_tasks(job)[task].metric().compute())
+            built = build_tasks(job)[task]
+            return [*built.metric().compute(), *energy_names(job, built)]
         except InputError:
             raise
         except Exception:
