@@ -32,11 +32,12 @@ sys.path.append(str(ROOT / "jobs"))
 import constant_velocity  # noqa: E402
 import photometric  # noqa: E402
 
-JOBS = ("real_video", "ego_motion_kitti", "detection_flow_kitti")
+JOBS = ("real_video", "ego_motion_kitti", "detection_flow_kitti", "nyuv2")
 PARTS = {  # of each job: what it trains on, and the later parts that it is measured on
     "real_video": ("video", "later_video", "street"),
     "ego_motion_kitti": ("drive", "later"),
     "detection_flow_kitti": ("unlabelled", "later"),
+    "nyuv2": ("train", "test"),
 }
 FILES = ("images", "sweeps")
 
@@ -56,7 +57,9 @@ def job_of(name: str, data: Path | None = None, *overrides: str) -> Job:
 def small(name: str, data: Path) -> Job:
     """The job with small frames, networks and numbers of steps."""
     job = job_of(name)
-    tiny = ["steps=4", "mediator.batch_size=2", "mediator.window=2", "mediator.visits=2"]
+    tiny = ["steps=4"]
+    if job.mediator is not None:
+        tiny += ["mediator.batch_size=2", "mediator.window=2", "mediator.visits=2"]
     for relation in job.consistency:
         tiny += [f"consistency.{relation}.start_step=0", f"consistency.{relation}.warmup_steps=0"]
     for task, config in job.tasks.items():
@@ -64,6 +67,8 @@ def small(name: str, data: Path) -> Job:
         tiny += [f"tasks.{task}.batch_size=2"]
         if config.model.name == "pillars":
             tiny += [f"{model}.channels=4", f"{model}.layers=[1, 1]"]
+        elif config.model.name == "encoder_decoder":
+            tiny += [f"{model}.width=16", f"{model}.pretrained=null"]
         else:
             depth = 2 if config.model.name == "unet" else 3
             tiny += [f"{model}.base=8", f"{model}.depth={depth}"]
@@ -91,14 +96,19 @@ def test_a_job_on_real_data_names_no_place_of_a_machine(name: str) -> None:
     build_tasks(job)
 
 
+def frames_of(row: Mapping[str, Any]) -> list[str]:
+    """The files of a row: one image, or those of a part of a video."""
+    parts = [part for key in FILES for part in row.get(key, [])]
+    return [row["image"]] if "image" in row else [f"{row.get('video', '')}{p}" for p in parts]
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_training_and_measuring_share_no_frame(name: str, data_root: Path) -> None:
     job = job_of(name, data_root)
     before, *later = (
-        {file for row in build_reader(job.data[d], d).index() for key in FILES for file in
-         (f"{row.get('video', '')}{part}" for part in row.get(key, []))}
+        {frame for row in build_reader(job.data[d], d).index() for frame in frames_of(row)}
         for d in PARTS[name]
-    )  # fmt: skip
+    )
     assert before
     for after in later:
         assert after
@@ -140,6 +150,22 @@ def test_detection_and_flow_train_on_real_sweeps(
     assert np.isfinite(flow["flow_error"])
     for task in ("detection", "flow"):
         assert result["tasks"][task]["consistency_steps"] == 2
+
+
+def test_a_shared_encoder_trains_on_real_rooms(
+    data_root: Path, tmp_path: Path, cache: Path
+) -> None:
+    job = small("nyuv2", data_root)
+    few = {d: config.model_copy(update={"limit": 8}) for d, config in job.data.items()}
+    job = job.model_copy(
+        update={
+            "data": few,
+        }
+    )
+    result = train(job, tmp_path, inline=True, console=Console(quiet=True))
+    metrics = result["tasks"]["shared"]["metrics"]
+    assert 0 < metrics["abs_rel"] < 5
+    assert np.isfinite(metrics["miou"])
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
