@@ -266,7 +266,11 @@ def test_a_dataset_without_the_labels_of_its_task(train, tmp_path):
     data = parquet(tmp_path / "data")
     table = pq.read_table(data / "part-00000.parquet").drop(["depth"])
     pq.write_table(table, data / "part-00000.parquet")
-    told(train(reads(data)), 2, "dataset 'labelled': no column 'depth'; it has image, normals")
+    told(
+        train(reads(data)),
+        2,
+        "data.labelled: has no column 'depth', needed by 'depth'; it has",
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from taskray.errors import InputError
 from taskray.job.config import Job, dump_yaml
 from taskray.loop.assembly import build_tasks
 from taskray.loop.evaluation import Evaluation, measured_nothing
+from taskray.run.checks import check
 from taskray.run.labels import check_values
 from taskray.tasks.depth import Depth
 from taskray.tasks.detection import Detection
@@ -140,6 +141,58 @@ def test_a_task_that_no_evaluation_can_measure_is_named():
     assert measured_nothing("depth", {"a": Evaluation({})}) == [
         "task 'depth' was not measured: no evaluation has its labels"
     ]
+
+
+def two_heads(path: Path, dedicated: str, *overrides: str) -> Job:
+    """Depth and another quantity on one network, on one stored dataset."""
+    return alone(
+        path,
+        "tasks={rooms: {task: {name: multi, heads: {depth: {name: depth, max_depth: 10}, "
+        f"surface: normals}}}}, dedicated: {dedicated}, batch_size: 2, "
+        "model: {base: 8, depth: 2}}}",
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize("command", ["doctor", "train"])
+@pytest.mark.parametrize(
+    ("depth", "job", "problem"),
+    [
+        (
+            0.0,
+            ("rooms",),
+            "data.rooms: no label 'depth' is valid for head 'depth' of task 'rooms': "
+            "expected 0.1 to 10 m, found 0 to 0",
+        ),
+        (
+            2.0,
+            ("{depth: rooms}",),
+            "tasks.rooms: head 'surface' has no labels and no relation, expected one of them",
+        ),
+        (
+            2.0,
+            ("rooms", "tasks.rooms.task.heads.surface={name: motion_mask, frames: 1}"),
+            "data.rooms: has no column 'motion_mask', needed by 'rooms'; it has",
+        ),
+    ],
+    ids=["no valid value", "no dataset", "no column"],
+)
+def test_a_head_without_labels_is_named_before_the_first_step(
+    tmp_path, capsys, command, depth, job, problem
+):
+    file = tmp_path / "job.yaml"
+    file.write_text(dump_yaml(two_heads(stored(tmp_path / "data", depth, depth), *job)))
+    arguments = ["--inline", "--out", str(tmp_path / "run")] if command == "train" else []
+    assert main([command, str(file), *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert problem in line
+
+
+def test_a_head_without_labels_may_keep_the_weights_of_a_checkpoint(tmp_path):
+    path = stored(tmp_path / "data", 2.0, 2.0)
+    with pytest.raises(InputError, match="head 'surface' has no labels"):
+        check(two_heads(path, "{depth: rooms}"))
+    check(two_heads(path, "{depth: rooms}", "tasks.rooms.checkpoint=runs/before"))
 
 
 EMPTY_BOXES = torch.full((2, 3, 9), torch.nan)

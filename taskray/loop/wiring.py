@@ -78,13 +78,20 @@ class Wiring:
 
     def columns_of_datasets(self) -> dict[str, tuple[str, ...]]:
         """For each dataset that the collective trains on, the columns to read from it."""
-        columns: dict[str, set[str]] = {}
-        for role in self.roles.values():
-            for dataset, read in role.labels.items():
-                columns.setdefault(dataset, set()).update(read)
+        return {dataset: tuple(sorted(users)) for dataset, users in self.users_of_columns().items()}
+
+    def users_of_columns(self) -> dict[str, dict[str, list[str]]]:
+        """For each dataset that the collective trains on, the columns to read from it, each with
+        the tasks that need it."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for name, role in self.roles.items():
+            read = dict(role.labels)
             if self.mediator is not None and role.tied:
-                columns.setdefault(self.mediator, set()).update(role.reads)
-        return {name: tuple(sorted(names)) for name, names in columns.items()}
+                read[self.mediator] = (*read.get(self.mediator, ()), *role.reads)
+            for dataset, columns in read.items():
+                for column in {*columns}:
+                    found.setdefault(dataset, {}).setdefault(column, []).append(name)
+        return found
 
     @property
     def blocks(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,9 +17,10 @@ from taskray.loop.assembly import (
     build_relations,
     build_tasks,
 )
+from taskray.loop.consistency import WeightedRelation
 from taskray.loop.learned import Learned
 from taskray.loop.optimization import Updates, parameter_groups
-from taskray.loop.wiring import wire
+from taskray.loop.wiring import Role, Wiring, wire
 from taskray.runtime.checkpoints import (
     CheckpointStore,
     find_checkpoint,
@@ -49,6 +50,7 @@ def check(job: Job) -> dict[str, Learned]:
             )
         inner = build_inner_relations(job, name, task)
         relations = [*build_relations(job, name, task), *inner]
+        _check_heads(job, name, task, role, relations)
         models[name] = build_learned(job, name, task, relations)
         try:
             parameter_groups(models[name].together(), job.tasks[name].optimizer.lr_factors)
@@ -57,8 +59,45 @@ def check(job: Job) -> dict[str, Learned]:
     for dataset, config in job.data.items():
         evaluated = dataset in job.evaluation.data.values()
         users = [n for n in tasks if evaluated or dataset in job.labels_of(n)]
-        check_labels(dataset, build_reader(config, dataset), [tasks[n] for n in users])
+        reader = build_reader(config, dataset)
+        _check_columns(wiring, dataset, reader)
+        check_labels(dataset, reader, [tasks[n] for n in users])
     return models
+
+
+def _check_heads(
+    job: Job, name: str, task: Task, role: Role, relations: Sequence[WeightedRelation]
+) -> None:
+    """Raise InputError for a head that would keep random weights: no dataset of the task labels it
+    and no relation gives it a gradient."""
+    config = job.tasks[name]
+    if config.frozen or config.checkpoint or len(task.heads) == 1:
+        return
+    taught = {
+        q
+        for r in relations
+        if r.scale > 0
+        for q in {*r.relation.quantities} - {*r.relation.constant}
+    }
+    for head, part in task.heads.items():
+        labelled = any({*part.labels} <= {*columns} for columns in role.labels.values())
+        if not labelled and not any(map(part.predicts, taught)):
+            raise InputError(
+                f"tasks.{name}",
+                f"head {head!r} has no labels and no relation, expected one of them",
+            )
+
+
+def _check_columns(wiring: Wiring, dataset: str, reader: Reader) -> None:
+    """Raise InputError unless a dataset has every column that training needs. An evaluation skips
+    the heads whose labels are missing."""
+    for column, users in sorted(wiring.users_of_columns().get(dataset, {}).items()):
+        if column not in reader.columns:
+            raise InputError(
+                f"data.{dataset}",
+                f"has no column {column!r}, needed by {' and '.join(map(repr, users))}; "
+                f"it has {', '.join(reader.columns)}",
+            )
 
 
 def check_location(job: Job) -> None:

@@ -147,9 +147,15 @@ class Look:
             if not seen.valid:
                 found = f"{seen.low:.3g} to {seen.high:.3g}" if seen.low <= seen.high else "none"
                 yield (
-                    f"no label {label!r} is valid for task {self.name!r}: "
+                    f"no label {label!r} is valid for {self._user_of(label)}: "
                     f"expected {seen.expected}, found {found}"
                 )
+
+    def _user_of(self, label: str) -> str:
+        """The task, and which of several heads it is."""
+        heads = [head for head, part in self.task.heads.items() if label in part.labels]
+        several = len(self.task.heads) > 1
+        return f"head {heads[0]!r} of task {self.name!r}" if several else f"task {self.name!r}"
 
 
 def _unit_problem(name: str, column: str, values: Tensor) -> Iterator[str]:

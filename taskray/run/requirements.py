@@ -61,8 +61,8 @@ class Need:
 
 
 def inspect(job: Job, name: str, columns: Sequence[str]) -> Finding:
-    """Inspect a dataset without converting it. Raises InputError where it has no rows, cannot be
-    read, or has no column that training needs."""
+    """Inspect a dataset without converting it. Raises InputError where it has no rows or cannot be
+    read."""
     config = job.data[name]
     reader = build_reader(config, name)
     folder = folder_of(config, reader, name)
@@ -71,13 +71,11 @@ def inspect(job: Job, name: str, columns: Sequence[str]) -> Finding:
         # converts nothing here: only checks the number of unreadable rows
         prepare(config, name=name, use_ray=False)
         there = [c for c in columns_of(folder) if c in columns]
-        _check_columns(job, name, columns_of(folder))
         streamed = config.model_copy(update={"materialize": "never"})
         info = open_source(streamed, folder, there, use_ray=False, name=name).info
         rows, decoded = info.num_rows, info.decoded_bytes
         stored = sum(file.stat().st_size for file in parquet_files(folder))
     else:
-        _check_columns(job, name, reader.columns)
         rows, decoded, stored = _estimate(config, reader, name, columns)
     small = decoded <= config.materialize_bytes
     materialized = config.materialize == "always" or (config.materialize == "auto" and small)
@@ -102,17 +100,6 @@ def _estimate(
         decoded = sum(ArraySpec.of(sample[column]).nbytes for column in used)
         return len(rows), decoded * len(rows), stored * len(rows)
     raise InputError(f"data.{name}", f"no row can be read: {reason or 'it has none'}")
-
-
-def _check_columns(job: Job, name: str, there: Sequence[str]) -> None:
-    """Training needs every column; an evaluation skips the tasks whose labels are missing."""
-    needed = wire(job).columns_of_datasets().get(name, ())
-    missing = [column for column in needed if column not in there]
-    if missing:
-        raise InputError(
-            f"data.{name}",
-            f"has no column {missing[0]!r}, which a task needs; it has {', '.join(there)}",
-        )
 
 
 def used_columns(job: Job, tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
