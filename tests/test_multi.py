@@ -160,6 +160,20 @@ def test_a_head_that_sees_one_frame_shares_the_network_of_one_that_sees_a_pair()
     torch.testing.assert_close(prediction["depth"], alone["depth"], atol=1e-4, rtol=1e-4)
 
 
+def test_heads_that_read_one_frame_may_get_a_network_of_pairs() -> None:
+    heads = {"depth": Depth(), "normals": Normals()}
+    task, batch = Multi(heads, frames=2), world_pairs("sim", count=2)
+    assert (task.inputs, task.in_channels) == (("image", "image_2"), 6)
+    assert not task.predicts("depth_2")
+    stacked = torch.cat([batch["image"], batch["image_2"]], dim=1)
+    assert torch.equal(task.network_input(batch), stacked)
+    assert set(predict(task, network_of(task), batch)) == {"depth", "normals"}
+    pair = Multi({"depth": Depth(), "camera": EgoMotion()}, frames=2)  # pairs already
+    assert (pair.inputs, pair.in_channels) == (task.inputs, 6)
+    with pytest.raises(InputError, match=r"task\.frames: got 2 with heads that read points"):
+        plugins.build("task", "multi", {"heads": {"a": "detection"}, "frames": 2}, "task")
+
+
 def test_frames_are_asked_for_by_quantity() -> None:
     task = Multi({"depth": Depth(), "saliency": Saliency()})
     assert not task.per_frame

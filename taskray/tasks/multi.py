@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from taskray.job import plugins
 from taskray.job.config import Plugin
 from taskray.models.heads import at_scale, head_and_scale
 from taskray.tasks.constant import Several
+from taskray.tasks.ego_motion import FRAMES, stacked
 from taskray.tasks.task import LabelValues, Task
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Multi(Task):
         full_names: every metric is named ``<head>/<name>``, not only one that two heads share.
         each_frame: the network predicts the heads of one frame from the first frame of its input
             alone (``frames_and_pairs``), so they predict on any frame.
+        frames: 2: the network gets pairs of frames also where every head reads one frame.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Multi(Task):
         unlabelled: Collection[str] = (),
         full_names: bool = False,
         each_frame: bool = False,
+        frames: Literal[1, 2] = 1,
     ) -> None:
         self._heads, self._each_frame = dict(heads), each_frame
         self._labelled = {h: t for h, t in heads.items() if h not in unlabelled}
@@ -64,6 +67,13 @@ class Multi(Task):
         self.labels = tuple(dict.fromkeys(c for t in self._labelled.values() for c in t.labels))
         self.inputs, self.passes = self._leader.inputs, self._leader.passes
         self.in_channels = self._leader.in_channels
+        self._makes_pairs = frames == 2 and self.inputs != FRAMES
+        if self._makes_pairs:
+            if self.inputs != FRAMES[:1]:
+                raise InputError(
+                    "frames", f"got 2 with heads that read {_listed(self.inputs)}, expected 1"
+                )
+            self.inputs, self.in_channels = FRAMES, 2 * self.in_channels
         self.out_channels = {h: c for h, t in heads.items() for c in t.out_channels.values()}
         self.network_arguments = {
             name: value for t in heads.values() for name, value in t.network_arguments.items()
@@ -76,7 +86,7 @@ class Multi(Task):
 
     def is_per_frame(self, quantity: str) -> bool:
         return any(
-            task.is_per_frame(quantity) and (self._each_frame or task.inputs == self._leader.inputs)
+            task.is_per_frame(quantity) and (self._each_frame or task.inputs == self.inputs)
             for task in self._heads.values()
             if quantity in task.quantities
         )
@@ -95,7 +105,11 @@ class Multi(Task):
 
     def network_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """As of the head that reads the most columns."""
-        return self._leader.network_input(batch)
+        return (
+            stacked(batch, reverse=False)
+            if self._makes_pairs
+            else self._leader.network_input(batch)
+        )
 
     def predict(self, output: Any) -> dict[str, Tensor]:
         """All quantities; a head that needs fewer passes than the network makes gets the first."""
@@ -154,6 +168,7 @@ def multi(
     heads: Annotated[dict[HeadName, Plugin], Field(min_length=1)],
     full_names: bool = False,
     each_frame: bool = False,
+    frames: Literal[1, 2] = 1,
 ) -> Multi:
     """A task made of tasks (:class:`Multi`), from their descriptions in a job.
 
@@ -165,12 +180,13 @@ def multi(
         each_frame: beside heads that read a pair of frames, heads that read one are predicted from
             that one alone, on any frame of a row (``depth_2``). The network must be one that does
             so: ``frames_and_pairs``.
+        frames: 2: the network gets pairs of frames also where every head reads one frame.
     """
     tasks = {
         head: plugins.build("task", task.name, task.arguments, f"heads.{head}")
         for head, task in heads.items()
     }
-    return Multi(tasks, full_names=full_names, each_frame=each_frame)
+    return Multi(tasks, full_names=full_names, each_frame=each_frame, frames=frames)
 
 
 def _intermediate(prediction: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
