@@ -30,6 +30,9 @@ def built(frames: int, heads: dict[str, int] | None = None, **arguments: Any) ->
         "model", "multinetpp", {"config": TINY} | arguments, "model",
         in_channels=3 * frames, out_channels=heads or HEADS,
     )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if ".score." in name:  # all 0, at which no frame makes a difference
+            nn.init.normal_(parameter, std=0.1)
     return model.eval()
 
 
@@ -120,6 +123,14 @@ def test_an_enlargement_begins_as_the_bilinear_one(factor: int) -> None:
     torch.testing.assert_close(found[..., inner, inner], expected[..., inner, inner])
 
 
+def test_scores_begin_at_zero() -> None:
+    model = MultiNetPlusPlus(6, HEADS, config=TINY)
+    output = model(torch.rand(1, 6, 32, 64))
+    assert not any(value.any() for value in output.values())
+    sum((value - 1).square().mean() for value in output.values()).backward()
+    assert all(model.decoder[head][0].score.weight.grad.any() for head in HEADS)
+
+
 def test_outputs_are_float32_in_bfloat16_too() -> None:
     model = built(2)
     with torch.autocast("cpu", torch.bfloat16):
@@ -170,8 +181,11 @@ def test_a_metric_has_the_same_name_whatever_other_heads_there_are() -> None:
     for heads in (("motion_mask",), ("segmentation", "depth", "motion_mask")):
         task = task_of(**{head: head for head in heads})
         metric = task.metric()
+        with pytest.warns(UserWarning, match="before the ``update``"):
+            known = set(metric.compute())  # what a study may have as a column
         metric.update(predict(task, built(2, dict(task.out_channels)), batch), batch)
         names[heads] = set(metric.compute())
+        assert names[heads] == known
     alone, together = names.values()
     assert alone == {
         f"motion_mask/{n}" for n in ("miou", "pixel_accuracy", "iou/still", "iou/moving")

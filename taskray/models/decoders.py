@@ -83,7 +83,8 @@ class FCN8Decoder(Decoder):
     of the three coarsest features into scores, with the channels of the output; each step but the
     first doubles the size of the scores and adds those of the next finer feature.
 
-    It computes in float32 also under autocast, as a head does: its maps are outputs.
+    All scores begin at 0, as published. It computes in float32 also under autocast, as a head does:
+    its maps are outputs.
 
     Args:
         channels: of the features, finest first, each of half the size of the one before; the last
@@ -108,6 +109,8 @@ class _Scores(nn.Module):
     def __init__(self, width: int, scores: int, adds: bool) -> None:
         super().__init__()
         self.score = nn.Conv2d(width, scores, 1)
+        for parameter in self.score.parameters():
+            nn.init.zeros_(parameter)
         self.enlarge = enlargement(scores, 2) if adds else None
 
     def forward(self, coarser: Tensor, feature: Tensor) -> Tensor:
