@@ -130,6 +130,17 @@ def test_an_intermediate_output_is_aligned_by_its_own_name() -> None:
     assert len(relation.opponent_losses({**predictions, **halves}, {})) == 2
 
 
+def test_maps_that_are_too_small_for_the_discriminator_are_refused() -> None:
+    small = {"depth": torch.ones(1, 1, 8, 12)}
+    relation = Adversarial("depth", width=4, depth=4)
+    relation.build_for({"depth": Depth()})
+    with pytest.raises(TaskrayError, match=r"4 convolutions .* maps of 8x12, expected at most 3"):
+        relation(small, {})
+    relation = Adversarial("depth", width=4, depth=3)
+    relation.build_for({"depth": Depth()})
+    assert relation(small, {})["adversarial"].isfinite()
+
+
 # ---- neither side moves the other ----------------------------------------------------------------
 
 

@@ -97,7 +97,6 @@ def _terms(
         terms = loss(known, batch.tensors)
     except Exception as error:
         shapes = ", ".join(f"{q} {'x'.join(map(str, known[q].shape))}" for q in one.needs)
-        raise TaskrayError(
-            f"relation {one.name!r} failed on {shapes}: {type(error).__name__}: {error}"
-        ) from error
+        kind = "" if isinstance(error, TaskrayError) else f"{type(error).__name__}: "
+        raise TaskrayError(f"relation {one.name!r} failed on {shapes}: {kind}{error}") from error
     return checked_terms(terms, f"relation {one.name!r}")

@@ -111,6 +111,12 @@ class Adversarial(Opposed):
     def _maps_of(self, predictions: Mapping[str, Tensor], name: str) -> Tensor:
         if name not in predictions:
             raise TaskrayError(f"the network has no output {name!r}, which is to be aligned")
+        height, width = predictions[name].shape[-2:]
+        if min(height, width) < 2**self.depth:
+            raise TaskrayError(
+                f"depth: got {self.depth} convolutions of stride 2 on maps of {height}x{width}, "
+                f"expected at most {min(height, width).bit_length() - 1}"
+            )
         return self.maps(predictions[name])
 
 
