@@ -15,7 +15,7 @@ from taskray.errors import InputError
 from taskray.exchange.cache import PredictionCache
 from taskray.job.config import Job, assign, override, parse_changed
 from taskray.job.plugins import nearest
-from taskray.loop.assembly import build_tasks
+from taskray.loop.assembly import build_task
 from taskray.loop.meters import Edge
 from taskray.loop.metric_key import ANY_TASK, TaskMetric, edge_name
 from taskray.record.folder import CONFIG, read_result
@@ -222,10 +222,21 @@ def other_figures(job: Job) -> list[str]:
 
 def metric_names(job: Job, task: str) -> list[str]:
     """The metrics of a task's evaluations; empty if they depend on the data."""
+    energy = job.evaluation.energy is not None
+    key = f"{energy} {job.tasks[task].task.model_dump_json()}"
+    if key not in _NAMES:  # a study asks for each of its columns and variants
+        _NAMES[key] = _metric_names(job, task)
+    return _NAMES[key]
+
+
+_NAMES: dict[str, list[str]] = {}
+
+
+def _metric_names(job: Job, task: str) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchmetrics: compute() before update()
         try:
-            built = build_tasks(job)[task]
+            built = build_task(job, task)
             return [*built.metric().compute(), *energy_names(job, built)]
         except InputError:
             raise
