@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors, except those that Ray raises about its own code."""
     for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning"):
         config.addinivalue_line("filterwarnings", rf"ignore::{kind}:ray\.")
+    # A shell starts a background job with SIGINT ignored, and every process that tests start would
+    # inherit that: none would end by Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ from taskray.tasks.segmentation import Segmentation
 from taskray.tasks.segmentation_metrics import SegmentationMetrics
 
 BUILT_IN = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+OF_ROOMS = {"nyu_13"}
+"""Maps without a class that moves."""
 
 
 def labels(*rows: list[int]) -> dict[str, Tensor]:
@@ -41,7 +43,7 @@ def values_of(metric: Any) -> dict[str, float]:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_built_in_map_is_sound(name: str) -> None:
     found = class_map(name)
-    assert found.movable_indices
+    assert bool(found.movable_indices) == (name not in OF_ROOMS)
     assert len(found.movable_indices) < len(found.classes)
     for dataset in found.ids:
         table = found.table(dataset)

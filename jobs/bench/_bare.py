@@ -46,7 +46,7 @@ class BareLoop:
         self.relations = [(r.relation, r.weight(job.steps)) for r in trainer.relations]
         self.random = torch.Generator().manual_seed(0)
         assert trainer.mediator is not None
-        (labels,) = trainer.dedicated
+        (labels,) = trainer.supervised.streams
         self.labelled = [labels.next() for _ in range(num_batches)]
         self.unlabelled = [trainer.mediator.next() for _ in range(num_batches)]
         trainer.close()
