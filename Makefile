@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 STAMP = .venv/.installed
+WORKERS ?= 2
 
 .PHONY: install demo test check clean
 
@@ -27,8 +28,10 @@ demo: install
 	@echo; echo "What consistency gains, on real-domain test frames that no training step has seen:"
 	@.venv/bin/taskray report runs/demo/collective --baseline runs/demo/alone
 
+# Tests on Ray one after the other: they use both cores, and look at what happens when.
 test: install
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not ray" -n $(WORKERS) --dist loadfile
+	.venv/bin/python -m pytest -m ray
 
 check: install
 	.venv/bin/ruff check .

@@ -10,12 +10,15 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from collectives import tiny_job
 
 from taskray.exchange.shared_memory import ROOT
 from taskray.job.config import dump_yaml
 from taskray.record.folder import read_metrics, read_result
 from taskray.runtime.checkpoints import CheckpointStore
+
+pytestmark = pytest.mark.ray  # a Ray of its own, in each run
 
 TASKRAY = [sys.executable, "-m", "taskray", "train"]
 
