@@ -404,7 +404,10 @@ def test_every_job_of_the_project_passes_the_doctor(call, path):
     if not all(p.exists() for p in paths):
         pytest.skip("its data is not here")
     assert job.description
-    code, out, stderr = call("doctor", path)
+    small = [f"tasks.{name}.batch_size=2" for name in job.tasks]
+    small += ["mediator.batch_size=2"] if job.mediator else []
+    settings = [word for text in small for word in ("--set", text)]
+    code, out, stderr = call("doctor", path, *settings)
     assert code == 0, stderr
     assert "this job can run" in out
 

@@ -3,7 +3,6 @@ Hugging Face ``transformers``."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -105,16 +104,24 @@ def _strides_in(
     encoder: nn.Module, size: Sequence[int]
 ) -> tuple[list[tuple[int, int]], dict[str, int]]:
     """Channels and stride of each feature, and the stride of each convolution's input by its name,
-    of a frame ``[1, in_channels, H, W]``. Computed without values, on a copy on the device
-    ``meta``."""
+    of a frame ``[1, in_channels, H, W]``."""
     inputs: dict[str, int] = {}
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, given: inputs.update({name: round(size[-1] / given[0].shape[-1])})
 
-    shapes = copy.deepcopy(encoder).to("meta").eval()
-    for name, module in shapes.named_modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_pre_hook(note(name))
-    features: Sequence[Tensor] = shapes(torch.zeros(*size, device="meta")).feature_maps
+    training = encoder.training
+    hooks = [
+        module.register_forward_pre_hook(note(name))
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    # Not on the device "meta", which computes no values: its operators are in Python, and take
+    # longer to import than this pass takes.
+    try:
+        features: Sequence[Tensor] = encoder.eval()(torch.zeros(*size)).feature_maps
+    finally:
+        encoder.train(training)
+        for hook in hooks:
+            hook.remove()
     return [(f.shape[1], round(size[-1] / f.shape[-1])) for f in features], inputs
