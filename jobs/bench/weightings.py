@@ -12,7 +12,7 @@ contenders take turns in one process and with the same threads, a few steps each
 of a step with the weighting over the time with ``sum``; target for ``geometric``, ``dwa`` and
 ``uncertainty``: below 1.01. Both are medians over repetitions of the ratio within one; with
 ``cpu`` before them they are of the process's CPU time, background threads included, which is
-steadier where others use the machine.
+steadier when other processes run.
 ``gradnorm``, ``focused`` and ``fixed`` are not in torchjd, and ``famo`` predicts twice.
 """
 

@@ -1,4 +1,4 @@
-"""A small network that guesses, patch by patch, which of two domains a map is from."""
+"""A small network that predicts, patch by patch, which of two domains a map is from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Domain adaptation: predictions on the unlabelled domain shall look like those on the labelled."""
+"""Domain adaptation: a game that makes predictions on unlabelled frames look like labelled ones."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ class Segmentation(PixelClasses):
     """A class per pixel, from one image: logits ``[B, C, H, W]``, learnt by cross entropy.
 
     Args:
-        class_map: the classes: a built-in map (``world``, ``taskology``, ``cityscapes_19``,
-            ``cityscapes_7``) or a YAML file. The dataset's labels must be indices of it.
+        class_map: the classes: a built-in map (``world``, ``taskology``, ``cityscapes_7``,
+            ``cityscapes_16``, ``cityscapes_19``, ``nyu_13``, ``vkitti2_cityscapes``) or a YAML file. The dataset's labels must be indices of it.
         num_classes: the number of classes, without names, instead of a class map.
         metric_classes: ``all``, or ``movable``: measure the map's movable classes alone.
         class_weights: factor on the loss of the pixels of a class, by its name; 1 for classes that
-            are not named. Without it a network finds no class that has a hundredth of the pixels.
+            are not named. Without them a network may miss a class that few pixels have.
     """
 
     quantities = ("segmentation",)
