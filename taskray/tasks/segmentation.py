@@ -18,7 +18,8 @@ class Segmentation(PixelClasses):
 
     Args:
         class_map: the classes: a built-in map (``world``, ``taskology``, ``cityscapes_7``,
-            ``cityscapes_16``, ``cityscapes_19``, ``nyu_13``, ``vkitti2_cityscapes``) or a YAML file. The dataset's labels must be indices of it.
+            ``cityscapes_16``, ``cityscapes_19``, ``nyu_13``, ``vkitti2_cityscapes``) or a YAML
+            file. The dataset's labels must be indices of it.
         num_classes: the number of classes, without names, instead of a class map.
         metric_classes: ``all``, or ``movable``: measure the map's movable classes alone.
         class_weights: factor on the loss of the pixels of a class, by its name; 1 for classes that
