@@ -172,7 +172,12 @@ PREDICTED_SHAPES: dict[str, tuple[int | str, ...]] = {
     "segmentation": ("C", "H", "W"),  # predictions are logits, labels are indices
     "motion_mask": (2, "H", "W"),
 }
-"""Shapes of predictions that differ from those of their labels."""
+"""Shapes of predictions that differ from those of their labels: a logit for each class."""
+
+
+def has_logits(name: str) -> bool:
+    """Whether the predictions of a quantity, at any frame, are logits of classes."""
+    return quantity_of(name) in PREDICTED_SHAPES
 
 
 INVALID: dict[str, float] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from taskray.loop.wiring import wire
 from taskray.relations.relation import Relation
 from taskray.run.checks import check
 from taskray.runtime.checkpoints import CheckpointStore
+from taskray.weighting.weighting import Fixed
 
 READER = {"name": "world", "height": 32, "width": 48, "num_samples": 8, "frames": 2}
 
@@ -109,11 +111,41 @@ def test_a_blended_loss_is_a_weighted_mean_and_a_loss_of_its_own_without_the_lab
     assert joined == {"depth/mse": 0.75 * 3 + 0.25 * 8, "normals/cosine": 2}
     only = {"normals/cosine": torch.tensor(2.0)}
     joined = join(only, weighted, [blended], {"depth": [], "normals": list(only)}, step=0)
-    assert joined == {"normals/cosine": 2, "flat": 2}
-    assert join(losses, weighted, [relation()], terms, step=0) == {**losses, "flat": 2}
+    assert joined == {"normals/cosine": 2, "relation:flat": 2}
+    assert join(losses, weighted, [relation()], terms, step=0) == {**losses, "relation:flat": 2}
     warming = relation(blend_into="depth", warmup_steps=4)
     joined = join(losses, {"flat": torch.tensor(0.5)}, [warming], terms, step=1)
     assert float(joined["depth/mse"]) == 0.875 * 3 + 0.5
+
+
+def test_two_relations_blend_into_one_head_in_any_order() -> None:
+    losses, terms = {"depth/mse": torch.tensor(3.0)}, {"depth": ["depth/mse"]}
+    one = relation(blend_into="depth")
+    two = replace(one, name="other")
+    weighted = {"flat": torch.tensor(2.0), "other": torch.tensor(5.0)}
+    expected = {"depth/mse": 0.75 * 0.75 * 3 + 2 + 5}
+    assert join(losses, weighted, [one, two], terms, step=0) == expected
+    assert join(losses, weighted, [two, one], terms, step=0) == expected
+
+
+def test_a_relation_is_no_loss_of_the_one_head_with_labels() -> None:
+    tenth = Fixed({"depth": 0.1}, heads=["depth"])
+    of_heads, rest = tenth.by_head(
+        {"depth/mse": torch.tensor(1.0), "relation:flat": torch.tensor(5.0)}
+    )
+    assert of_heads == {"depth": 1}
+    assert rest == [5]
+
+
+def test_a_relation_whose_label_no_dataset_gives_is_refused() -> None:
+    job = job_of(
+        "tasks.scene.dedicated={depth: labelled}",
+        "tasks.scene.relations={label: {relation: 'test_inner:OfTheLabel'}}",
+    )
+    with pytest.raises(
+        InputError, match=r"tasks\.scene\.relations\.label: needs the label 'segmentation'"
+    ):
+        wire(job)
 
 
 def test_a_relation_that_needs_a_label_is_left_out_of_batches_without_it() -> None:

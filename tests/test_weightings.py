@@ -546,7 +546,8 @@ def test_a_head_without_a_valid_label_in_a_batch_is_left_out_of_it() -> None:
 
     def left(depth: Tensor, classes: Tensor) -> set[str]:
         columns = {"image": image, "depth": depth, "segmentation": classes}
-        return set(without_empty_labels(Batch(columns), task).tensors)
+        (batch,) = without_empty_labels([Batch(columns)], task)
+        return set(batch.tensors)
 
     nothing, ignored = torch.zeros_like(depth), torch.full_like(classes, IGNORE)
     assert left(depth, classes) == {"image", "depth", "segmentation"}

@@ -74,7 +74,8 @@ class LabelsConfig(Settings):
     ``randomlabels``: a random part of them, at least one and not all (MTPSL, Li et al. 2022).
     Every part is drawn equally often, up to one row."""
     fraction: Fraction = 1.0
-    """The fraction of rows that are labelled; a smaller fraction is a subset of a larger one."""
+    """The fraction of rows that are labelled. The rows of a smaller fraction are among those of a
+    larger one; which label a row keeps may differ."""
     seed: NonNegative = 0
     """Seed of the draw."""
     file: str | None = None
@@ -84,6 +85,8 @@ class LabelsConfig(Settings):
     def _file_or_columns(self) -> LabelsConfig:
         if (self.file is None) == (self.columns is None):
             raise ValueError("expected either 'columns' or 'file'")
+        if self.file is not None and (more := self.model_fields_set - {"file"}):
+            raise ValueError(f"'file' has the whole split, got {min(more)!r} as well")
         twice = [c for c in self.columns or [] if (self.columns or []).count(c) > 1]
         if twice:
             raise ValueError(f"duplicate column {twice[0]!r}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from taskray.job.config import InnerRelationConfig
 from taskray.loop.consistency import WeightedRelation
 from taskray.loop.terms import merged
+from taskray.weighting.weighting import RELATION
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,19 @@ def join(
         step: of the task.
 
     A relation with ``blend_into`` becomes part of the first term of that head, and all terms of the
-    head are multiplied by 1 minus its weight. Without such a term, as on a batch that has no label
-    of the head, it is a loss of its own.
+    head are multiplied by 1 minus its weight, for each such relation. Without such a term, as on a
+    batch that has no label of the head, it is a loss of its own, which belongs to no head.
     """
     joined = dict(losses)
-    for relation in relations:
-        if (value := weighted.get(relation.name)) is None:
-            continue
-        terms = terms_of.get(relation.config.blend_into or "", ())
-        for term in terms:
+    blended = {r.name: terms_of.get(r.config.blend_into or "", ()) for r in relations}
+    found = [r for r in relations if r.name in weighted]
+    for relation in found:
+        for term in blended[relation.name]:
             joined[term] = (1 - relation.weight(step)) * joined[term]
+    for relation in found:
+        value, terms = weighted[relation.name], blended[relation.name]
         if terms:
             joined[terms[0]] = joined[terms[0]] + value
         else:
-            joined = merged(joined, {relation.name: value})
+            joined = merged(joined, {RELATION + relation.name: value})
     return joined

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from taskray.relations.opposed import Opposed
 from taskray.relations.relation import Relation
-from taskray.weighting.weighting import Weighting
+from taskray.weighting.weighting import RELATION, Weighting
 
-RELATION, WEIGHTING = "relation:", "weighting:"
-"""What the names of their weights begin with in a checkpoint. Those of the network have no such
-beginning, so a network alone can read the checkpoint of a task with learned relations."""
+WEIGHTING = "weighting:"
+"""What the names of its weights begin with in a checkpoint, as ``RELATION`` those of a relation.
+Those of the network have no such beginning, so a network alone can read the checkpoint of a task
+with learned relations."""
 
 
 class Learned(nn.Module):

@@ -58,7 +58,11 @@ class Supervised:
         """The losses of a step, by term, on the next batch of each dataset; those of a relation are
         added up over the datasets. TaskrayError where two datasets give the same term."""
         self.predictions = {}
-        self._batches = [self._next_batch(stream) for stream in self.streams]
+        batches = [self._next_batch(stream) for stream in self.streams]
+        self._batches = [
+            self.network.to_device(augment(b, self.config.augment, self.random, labelled=True))
+            for b in without_empty_labels(batches, self.network.task)
+        ]
         losses, shown = self._losses_on_batches(step)
         for key, value in shown:
             self.meter.add(key, value)
@@ -96,11 +100,8 @@ class Supervised:
     def _next_batch(self, stream: Stream) -> Batch:
         with self.meter.waiting():
             batch = stream.next()
-        task = self.network.task
-        task.check_batch(batch.tensors)
-        batch = without_empty_labels(batch, task)
-        batch = augment(batch, self.config.augment, self.random, labelled=True)
-        return self.network.to_device(batch)
+        self.network.task.check_batch(batch.tensors)
+        return batch
 
     def _losses_on(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], ConsistencyLosses]:
         prediction = self.network.predict(batch, self._frames)
@@ -127,20 +128,24 @@ class Supervised:
             stream.load_state_dict(position)
 
 
-def without_empty_labels(batch: Batch, task: Task) -> Batch:
-    """The batch without the labels of those heads, of several, for which none is valid in it: their
-    losses would be 0, which a weighting would take for a head that has nothing more to learn. A
-    batch without any valid label is unchanged."""
+def without_empty_labels(batches: Sequence[Batch], task: Task) -> list[Batch]:
+    """The batches of a step without the labels of those heads, of several, for which none is valid
+    in any of them: their losses would be 0, which a weighting would take for a head that has
+    nothing more to learn. Batches without any valid label are unchanged."""
     if len(task.heads) == 1:
-        return batch
+        return list(batches)
     there, empty = set[str](), set[str]()
     for head in task.heads.values():
-        if all(column in batch.tensors for column in head.labels):
-            (there if _any_valid(head, batch) else empty).update(head.labels)
+        labelled = [b for b in batches if all(column in b.tensors for column in head.labels)]
+        if labelled:
+            valid = any(_any_valid(head, batch) for batch in labelled)
+            (there if valid else empty).update(head.labels)
     empty -= there
     if not there or not empty:
-        return batch
-    return replace(batch, tensors={n: t for n, t in batch.tensors.items() if n not in empty})
+        return list(batches)
+    return [
+        replace(b, tensors={n: t for n, t in b.tensors.items() if n not in empty}) for b in batches
+    ]
 
 
 def _any_valid(head: Task, batch: Batch) -> bool:

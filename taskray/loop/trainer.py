@@ -175,7 +175,7 @@ class Trainer:
             self._descend(both, checked=True, opposed=losses.opposed)
         except NotFinite:
             own = [*live.values(), *labels.values()]
-            if not all(bool(torch.isfinite(value).all()) for value in own):
+            if not (found.by_quantity and all(bool(v.isfinite().all()) for v in own)):
                 raise
             # Our own prediction is finite, so the loss that is not comes from a peer.
             self.meter.miss("unusable")
@@ -193,7 +193,7 @@ class Trainer:
         losses = losses or self.supervised.losses(self.steps_made)
         if not losses:
             raise TaskrayError("no labels and no consistency: nothing to train on")
-        self._descend({SupervisedLoss(): losses}, checked=self.network.device.type == "cpu")
+        self._descend({SupervisedLoss(): losses}, checked=not self._on_cuda)
 
     def _descend(
         self,
@@ -242,6 +242,7 @@ class Trainer:
             "mediator": self.ahead.state_dict() if self.ahead else None,
             "augmentation_random": self.random.get_state(),
             "torch_random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.network.device) if self._on_cuda else None,
             "weighting": self.learned.weighting.state(),
         }
 
@@ -255,6 +256,8 @@ class Trainer:
             self.ahead.load_state_dict(state["mediator"])
         self.random.set_state(state["augmentation_random"])
         torch.set_rng_state(state["torch_random"])
+        if self._on_cuda and state.get("cuda_random") is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.network.device)
         self.learned.weighting.load_state(state.get("weighting", {}))
         self.start_clock()
 
@@ -262,6 +265,10 @@ class Trainer:
         """End the threads of the streams."""
         for stream in self._streams:
             stream.close()
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.network.device.type == "cuda"
 
     @property
     def _streams(self) -> list[Stream]:

@@ -20,7 +20,9 @@ from taskray.loop.assembly import (
 )
 from taskray.loop.consistency import WeightedRelation
 from taskray.loop.network import frames_of, inputs_of, labelled_frames
+from taskray.relations.opposed import Opposed
 from taskray.relations.relation import Relation
+from taskray.schema import frame_of
 from taskray.tasks.task import Task
 
 
@@ -126,8 +128,8 @@ def check_relations(job: Job, tasks: Mapping[str, Task]) -> None:
         for name, inner in job.tasks[task_name].relations.items():
             where = inner_key(task_name, name)
             relation = _checked(inner, {task_name: task}, where, "which this task does not predict")
-            if relation.sources:
-                raise InputError(where, "compares two domains, expected it under consistency")
+            if relation.sources or isinstance(relation, Opposed):
+                raise InputError(where, "compares two domains, expected it under 'consistency'")
             if inner.blend_into is not None and inner.blend_into not in task.heads:
                 raise InputError(
                     f"{where}.blend_into",
@@ -147,6 +149,11 @@ def _check_domains(job: Job, tasks: Mapping[str, Task], name: str, relation: Rel
         raise InputError(
             "mediator.with_labels", f"got false, expected true {why}, which compares two domains"
         )
+    for quantity in relation.sources:
+        if frame_of(quantity):
+            raise InputError(
+                f"consistency.{name}.relation", f"got {quantity!r}, expected one of the first frame"
+            )
     for task_name, task in tasks.items():
         read = {c for columns in _labels(job, task_name, task).values() for c in columns}
         for quantity in relation.sources:
@@ -219,6 +226,13 @@ def _labels(job: Job, name: str, task: Task) -> dict[str, tuple[str, ...]]:
                 f"no such head, expected one of {', '.join(task.heads)}",
             )
         columns.setdefault(dataset, [*inputs]).extend(task.heads[head].labels)
+    for one in inner:
+        for label in one.relation.labels:
+            if not any(label in read for read in columns.values()):
+                raise InputError(
+                    inner_key(name, one.name),
+                    f"needs the label {label!r}, which tasks.{name}.dedicated names no dataset of",
+                )
     return {dataset: tuple(dict.fromkeys(read)) for dataset, read in columns.items()}
 
 

@@ -17,7 +17,7 @@ from taskray.models.discriminator import PatchDiscriminator
 from taskray.models.heads import at_scale
 from taskray.relations.opposed import Opposed
 from taskray.relations.relation import at_source
-from taskray.schema import quantity_of
+from taskray.schema import has_logits, quantity_of
 from taskray.tasks.task import Task
 
 Metres = Annotated[float, Field(ge=0)]
@@ -42,7 +42,7 @@ class Adversarial(Opposed):
     discriminator that can only guess has losses of 0.69 on either domain, and so has the network.
     Unlike other relations this one is not 0 on the truth.
 
-    The maps are, of a segmentation, the weighted self-information ``-p log p`` of the softmax p
+    The maps are, of classes, the weighted self-information ``-p log p`` of the softmax p
     (eq. 10); of depth ``(depth - near) / (far - near)``, with the nearest and farthest depth of the
     source; of any other quantity the prediction itself. One relation has one discriminator: a
     network with several outputs takes one relation for each.
@@ -83,11 +83,10 @@ class Adversarial(Opposed):
 
     def maps(self, prediction: Tensor) -> Tensor:
         """Q ``[B, C, H, W]`` of a prediction ``[B, C, H, W]``."""
-        match quantity_of(self.quantities[0]):
-            case "segmentation":
-                return self_information(prediction)
-            case "depth":
-                return (prediction - self.near) / (self.far - self.near)
+        if has_logits(self.quantities[0]):
+            return self_information(prediction)
+        if quantity_of(self.quantities[0]) == "depth":
+            return (prediction - self.near) / (self.far - self.near)
         return prediction
 
     def forward(

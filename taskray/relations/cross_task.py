@@ -13,7 +13,7 @@ from torch.nn import functional
 from taskray.errors import InputError, TaskrayError
 from taskray.models.transfer import TransferNet
 from taskray.relations.relation import Path, Relation
-from taskray.schema import PREDICTED_SHAPES, QUANTITIES, quantity_of
+from taskray.schema import PREDICTED_SHAPES, QUANTITIES, has_logits, quantity_of
 from taskray.tasks.task import Task
 
 SHORTEST = 1e-3
@@ -106,7 +106,7 @@ class CrossTask(nn.Module, Relation):
             )
         transferred = self.transferred(source)
         assert self._target_task is not None
-        if self.soft and _has_logits(quantity):
+        if self.soft and has_logits(quantity):
             return {"soft": soft_cross_entropy(transferred[quantity], target)}
         label = target if self.against == "label" else as_label(quantity, target)
         losses = self._target_task.loss(transferred, {**batch, quantity: label})
@@ -133,13 +133,13 @@ def as_input(quantity: str, prediction: Tensor) -> Tensor:
     """A prediction as the input ``[B, C, H, W]`` of a network."""
     if quantity == "depth":
         return prediction.clamp(min=SHORTEST).log()
-    return prediction.softmax(dim=1) if _has_logits(quantity) else prediction
+    return prediction.softmax(dim=1) if has_logits(quantity) else prediction
 
 
 def as_label(quantity: str, prediction: Tensor) -> Tensor:
     """The label that a prediction would be right about: of classes the most likely one, of a
     probability whether it is above a half, of any other quantity the prediction itself."""
-    if _has_logits(quantity):
+    if has_logits(quantity):
         return prediction.argmax(dim=1, keepdim=True)
     known = QUANTITIES.get(quantity)
     return (prediction > 0.5).long() if known and known.dtype == "uint8" else prediction
@@ -149,11 +149,6 @@ def soft_cross_entropy(logits: Tensor, target_logits: Tensor) -> Tensor:
     """Mean over pixels of ``-sum p log q``, p and q the probabilities of the target's logits and of
     the logits, ``[B, C, H, W]``."""
     return functional.cross_entropy(logits, target_logits.softmax(dim=1))
-
-
-def _has_logits(quantity: str) -> bool:
-    """Whether a prediction is a logit for each class."""
-    return quantity in PREDICTED_SHAPES
 
 
 def _of(tasks: Mapping[str, Task], quantity: str) -> dict[str, Task]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from taskray.geometry.normals import unit
-from taskray.schema import INVALID, PREDICTED_SHAPES, quantity_of
+from taskray.schema import INVALID, has_logits, quantity_of
 
 SHORTEST_DEPTH = 1e-3
 """Metres; keeps the logarithm finite."""
@@ -35,7 +35,7 @@ def disagreement(quantity: str, one: Tensor, other: Tensor) -> Tensor:
         one, other = unit(one), unit(other)
         sine = torch.linalg.cross(one, other, dim=1).norm(dim=1, keepdim=True)
         return torch.atan2(sine, (one * other).sum(dim=1, keepdim=True))
-    elif base in PREDICTED_SHAPES:
+    elif has_logits(base):
         one, other = (logits.softmax(dim=1) for logits in (one, other))
         return (one - other).abs().sum(dim=1, keepdim=True) / 2
     return (one - other).abs().mean(dim=1, keepdim=True)
@@ -46,7 +46,7 @@ def true_error(quantity: str, prediction: Tensor, label: Tensor) -> tuple[Tensor
     ``[B, 1, H, W]``."""
     base = quantity_of(quantity)
     valid = (label != INVALID[base]).any(dim=1, keepdim=True) & label.isfinite().all(1, True)
-    if base not in PREDICTED_SHAPES:
+    if not has_logits(base):
         return disagreement(base, prediction, label.to(prediction.dtype)), valid
     index = torch.where(valid, label, 0)[:, 0].long()
     certain = functional.one_hot(index, prediction.shape[1]).movedim(-1, 1)

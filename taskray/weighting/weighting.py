@@ -24,6 +24,10 @@ from torch import Tensor, nn
 
 from taskray.errors import InputError, TaskrayError
 
+RELATION = "relation:"
+"""What the name of a relation begins with where a loss or a weight of it is named beside those of
+the task."""
+
 
 class Weighting(nn.Module):
     """Its ``__init__`` arguments are what a job may set; ``heads`` comes from taskray.
@@ -78,7 +82,7 @@ class Weighting(nn.Module):
         """The sum of each head's losses, in the order of ``heads``, and the losses of no head.
 
         A loss belongs to the head whose name it has before a ``/``; all losses of a task with one
-        head belong to that.
+        head belong to that, but those of relations, whose names begin with ``RELATION``.
         """
         terms: dict[str, list[Tensor]] = {head: [] for head in self.heads}
         rest: list[Tensor] = []
@@ -88,6 +92,8 @@ class Weighting(nn.Module):
 
     def head_of(self, name: str) -> str | None:
         """The head that a loss belongs to; None: to none of them."""
+        if name.startswith(RELATION):
+            return None
         if len(self.heads) == 1:
             return self.heads[0]
         head, slash, _ = name.partition("/")
