@@ -30,6 +30,7 @@ from taskray.schema import IGNORE
 from taskray.tasks.depth import Depth
 from taskray.tasks.multi import Multi
 from taskray.tasks.segmentation import Segmentation
+from taskray.weighting.aggregated import Aggregated
 from taskray.weighting.gradnorm import GradNorm
 from taskray.weighting.weighting import Weighting
 
@@ -46,6 +47,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 NAMES = tuple(plugins.BUILTIN["weighting"])
 ALL_HEADS_ONLY = {"krum"}
 """Needs three rows, so it cannot do without a head."""
+META = torch.device("meta")
 Losses = dict[str, Tensor]
 
 
@@ -451,6 +453,37 @@ def test_gradients_have_the_memory_layout_of_their_parameters() -> None:
     assert gradient is not None
     assert gradient.stride() == convolution.weight.stride()
     torch.testing.assert_close(3 * gradient, expected)
+
+
+@pytest.mark.parametrize("name", ["config", "aligned_mtl"])
+def test_what_an_aggregator_holds_is_on_the_device_of_the_gradients(name: str) -> None:
+    weighting = built(name, pref_vector={"a": 1.0, "b": 2.0, "c": 3.0})
+    assert isinstance(weighting, Aggregated)
+    for heads in (HEADS, HEADS[:2]):
+        buffers = list(weighting._aggregator(heads, META).buffers())
+        assert buffers
+        assert all(buffer.device == META for buffer in buffers)
+
+
+@pytest.mark.parametrize(
+    ("name", "on_device"),
+    [("excess_mtl", True), ("gradvac", False), ("pcd", False)],
+)
+def test_a_resumed_aggregator_is_on_the_device_of_the_gradients_or_stays_on_the_cpu(
+    name: str, on_device: bool
+) -> None:
+    network, weighting, resumed = Net(), built(name), built(name)
+    assert isinstance(resumed, Aggregated)
+    gradients(weighting, network, network.losses())
+    resumed.load_state(weighting.state())
+    assert resumed.state().keys() == weighting.state().keys()  # also before its first step
+    aggregator = resumed._aggregator(HEADS, META)
+    tensors = [b for b in aggregator.buffers() if b is not None]
+    assert tensors
+    assert all((tensor.device == META) == on_device for tensor in tensors)
+    if on_device:  # with another device it would begin again
+        weights: Any = aggregator.weighting
+        assert META in weights._state_key
 
 
 # ---- wrong use --------------------------------------------------------------------------------

@@ -37,7 +37,10 @@ class Aggregated(Weighting):
     ) -> None:
         super().__init__(heads)
         self._make = aggregator
-        self._aggregators = {self.heads: aggregator(self.heads)} if heads else {}
+        self._aggregators: dict[tuple[str, ...], nn.Module] = {}
+        self._kept: dict[tuple[str, ...], Any] = {}
+        if heads:  # a wrong argument is refused here, not in the first step
+            aggregator(self.heads)
 
     def backward(
         self,
@@ -67,26 +70,32 @@ class Aggregated(Weighting):
             elif reached:
                 _set_gradient(parameter, reached[0])
         if shared:
-            aggregator = self._aggregator(tuple(of_heads))
+            matrix = _matrix(rows, shared, parameters)
+            aggregator = self._aggregator(tuple(of_heads), matrix.device)
             with quiet():
-                gradient = aggregator(_matrix(rows, shared, parameters))
+                gradient = aggregator(matrix)
             sizes = [parameters[i].numel() for i in shared]
             for index, part in zip(shared, gradient.split(sizes), strict=True):
                 _set_gradient(parameters[index], part.view_as(parameters[index]))
         total = torch.stack(values).sum().detach()
         return total + _backward(others) if others else total
 
-    def _aggregator(self, heads: tuple[str, ...]) -> nn.Module:
+    def _aggregator(self, heads: tuple[str, ...], device: torch.device) -> nn.Module:
+        """That of these heads. It is made, with the state of a checkpoint, where it is first
+        used, because only the gradients show on which device it has to be."""
         if heads not in self._aggregators:
-            self._aggregators[heads] = self._make(heads)
+            made = self._make(heads).to(device)
+            load_hidden_state(made, self._kept.pop(heads, {}), device)
+            self._aggregators[heads] = made
         return self._aggregators[heads]
 
     def state(self) -> dict[str, Any]:
-        return {" ".join(heads): hidden_state(a) for heads, a in self._aggregators.items()}
+        made = {heads: hidden_state(a) for heads, a in self._aggregators.items()}
+        return {" ".join(heads): kept for heads, kept in (self._kept | made).items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        for heads, kept in state.items():
-            load_hidden_state(self._aggregator(tuple(heads.split())), kept, torch.device("cpu"))
+        self._aggregators = {}
+        self._kept = {tuple(heads.split()): kept for heads, kept in state.items()}
 
 
 def _matrix(

@@ -37,6 +37,8 @@ EQUAL = "weights"
 NOT_KEPT = "step"
 """Attribute of NashMTL: from 0 on it builds its problem, which a checkpoint cannot hold, so a
 resumed one has to begin there again. All else that it keeps is restored."""
+ON_CPU = ("_phi_t", "_sq_norm_ema", "_n_steps")
+"""Tensors of GradVac and PCD, which compute on the CPU for a matrix on any device."""
 
 
 def borrowed(module: str, name: str, wrap: Callable[..., Weighting]) -> Callable[..., Weighting]:
@@ -95,7 +97,7 @@ def make(path: str, arguments: Mapping[str, Any], heads: Sequence[str]) -> nn.Mo
             own[argument] = torch.full((len(heads),), 1 / len(heads))
     counts = {c: len(heads) for c in COUNTS if c in inspect.signature(cls).parameters}
     built: nn.Module = cls(**own, **counts)
-    for part in built.modules():  # so that they move to a device with the module
+    for part in built.modules():  # a buffer moves with ``to(device)``, an attribute does not
         for attribute, value in list(vars(part).items()):
             if isinstance(value, Tensor):
                 delattr(part, attribute)
@@ -138,7 +140,7 @@ def hidden_state(module: nn.Module) -> dict[str, Any]:
 
 
 def load_hidden_state(module: nn.Module, state: Mapping[str, Any], device: torch.device) -> None:
-    """Give it a :func:`hidden_state`, with its tensors on the device."""
+    """Give it a :func:`hidden_state`, with its tensors on the device, but those :data:`ON_CPU`."""
     for name, part in module.named_modules():
         kept = state.get(name)
         if kept is None:
@@ -147,10 +149,8 @@ def load_hidden_state(module: nn.Module, state: Mapping[str, Any], device: torch
             before = getattr(part, attribute, None)
             if isinstance(before, np.ndarray):
                 value = value.numpy()
-            elif isinstance(value, Tensor):
-                value = value.to(device)
-            elif isinstance(value, list):
-                value = [v.to(device) if isinstance(v, Tensor) else v for v in value]
+            else:
+                value = _on(torch.device("cpu") if attribute in ON_CPU else device, value)
             setattr(part, attribute, value)
         if kept["optimizer"] is not None:  # FAMO's: Adam over its logits
             famo: Any = part
@@ -158,6 +158,18 @@ def load_hidden_state(module: nn.Module, state: Mapping[str, Any], device: torch
                 [famo._w], lr=famo.lr, weight_decay=famo.weight_decay
             )
             famo._optimizer.load_state_dict(kept["optimizer"])
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """The value on the device. A device in it becomes this one: torchjd compares the one that it
+    has kept with that of its next matrix, and begins again where they differ."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, torch.device):
+        return device
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on(device, each) for each in value)
+    return value
 
 
 def _is_stateful(part: nn.Module) -> bool:
