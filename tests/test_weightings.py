@@ -422,6 +422,37 @@ def test_heads_that_share_nothing_are_an_error_of_gradnorm() -> None:
         )
 
 
+def test_the_weight_at_which_gradnorm_measures_depends_on_the_heads_alone() -> None:
+    encoder, deeper = (torch.ones(1, 1, requires_grad=True) for _ in range(2))
+
+    def step(weighting: GradNorm, heads: str) -> list[float]:
+        features = 2 * encoder.sum()
+        of_head = {"a": features * deeper.sum(), "b": 3 * features * deeper.sum(), "c": features}
+        encoder.grad = deeper.grad = None
+        weighting.backward({f"{h}/l": of_head[h] for h in heads}, {}, [encoder, deeper])
+        return weighting.weights.tolist()
+
+    def fresh() -> GradNorm:
+        return GradNorm(alpha=0.0, window=1, heads=HEADS)
+
+    measured = []
+    for batches in (["ab", "abc"], ["abc", "ab"]):
+        weighting = fresh()
+        for heads in batches:
+            step(weighting, heads)
+        measured.append(weighting._last_shared)
+    assert measured[0] == measured[1] == {("a", "b"): 1, ("a", "b", "c"): 0}
+
+    whole, first = fresh(), fresh()
+    for weighting in (whole, first):
+        step(weighting, "ab")
+    resumed = fresh()
+    resumed.load_state_dict(first.state_dict())
+    resumed.load_state(first.state())
+    assert step(resumed, "abc") == step(whole, "abc")
+    assert step(resumed, "ab") == step(whole, "ab")
+
+
 @pytest.mark.parametrize("name", ["PCGrad", "UPGrad", "AlignedMTL", "IMTLG"])
 def test_the_shared_parameters_get_the_gradient_that_torchjd_gives_them(name: str) -> None:
     import torchjd.aggregation

@@ -21,7 +21,7 @@ class GradNorm(Weighting):
     """Algorithm 1 of the paper, with the sum of all weights kept at n, the number of heads.
 
     With the gradient norms G_i = w_i |dL_i/dW| of the last weight W that the losses of all heads
-    reach, and the relative rates r_i = (L_i / L_i(0)) / mean, the weights descend on
+    of the batch reach, and the relative rates r_i = (L_i / L_i(0)) / mean, the weights descend on
     sum |G_i - mean(G) r_i^alpha|, whose target is a constant. Here L_i(0) is the mean of the
     head's first losses, because a single one is noise.
 
@@ -50,7 +50,7 @@ class GradNorm(Weighting):
         for name, start in (("weights", 1.0), ("initial", 0.0), ("seen", 0.0)):
             self.register_buffer(name, torch.full((len(self.heads),), start))
         self._optimizer: torch.optim.Adam | None = None
-        self._last_shared: int | None = None
+        self._last_shared: dict[tuple[str, ...], int] = {}
 
     def backward(
         self,
@@ -94,9 +94,10 @@ class GradNorm(Weighting):
 
     def _gradient_norms(self, losses: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> Tensor:
         """|dL_i/dW| of each loss, ``[losses]``."""
-        if self._last_shared is None:
-            self._last_shared = _last_shared(list(losses.values()), parameters)
-        weight = parameters[self._last_shared]
+        heads = tuple(losses)  # some of the heads may share a later weight than all of them do
+        if heads not in self._last_shared:
+            self._last_shared[heads] = _last_shared(list(losses.values()), parameters)
+        weight = parameters[self._last_shared[heads]]
         gradients = [
             torch.autograd.grad(value, weight, retain_graph=True, allow_unused=True)[0]
             for value in losses.values()
