@@ -45,8 +45,6 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "trimmed_mean": {"trim_number": 0},
 }
 NAMES = tuple(plugins.BUILTIN["weighting"])
-ALL_HEADS_ONLY = {"krum"}
-"""Needs three rows, so it cannot do without a head."""
 META = torch.device("meta")
 Losses = dict[str, Tensor]
 
@@ -123,7 +121,7 @@ def test_every_weighting_gives_every_parameter_a_finite_gradient(name: str) -> N
         assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ALL_HEADS_ONLY])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_batch_may_lack_a_head_and_the_state_goes_on(name: str) -> None:
     network, weighting = Net(), built(name)
     for heads in (HEADS, ("a", "c"), ("b",), HEADS):
@@ -484,6 +482,38 @@ def test_gradients_have_the_memory_layout_of_their_parameters() -> None:
     assert gradient is not None
     assert gradient.stride() == convolution.weight.stride()
     torch.testing.assert_close(3 * gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "heads"),
+    [
+        ("trimmed_mean", {"trim_number": 1}, "ab"),
+        ("krum", {}, "bc"),
+        ("pcd", {}, "bc"),
+    ],
+)
+def test_heads_that_an_aggregator_cannot_combine_are_learned_by_their_sum(
+    name: str, arguments: dict[str, Any], heads: str
+) -> None:
+    network = Net()
+    weighting, plain = built(name, **arguments), built("sum")
+    (objective, found), (expected_objective, expected) = (
+        gradients(of, network, network.losses(tuple(heads))) for of in (weighting, plain)
+    )
+    assert objective == expected_objective
+    torch.testing.assert_close(found, expected)
+    assert weighting.state() == {}  # no aggregator for them
+    encoder = gradients(weighting, network, network.losses())[1][0]
+    expected_encoder = gradients(plain, network, network.losses())[1][0]
+    assert encoder is not None
+    assert expected_encoder is not None
+    assert not torch.allclose(encoder, expected_encoder)
+
+
+def test_pcd_combines_some_of_the_heads_where_the_first_is_among_them() -> None:
+    network, weighting = Net(), built("pcd")
+    gradients(weighting, network, network.losses(("a", "c")))
+    assert set(weighting.state()) == {"a c"}
 
 
 @pytest.mark.parametrize("name", ["config", "aligned_mtl"])

@@ -7,12 +7,19 @@ arguments of that class; our names for them are in ``taskray.job.plugins.BUILTIN
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taskray.weighting.borrowed import borrowed, hidden_state, load_hidden_state, quiet
+from taskray.weighting.borrowed import (
+    borrowed,
+    call_once,
+    hidden_state,
+    load_hidden_state,
+    quiet,
+)
 from taskray.weighting.weighting import Weighting, total_of
 
 
@@ -25,22 +32,30 @@ class Aggregated(Weighting):
     through the encoder for each head.
 
     The rows are those of the heads with labels in the batch. Each set of heads that occurs has an
-    aggregator with a state of its own; a head that is alone has its gradient.
+    aggregator with a state of its own; a head that is alone has its gradient. Where the
+    aggregator refuses so few heads (Krum and TrimmedMean have a smallest number), the step
+    descends on the sum of their losses, and so does PCD without the first head, because that is
+    its primary objective.
 
     Args:
         heads: see :class:`Weighting`.
         aggregator: makes it for some of the heads.
+        needs_first: it gives the first head a role that no other head can take.
     """
 
     def __init__(
-        self, heads: Sequence[str], aggregator: Callable[[Sequence[str]], nn.Module]
+        self,
+        heads: Sequence[str],
+        aggregator: Callable[[Sequence[str]], nn.Module],
+        needs_first: bool = False,
     ) -> None:
         super().__init__(heads)
-        self._make = aggregator
+        self._make, self._needs_first = aggregator, needs_first
         self._aggregators: dict[tuple[str, ...], nn.Module] = {}
         self._kept: dict[tuple[str, ...], Any] = {}
         if heads:  # a wrong argument is refused here, not in the first step
             aggregator(self.heads)
+        self._refused = {n for n in range(2, len(self.heads)) if not self._takes(self.heads[:n])}
 
     def backward(
         self,
@@ -51,7 +66,8 @@ class Aggregated(Weighting):
         of_heads, rest = self.by_head(losses)
         values, others = list(of_heads.values()), [*rest, *added.values()]
         # A solver fails on NaN with a message of its own; the sum lets the caller find it.
-        if len(values) < 2 or not bool(torch.stack(values).isfinite().all()):
+        combined = self._combines(tuple(of_heads))
+        if not combined or not bool(torch.stack(values).isfinite().all()):
             return _backward([*values, *others])
         rows = [
             torch.autograd.grad(
@@ -79,6 +95,19 @@ class Aggregated(Weighting):
                 _set_gradient(parameters[index], part.view_as(parameters[index]))
         total = torch.stack(values).sum().detach()
         return total + _backward(others) if others else total
+
+    def _takes(self, heads: tuple[str, ...]) -> bool:
+        try:
+            call_once(self._make(heads), torch.eye(len(heads)))
+        except ValueError:
+            return False
+        return True
+
+    def _combines(self, heads: tuple[str, ...]) -> bool:
+        """False: a step with these heads is on the sum of their losses."""
+        if len(heads) < 2 or len(heads) in self._refused:
+            return False
+        return not self._needs_first or heads[0] == self.heads[0]
 
     def _aggregator(self, heads: tuple[str, ...], device: torch.device) -> nn.Module:
         """That of these heads. It is made, with the state of a checkpoint, where it is first
@@ -124,6 +153,10 @@ def _backward(losses: Sequence[Tensor]) -> Tensor:
     return total.detach()
 
 
+WRAPPERS: dict[str, Callable[..., Weighting]] = {"PCD": partial(Aggregated, needs_first=True)}
+"""How an aggregator becomes a weighting, where it is not :class:`Aggregated` alone."""
+
+
 def __getattr__(name: str) -> Any:
     """The aggregator of torchjd that has this name, as a weighting."""
-    return borrowed("torchjd.aggregation", name, Aggregated)
+    return borrowed("torchjd.aggregation", name, WRAPPERS.get(name, Aggregated))

@@ -75,8 +75,9 @@ def borrowed(module: str, name: str, wrap: Callable[..., Weighting]) -> Callable
         of_class = {p.name: p.default for p in parameters if p.default is not p.empty} | arguments
         made = partial(make, f"{module}:{name}", of_class)
         if len(heads) > 1:  # torchjd checks some arguments only when it is called
-            with torch.random.fork_rng(devices=[]), quiet():
-                made(heads)(torch.ones(len(heads)) if is_scalarizer else torch.eye(len(heads)))
+            call_once(
+                made(heads), torch.ones(len(heads)) if is_scalarizer else torch.eye(len(heads))
+            )
         return wrap(heads, made)
 
     build.__doc__ = cls.__doc__
@@ -103,6 +104,13 @@ def make(path: str, arguments: Mapping[str, Any], heads: Sequence[str]) -> nn.Mo
                 delattr(part, attribute)
                 part.register_buffer(attribute, value, persistent=False)
     return built
+
+
+def call_once(made: nn.Module, example: Tensor) -> None:
+    """ValueError where torchjd refuses a value of this shape. The random numbers of the run stay
+    as they are."""
+    with torch.random.fork_rng(devices=[]), quiet():
+        made(example)
 
 
 @contextmanager
