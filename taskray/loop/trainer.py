@@ -38,7 +38,7 @@ from taskray.loop.consistency import WeightedRelation, consistency_losses
 from taskray.loop.inner import InnerRelation
 from taskray.loop.interfaces import NoPeers, PeerPredictions, Peers, Stream, WindowStream
 from taskray.loop.learned import Learned
-from taskray.loop.meters import Meter, Totals
+from taskray.loop.meters import Meter
 from taskray.loop.metric_key import (
     GRAD_NORM,
     LR,
@@ -50,6 +50,7 @@ from taskray.loop.metric_key import (
 from taskray.loop.network import Network, frames_of
 from taskray.loop.optimization import NotFinite, Optimization
 from taskray.loop.report import ChunkReport
+from taskray.loop.state import restore, state_of
 from taskray.loop.supervised import Supervised
 from taskray.loop.terms import sum_of
 from taskray.relations.relation import at_source
@@ -193,7 +194,7 @@ class Trainer:
         losses = losses or self.supervised.losses(self.steps_made)
         if not losses:
             raise TaskrayError("no labels and no consistency: nothing to train on")
-        self._descend({SupervisedLoss(): losses}, checked=not self._on_cuda)
+        self._descend({SupervisedLoss(): losses}, checked=self.network.device.type == "cpu")
 
     def _descend(
         self,
@@ -234,41 +235,17 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights that the next step depends on."""
-        return {
-            "step": self.steps_made,
-            **self.optimization.state_dict(),
-            "totals": self.meter.totals.state_dict(),
-            "dedicated": self.supervised.state_dict(),
-            "mediator": self.ahead.state_dict() if self.ahead else None,
-            "augmentation_random": self.random.get_state(),
-            "torch_random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state(self.network.device) if self._on_cuda else None,
-            "weighting": self.learned.weighting.state(),
-        }
+        return state_of(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state; the weights are loaded apart."""
-        self.steps_made = state["step"]
-        self.optimization.load_state_dict(state)
-        self.meter.totals = Totals.from_state(state["totals"])
-        self.supervised.load_state_dict(state["dedicated"])
-        if self.ahead and state["mediator"]:
-            self.ahead.load_state_dict(state["mediator"])
-        self.random.set_state(state["augmentation_random"])
-        torch.set_rng_state(state["torch_random"])
-        if self._on_cuda and state.get("cuda_random") is not None:
-            torch.cuda.set_rng_state(state["cuda_random"], self.network.device)
-        self.learned.weighting.load_state(state.get("weighting", {}))
+        restore(self, state)
         self.start_clock()
 
     def close(self) -> None:
         """End the threads of the streams."""
         for stream in self._streams:
             stream.close()
-
-    @property
-    def _on_cuda(self) -> bool:
-        return self.network.device.type == "cuda"
 
     @property
     def _streams(self) -> list[Stream]:
