@@ -112,9 +112,9 @@ def three_tasks_job(*overrides: str) -> Job:
 
 def main_job(*overrides: str) -> Job:
     """The main job, ``jobs/depth_normals.yaml``, with overrides, on the U-Net: beside its short
-    steps everything else weighs more."""
+    steps everything else weighs more. Steps on labels and on the mediator take turns."""
     unet = [f"tasks.{task}.{key}" for task in ("depth", "normals") for key in UNET]
-    return load_job(MAIN_JOB, [*unet, *overrides])
+    return load_job(MAIN_JOB, [*unet, "mediator.with_labels=false", *overrides])
 
 
 def small_job(*overrides: str, frames: int = 256) -> Job:
