@@ -297,9 +297,8 @@ def test_the_whole_command_works_on_a_job_with_a_frozen_task(
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("window", ["all", "4"])
 def test_waiting_for_a_frozen_task_gives_the_losses_of_one_process(
-    taught: Path, tmp_path: Path, window: str
+    taught: Path, tmp_path: Path
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -309,7 +308,7 @@ def test_waiting_for_a_frozen_task_gives_the_losses_of_one_process(
         "cache.dtype=float32",
         "runtime.chunk_steps=1",
         "checkpoint.every=1000",
-        f"mediator.window={window}",
+        "mediator.window=4",
     )
     inline, actors = Watch(), Watch()
     run(job, tmp_path / "inline", inline, inline=True)
@@ -324,9 +323,7 @@ def test_waiting_for_a_frozen_task_gives_the_losses_of_one_process(
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(
-    "settings", ["mediator.window=2", "mediator.window=all", "runtime.publisher=forward_server"]
-)
+@pytest.mark.parametrize("settings", ["mediator.window=2", "runtime.publisher=forward_server"])
 def test_a_frozen_task_serves_its_peers_to_the_last_step(
     taught: Path, tmp_path: Path, settings: str
 ) -> None:

@@ -43,8 +43,8 @@ from taskray.job.config import Job
 from taskray.run.datasets import Opener, prepare_datasets
 
 QUICK = {
-    "steps": 80,
-    "warmup": 20,
+    "steps": 50,
+    "warmup": 15,
     "samples": 128,
     "mediator": 64,
     "small": True,
