@@ -79,7 +79,7 @@ def test_a_killed_run_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_path
     job.write_text(dump_yaml(tiny_job("steps=4000", "runtime.chunk_steps=2")))
 
     with start(job, out) as first:
-        wait_for_step(out, 40)
+        wait_for_step(out, 20)
         processes = processes_of(first.pid)
         left = shared_memory_of(processes)
         assert len(left) == 1
@@ -91,7 +91,7 @@ def test_a_killed_run_resumes_and_an_interrupted_one_leaves_checkpoints(tmp_path
     assert read_result(out) is None
 
     with start(job, out) as second:
-        wait_for_step(out, max(killed_at, *saved.values()) + 40)
+        wait_for_step(out, max(killed_at, *saved.values()) + 10)
         assert not any(folder.exists() for folder in left)
         left = shared_memory_of(processes_of(second.pid))
         assert len(left) == 1
