@@ -55,7 +55,7 @@ def doctor(job: Job, console: Console) -> None:
         load_initial(job, name, model)
     print_plain(console, f"{job.name}: {job.description}".rstrip(": "))
     print_table(console, _task_table(job, tasks, models))
-    print_plain(console, "\n".join(relations_of(job, tasks)))
+    print_plain(console, "\n".join(described_relations(job, tasks)))
     findings = [inspect(job, name, columns) for name, columns in used_columns(job, tasks).items()]
     print_table(console, _data_table(findings))
     print_plain(console, "\n".join(f"{f.name}: {f.where}" for f in findings))
@@ -117,7 +117,7 @@ def timing(trial: Trial) -> str:
     return f"a step was measured on this machine, {how}"
 
 
-def relations_of(job: Job, tasks: Mapping[str, Task]) -> list[str]:
+def described_relations(job: Job, tasks: Mapping[str, Task]) -> list[str]:
     """One line for each edge: ``depth_normals: depth <- normals (normals)``, which reads
     ``relation: consumer <- producers (quantity)``; and one for each relation inside a task."""
     lines = []
